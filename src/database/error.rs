@@ -1,0 +1,127 @@
+//! What can go wrong at PostgreSQL, and what it means for the rows waiting there.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+
+use crate::domain::ErrorClass;
+
+/// An error of one call to a database. Its text holds the server's message and hint, never a value of ours that is
+/// secret.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    #[error("{doing}: {}", describe(source))]
+    Postgres { doing: &'static str, source: tokio_postgres::Error },
+    #[error("{doing}: no answer within {} s", limit.as_secs_f32())]
+    TimedOut { doing: &'static str, limit: Duration },
+    #[error("no connection free within {} s: raise connections_max or look for a writer that hangs", limit.as_secs_f32())]
+    PoolTimedOut { limit: Duration },
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsError),
+    #[error("{problem}; {remedy}")]
+    Standing { problem: String, remedy: String },
+    /// The cursor row was not where this writer left it.
+    #[error(
+        "another node writes {stream} → {sink} of log {log}: stop one of the two; this one has stopped writing"
+    )]
+    Fenced { stream: String, sink: String, log: String },
+}
+
+impl DatabaseError {
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            DatabaseError::Postgres { source, .. } => class_of(source),
+            DatabaseError::TimedOut { .. } | DatabaseError::PoolTimedOut { .. } => {
+                ErrorClass::Transient
+            }
+            DatabaseError::Tls(_)
+            | DatabaseError::Standing { .. }
+            | DatabaseError::Fenced { .. } => ErrorClass::Standing,
+        }
+    }
+
+    /// The five-character code, where the server gave one.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            DatabaseError::Postgres { source, .. } => source.code().map(SqlState::code),
+            _ => None,
+        }
+    }
+
+    /// The column the server blames, where it says so.
+    pub fn column(&self) -> Option<&str> {
+        match self {
+            DatabaseError::Postgres { source, .. } => source.as_db_error()?.column(),
+            _ => None,
+        }
+    }
+
+    /// A row lies in no partition: ours to mend by making it, not bad data.
+    pub fn is_missing_partition(&self) -> bool {
+        match self {
+            DatabaseError::Postgres { source, .. } => source.as_db_error().is_some_and(|db| {
+                *db.code() == SqlState::CHECK_VIOLATION && db.constraint().is_none()
+            }),
+            _ => false,
+        }
+    }
+}
+
+/// For `map_err`: what was being done when it failed.
+pub fn postgres(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> DatabaseError {
+    move |source| DatabaseError::Postgres { doing, source }
+}
+
+fn class_of(error: &tokio_postgres::Error) -> ErrorClass {
+    let Some(code) = error.code() else {
+        // A failed TLS handshake or authentication method has no SQLSTATE either, but waiting does not mend it.
+        return if is_tls(error) { ErrorClass::Standing } else { ErrorClass::Transient };
+    };
+    let code = code.code();
+    match (code, &code[..2]) {
+        // Read-only after a failover: a new connection leads to the new primary.
+        ("25006", _) | (_, "08" | "40" | "55" | "57") => ErrorClass::Transient,
+        ("54000" | "P0001", _) | (_, "22" | "23") => ErrorClass::Data,
+        _ => ErrorClass::Standing,
+    }
+}
+
+fn is_tls(error: &tokio_postgres::Error) -> bool {
+    let mut source = error.source();
+    while let Some(inner) = source {
+        if inner.downcast_ref::<tokio_rustls::rustls::Error>().is_some() {
+            return true;
+        }
+        if let Some(io) = inner.downcast_ref::<std::io::Error>()
+            && io.get_ref().is_some_and(|e| e.is::<tokio_rustls::rustls::Error>())
+        {
+            return true;
+        }
+        source = inner.source();
+    }
+    false
+}
+
+/// tokio-postgres prints only "db error": the message is in the source chain.
+fn describe(error: &tokio_postgres::Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        let mut text = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+        for extra in [db.detail(), db.hint()].into_iter().flatten() {
+            text.push_str("; ");
+            text.push_str(extra);
+        }
+        return text;
+    }
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
+}

@@ -1,0 +1,7 @@
+//! PostgreSQL and TimescaleDB: rows and cursor in one transaction.
+
+mod connect;
+mod error;
+
+pub use connect::connect;
+pub use error::{DatabaseError, postgres};

@@ -1,0 +1,21 @@
+//! The words every other folder speaks: names, positions, kept records, dead letters, books.
+//!
+//! Nothing here waits, reads or writes.
+
+mod books;
+mod dead_letter;
+mod error_class;
+mod names;
+mod position;
+mod record;
+mod secret;
+
+pub use books::Books;
+pub use dead_letter::{DeadLetter, DeadLetterKey, Reason, Stage};
+pub use error_class::ErrorClass;
+pub use names::{NameError, NodeName, SinkName, StreamName};
+pub use position::{
+    Appended, Delivered, Durable, LogIdentity, Sequence, SequenceRange, TelemetryId,
+};
+pub use record::{Arrival, DeliveryFlags, Record};
+pub use secret::Secret;

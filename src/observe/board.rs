@@ -1,0 +1,467 @@
+//! The board: one view per stream, per sink and per dependency. A part holds its view and writes to it; nobody else
+//! does. Counters count from process start; books and positions are gauges copied from durable state.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use indexmap::IndexMap;
+use serde::Serialize;
+
+use super::metrics::{BufferMeters, Exposition, SinkMeters, StreamMeters};
+use crate::config::Settings;
+use crate::domain::{Arrival, Books, Sequence, SinkName, StreamName};
+
+/// Everything the node knows of itself at this moment.
+#[derive(Debug)]
+pub struct Board {
+    streams: IndexMap<StreamName, Arc<StreamView>>,
+    sinks: IndexMap<(StreamName, SinkName), Arc<SinkView>>,
+    dependencies: IndexMap<String, Arc<DependencyView>>,
+    parts: Mutex<BTreeMap<String, PartStatus>>,
+    buffer: Mutex<BufferStatus>,
+    node: Mutex<NodeStatus>,
+    pub buffer_meters: BufferMeters,
+    exposition: Exposition,
+}
+
+fn lock<T>(cell: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while holding one of these locks leaves a value that is still whole: each is replaced field by field.
+    cell.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Board {
+    /// A view for everything that is configured; each series exists from the start.
+    pub fn new(settings: &Settings) -> Arc<Self> {
+        let exposition = Exposition::new();
+        let mut streams = IndexMap::new();
+        let mut sinks = IndexMap::new();
+        for (name, stream) in &settings.streams {
+            let meters = exposition.stream_meters(name);
+            let view = StreamView::new(meters);
+            view.update(|status| status.silence_limits_seconds = silence_limits(stream));
+            streams.insert(name.clone(), Arc::new(view));
+            for sink in stream.sinks() {
+                let kind = SinkKind::of(stream, &sink);
+                let meters = exposition.sink_meters(name, &sink, kind);
+                let view = Arc::new(SinkView::new(kind, meters));
+                sinks.insert((name.clone(), sink), view);
+            }
+        }
+        let dependencies = settings
+            .brokers
+            .keys()
+            .map(|name| format!("mqtt:{name}"))
+            .chain(settings.clusters.keys().map(|name| format!("kafka:{name}")))
+            .chain(settings.databases.keys().map(|name| format!("postgresql:{name}")))
+            .map(|name| (name, Arc::new(DependencyView::default())))
+            .collect();
+        let buffer =
+            BufferStatus { quota_bytes: settings.buffer.quota_bytes, ..Default::default() };
+        Arc::new(Board {
+            streams,
+            sinks,
+            dependencies,
+            parts: Mutex::default(),
+            buffer: Mutex::new(buffer),
+            node: Mutex::new(NodeStatus {
+                name: settings.node.name.to_string(),
+                ..Default::default()
+            }),
+            buffer_meters: exposition.buffer_meters(),
+            exposition,
+        })
+    }
+
+    /// The view of a configured stream. Asking for any other is a mistake in our own wiring.
+    pub fn stream(&self, name: &StreamName) -> Arc<StreamView> {
+        self.streams.get(name).cloned().expect("every configured stream has a view")
+    }
+
+    /// The view of a configured sink.
+    pub fn sink(&self, stream: &StreamName, sink: &SinkName) -> Arc<SinkView> {
+        let key = (stream.clone(), sink.clone());
+        self.sinks.get(&key).cloned().expect("every configured sink has a view")
+    }
+
+    /// `mqtt:<broker>`, `kafka:<cluster>` or `postgresql:<database>`.
+    pub fn dependency(&self, name: &str) -> Arc<DependencyView> {
+        self.dependencies.get(name).cloned().expect("every configured dependency has a view")
+    }
+
+    pub fn streams(&self) -> impl Iterator<Item = (&StreamName, &Arc<StreamView>)> {
+        self.streams.iter()
+    }
+
+    pub fn sinks(&self) -> impl Iterator<Item = (&StreamName, &SinkName, &Arc<SinkView>)> {
+        self.sinks.iter().map(|((stream, sink), view)| (stream, sink, view))
+    }
+
+    pub fn dependencies(&self) -> impl Iterator<Item = (&str, DependencyStatus)> {
+        self.dependencies.iter().map(|(name, view)| (name.as_str(), view.status()))
+    }
+
+    pub fn buffer(&self) -> BufferStatus {
+        lock(&self.buffer).clone()
+    }
+
+    pub fn update_buffer(&self, change: impl FnOnce(&mut BufferStatus)) {
+        change(&mut lock(&self.buffer));
+    }
+
+    pub fn node(&self) -> NodeStatus {
+        lock(&self.node).clone()
+    }
+
+    pub fn update_node(&self, change: impl FnOnce(&mut NodeStatus)) {
+        change(&mut lock(&self.node));
+    }
+
+    pub fn parts(&self) -> BTreeMap<String, PartStatus> {
+        lock(&self.parts).clone()
+    }
+
+    pub fn update_part(&self, name: &str, change: impl FnOnce(&mut PartStatus)) {
+        change(lock(&self.parts).entry(name.to_owned()).or_default());
+    }
+
+    /// `/metrics`, in the Prometheus text format.
+    pub fn render_metrics(&self) -> String {
+        self.exposition.render(self)
+    }
+}
+
+fn silence_limits(stream: &crate::config::StreamSettings) -> Vec<(&'static str, f64)> {
+    let (warning, critical) = stream.silent_after;
+    [("warning", warning), ("critical", critical)]
+        .into_iter()
+        .filter_map(|(severity, limit)| Some((severity, limit?.as_secs_f64())))
+        .collect()
+}
+
+/// What the whole process says of itself.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct NodeStatus {
+    pub name: String,
+    pub log_identity: String,
+    /// Started and not yet draining.
+    pub running: bool,
+    pub draining: bool,
+}
+
+/// The buffer, as its writer sees it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct BufferStatus {
+    /// False while the quota, the disk or a failed sync keeps it from taking messages.
+    pub accepting: bool,
+    /// Why not, for people.
+    pub refusing_because: Option<String>,
+    pub bytes: u64,
+    pub quota_bytes: u64,
+    pub generations: u64,
+    pub quarantined: u64,
+    /// Records that the disk lost, by stream.
+    pub lost: BTreeMap<String, u64>,
+    pub free_bytes: u64,
+    pub filesystem_bytes: u64,
+    pub dead_letter_bytes: u64,
+    pub dead_letter_quota_bytes: u64,
+}
+
+/// One supervised part.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct PartStatus {
+    pub state: PartState,
+    pub restarts: u64,
+    pub stalls: u64,
+    pub last_failure: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PartState {
+    #[default]
+    Running,
+    /// Waiting out its back-off before a fresh start.
+    Restarting,
+    /// Failed too often: tried again slowly, or by hand.
+    Parked,
+    Paused,
+    Finished,
+}
+
+/// What a stream's reader shows.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct StreamStatus {
+    pub connected: bool,
+    /// The subscription is granted: only now is the stream active.
+    pub subscribed: bool,
+    pub granted_qos: Option<u8>,
+    pub unacknowledged: usize,
+    pub last_message: Option<Arrival>,
+    /// The last durable record.
+    pub sequence: Sequence,
+    /// Why it is not receiving, for people.
+    pub trouble: Option<String>,
+    /// Members of payloads that no mapping uses, with how often they were seen; bounded.
+    pub unmapped: BTreeMap<String, u64>,
+    /// Records that were kept since the log began.
+    pub kept: u64,
+    /// Distinct devices, estimated.
+    pub devices: u64,
+    /// From the configuration: (severity, seconds).
+    pub silence_limits_seconds: Vec<(&'static str, f64)>,
+}
+
+/// A stream's line on the board.
+#[derive(Debug)]
+pub struct StreamView {
+    pub meters: StreamMeters,
+    status: Mutex<StreamStatus>,
+}
+
+impl StreamView {
+    fn new(meters: StreamMeters) -> Self {
+        StreamView { meters, status: Mutex::default() }
+    }
+
+    pub fn status(&self) -> StreamStatus {
+        lock(&self.status).clone()
+    }
+
+    pub fn update(&self, change: impl FnOnce(&mut StreamStatus)) {
+        change(&mut lock(&self.status));
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DisconnectReason {
+    Network,
+    Keepalive,
+    Refused,
+    Takeover,
+    Tls,
+    Protocol,
+    Stop,
+}
+
+impl DisconnectReason {
+    pub const ALL: [DisconnectReason; 7] = [
+        DisconnectReason::Network,
+        DisconnectReason::Keepalive,
+        DisconnectReason::Refused,
+        DisconnectReason::Takeover,
+        DisconnectReason::Tls,
+        DisconnectReason::Protocol,
+        DisconnectReason::Stop,
+    ];
+
+    pub fn code(self) -> &'static str {
+        match self {
+            DisconnectReason::Network => "network",
+            DisconnectReason::Keepalive => "keepalive",
+            DisconnectReason::Refused => "refused",
+            DisconnectReason::Takeover => "takeover",
+            DisconnectReason::Tls => "tls",
+            DisconnectReason::Protocol => "protocol",
+            DisconnectReason::Stop => "stop",
+        }
+    }
+}
+
+/// Why a message was acknowledged and not kept again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Redelivery {
+    Dup,
+    Retained,
+    MessageId,
+}
+
+impl Redelivery {
+    pub const ALL: [Redelivery; 3] = [Redelivery::Dup, Redelivery::Retained, Redelivery::MessageId];
+
+    pub fn code(self) -> &'static str {
+        match self {
+            Redelivery::Dup => "dup",
+            Redelivery::Retained => "retained",
+            Redelivery::MessageId => "message_id",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SinkKind {
+    Kafka,
+    Append,
+    Latest,
+}
+
+impl SinkKind {
+    fn of(stream: &crate::config::StreamSettings, sink: &SinkName) -> Self {
+        use crate::config::TableKind;
+        match stream.tables.get(sink).map(|table| &table.kind) {
+            None => SinkKind::Kafka,
+            Some(TableKind::Append { .. }) => SinkKind::Append,
+            Some(TableKind::Latest { .. }) => SinkKind::Latest,
+        }
+    }
+
+    pub fn code(self) -> &'static str {
+        match self {
+            SinkKind::Kafka => "kafka",
+            SinkKind::Append => "append",
+            SinkKind::Latest => "latest",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SinkState {
+    Delivering,
+    /// The outside is away; it is tried again by itself.
+    #[default]
+    Waiting,
+    /// A person must mend something; tried again slowly.
+    Held,
+    Parked,
+    Paused,
+    /// Another writer moved this sink's cursor: this one stopped writing.
+    Fenced,
+}
+
+impl SinkState {
+    pub const ALL: [SinkState; 6] = [
+        SinkState::Delivering,
+        SinkState::Waiting,
+        SinkState::Held,
+        SinkState::Parked,
+        SinkState::Paused,
+        SinkState::Fenced,
+    ];
+
+    pub fn code(self) -> &'static str {
+        match self {
+            SinkState::Delivering => "delivering",
+            SinkState::Waiting => "waiting",
+            SinkState::Held => "held",
+            SinkState::Parked => "parked",
+            SinkState::Paused => "paused",
+            SinkState::Fenced => "fenced",
+        }
+    }
+}
+
+/// What a sink shows of one stream.
+#[derive(Debug, Clone, Serialize)]
+pub struct SinkStatus {
+    pub kind: SinkKind,
+    pub state: SinkState,
+    /// Why it is not delivering and what to do, for people.
+    pub trouble: Option<String>,
+    /// `None` until the durable cursor has been read.
+    pub books: Option<Books>,
+    /// Arrival of the first record behind the cursor.
+    pub oldest_pending: Option<Arrival>,
+    /// Arrival of the newest record delivered.
+    pub newest_delivered: Option<Arrival>,
+    pub last_success: Option<Arrival>,
+    /// Dead letters waiting for a person.
+    pub dead_letters: u64,
+}
+
+/// A sink's line on the board.
+#[derive(Debug)]
+pub struct SinkView {
+    pub meters: SinkMeters,
+    status: Mutex<SinkStatus>,
+}
+
+impl SinkView {
+    fn new(kind: SinkKind, meters: SinkMeters) -> Self {
+        let status = SinkStatus {
+            kind,
+            state: SinkState::default(),
+            trouble: None,
+            books: None,
+            oldest_pending: None,
+            newest_delivered: None,
+            last_success: None,
+            dead_letters: 0,
+        };
+        SinkView { meters, status: Mutex::new(status) }
+    }
+
+    pub fn status(&self) -> SinkStatus {
+        lock(&self.status).clone()
+    }
+
+    pub fn update(&self, change: impl FnOnce(&mut SinkStatus)) {
+        change(&mut lock(&self.status));
+    }
+}
+
+/// Something outside: a broker, a Kafka cluster, a database.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct DependencyStatus {
+    /// `None` until first tried.
+    pub up: Option<bool>,
+    pub since: Option<Arrival>,
+    /// Its last error, for people.
+    pub trouble: Option<String>,
+    /// Databases only.
+    pub migration: Option<MigrationState>,
+    pub migrations_pending: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MigrationState {
+    /// Not yet done: the database may be away.
+    Waiting,
+    Done,
+    /// Refused or failed: this database's writers stay off.
+    Failed,
+}
+
+/// A dependency's line on the board. Several parts may share one; [`DependencyView::reachable`] and
+/// [`DependencyView::unreachable`] say whether this was news, so that one of them logs it once.
+#[derive(Debug, Default)]
+pub struct DependencyView {
+    status: Mutex<DependencyStatus>,
+}
+
+impl DependencyView {
+    pub fn status(&self) -> DependencyStatus {
+        lock(&self.status).clone()
+    }
+
+    pub fn update(&self, change: impl FnOnce(&mut DependencyStatus)) {
+        change(&mut lock(&self.status));
+    }
+
+    /// True when it was not known to be up.
+    pub fn reachable(&self) -> bool {
+        let mut status = lock(&self.status);
+        let news = status.up != Some(true);
+        if news {
+            status.up = Some(true);
+            status.since = Some(Arrival::now());
+            status.trouble = None;
+        }
+        news
+    }
+
+    /// True when it was not known to be down.
+    pub fn unreachable(&self, why: &str) -> bool {
+        let mut status = lock(&self.status);
+        let news = status.up != Some(false);
+        if news {
+            status.up = Some(false);
+            status.since = Some(Arrival::now());
+        }
+        status.trouble = Some(why.to_owned());
+        news
+    }
+}

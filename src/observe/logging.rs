@@ -1,0 +1,48 @@
+//! One log, three forms: text on a terminal, the journal under systemd, JSON otherwise.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::config::{LogFormat, LogSettings};
+
+/// Starts the log of this process; later calls change nothing. A filter that does not parse is an error (the
+/// configuration check has already seen it).
+pub fn start_logging(settings: &LogSettings) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&settings.filter)?;
+    let format = match settings.format {
+        LogFormat::Auto => detect(),
+        chosen => chosen,
+    };
+    let layer = match format {
+        LogFormat::Journald => tracing_journald::layer()?
+            .with_field_prefix(None)
+            .with_syslog_identifier("telemetry".to_owned())
+            .boxed(),
+        LogFormat::Text | LogFormat::Auto => tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .boxed(),
+        LogFormat::Json => tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(std::io::stderr)
+            .boxed(),
+    };
+    // A second start in one process (tests) keeps the first.
+    let _ = tracing_subscriber::registry().with(filter).with(layer).try_init();
+    Ok(())
+}
+
+fn detect() -> LogFormat {
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        LogFormat::Journald
+    } else if std::io::stderr().is_terminal() {
+        LogFormat::Text
+    } else {
+        LogFormat::Json
+    }
+}

@@ -1,0 +1,120 @@
+//! What every supervised part of the node has in common: one async body, run on its arbiter inside one actix actor,
+//! told to drain and to stop, showing progress.
+//!
+//! A body that panics ends its own actor and nothing else. The supervisor ([`crate::node`]) builds the next one from a
+//! fresh constructor; what must survive is in the buffer or the database, never in the part.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+/// Where the node is in its life. Parts watch it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Running,
+    /// Intake has ended; sinks deliver what they can until the deadline.
+    Draining {
+        deadline: Instant,
+    },
+    /// End now: keep what is pending where it is.
+    Stopping,
+}
+
+/// How a body ended when it did not panic.
+pub type PartResult = Result<(), anyhow::Error>;
+
+/// One supervised part. `run` returns `Ok` only when the phase told it to end; an `Err` or a panic makes the
+/// supervisor build a fresh part.
+pub trait Part: 'static {
+    fn run(self, control: Control) -> impl Future<Output = PartResult>;
+}
+
+/// A part's line to its supervisor.
+#[derive(Debug, Clone)]
+pub struct Control {
+    phase: watch::Receiver<Phase>,
+    paused: watch::Receiver<bool>,
+    pub progress: Arc<Progress>,
+}
+
+impl Control {
+    pub fn new(
+        phase: watch::Receiver<Phase>,
+        paused: watch::Receiver<bool>,
+        progress: Arc<Progress>,
+    ) -> Self {
+        Control { phase, paused, progress }
+    }
+
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    pub fn paused(&self) -> bool {
+        *self.paused.borrow()
+    }
+
+    /// Returns at the next change of phase or pause; pends for ever once the supervisor is gone and the phase is
+    /// `Stopping` has been seen by the caller through [`Control::phase`].
+    pub async fn changed(&mut self) {
+        tokio::select! {
+            gone = self.phase.changed() => if gone.is_err() { std::future::pending::<()>().await },
+            gone = self.paused.changed() => if gone.is_err() { std::future::pending::<()>().await },
+        }
+    }
+
+    /// Waits out `pause`, or less when the phase or the pause changes. True when it slept the whole pause.
+    pub async fn sleep(&mut self, pause: Duration) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => true,
+            () = self.changed() => false,
+        }
+    }
+}
+
+/// Shared between a part and its supervisor: the watchdog is fed only while every part beats or has nothing to do.
+#[derive(Debug)]
+pub struct Progress {
+    started: Instant,
+    last_beat_ms: AtomicU64,
+    work_waiting: AtomicBool,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Progress {
+            started: Instant::now(),
+            last_beat_ms: AtomicU64::new(0),
+            work_waiting: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Progress {
+    /// Something got done (a batch delivered, an attempt made and its failure classified, a packet handled).
+    pub fn beat(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_beat_ms.store(now, Ordering::Relaxed);
+    }
+
+    /// True from the moment there is something to do until there is nothing. Idle parts never stall.
+    pub fn set_work_waiting(&self, waiting: bool) {
+        if waiting && !self.work_waiting.swap(true, Ordering::Relaxed) {
+            self.beat();
+        } else if !waiting {
+            self.work_waiting.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// How long work has been waiting without a beat; `None` when there is nothing to do.
+    pub fn stalled_for(&self) -> Option<Duration> {
+        if !self.work_waiting.load(Ordering::Relaxed) {
+            return None;
+        }
+        let beat = Duration::from_millis(self.last_beat_ms.load(Ordering::Relaxed));
+        Some(self.started.elapsed().saturating_sub(beat))
+    }
+}

@@ -1,0 +1,79 @@
+//! TLS for whatever the node connects to: one provider, one way to read the files, errors that name the file.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::config::TlsSettings;
+
+/// A file that TLS needs and cannot use.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("cannot read {what} {}: {problem}; give a readable PEM file", path.display())]
+    File { what: &'static str, path: PathBuf, problem: String },
+    #[error("{} contains no certificate in PEM form", path.display())]
+    Empty { path: PathBuf },
+    #[error("client certificate {} and key {} do not fit: {problem}", certificate.display(), key.display())]
+    Client { certificate: PathBuf, key: PathBuf, problem: String },
+    #[error("no TLS version is usable: {0}")]
+    Provider(String),
+}
+
+/// Reads the files anew at each call, so that renewed certificates count from the next connection on.
+pub fn client_config(settings: &TlsSettings) -> Result<Arc<ClientConfig>, TlsError> {
+    let roots = match &settings.ca_file {
+        Some(path) => private_roots(path)?,
+        None => RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() },
+    };
+    // The provider is named here because two TLS libraries in one process leave no default.
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::Provider(error.to_string()))?
+        .with_root_certificates(roots);
+    let config = match &settings.client_certificate {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let chain = certificates("client certificate", certificate)?;
+            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| TlsError::File {
+                what: "client key",
+                path: key.clone(),
+                problem: error.to_string(),
+            })?;
+            builder.with_client_auth_cert(chain, private).map_err(|error| TlsError::Client {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                problem: error.to_string(),
+            })?
+        }
+    };
+    Ok(Arc::new(config))
+}
+
+fn private_roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates("authority", path)? {
+        roots.add(certificate).map_err(|error| TlsError::File {
+            what: "authority",
+            path: path.to_owned(),
+            problem: error.to_string(),
+        })?;
+    }
+    Ok(roots)
+}
+
+fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let unreadable = |error: rustls_pki_types::pem::Error| TlsError::File {
+        what,
+        path: path.to_owned(),
+        problem: error.to_string(),
+    };
+    let found = CertificateDer::pem_file_iter(path)
+        .map_err(unreadable)?
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(unreadable)?;
+    if found.is_empty() { Err(TlsError::Empty { path: path.to_owned() }) } else { Ok(found) }
+}
