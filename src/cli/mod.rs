@@ -1,1 +1,89 @@
-//! (to be written)
+//! The commands, one file each. They print data on standard output and everything else on standard error; colour only
+//! on a terminal.
+
+mod buffer;
+mod check;
+mod client;
+mod dlq;
+mod migrate;
+mod parts;
+mod run;
+mod simulate;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// How a command ended, as the exit codes of `docs/operations.md` say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    Fine = 0,
+    Failed = 1,
+    /// The configuration has mistakes: systemd does not restart on it.
+    Configuration = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// A telemetry node: MQTT streams, kept durably before they are acknowledged, into Kafka and PostgreSQL.
+#[derive(Parser, Debug)]
+#[command(name = "telemetry", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the configuration is.
+#[derive(clap::Args, Debug, Clone)]
+pub struct ConfigArg {
+    /// The configuration; conf.d/*.toml beside it is read too
+    #[arg(long, value_name = "FILE", default_value = "/etc/telemetry/telemetry.toml")]
+    pub config: PathBuf,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the node
+    Run(run::RunArgs),
+    /// Check the configuration: every mistake in one report
+    Check(check::CheckArgs),
+    /// Plan, apply or draft database migrations
+    Migrate(migrate::MigrateArgs),
+    /// Publish made-up messages of the reference streams to a broker
+    Simulate(simulate::SimulateArgs),
+    /// Show the running node
+    Status(status::StatusArgs),
+    /// List, show, replay or purge dead letters
+    Dlq(dlq::DlqArgs),
+    /// Show, pause or restart the parts of the running node
+    Parts(parts::PartsArgs),
+    /// Look into the buffer, of a running or a stopped node
+    Buffer(buffer::BufferArgs),
+}
+
+/// Runs one command to its end.
+pub fn main(cli: Cli) -> anyhow::Result<Exit> {
+    match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Migrate(args) => migrate::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Dlq(args) => dlq::run(&args),
+        Command::Parts(args) => parts::run(&args),
+        Command::Buffer(args) => buffer::run(&args),
+    }
+}
+
+/// Runs one question to the node on a small runtime of its own.
+fn block_on<T>(question: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(question))
+}
