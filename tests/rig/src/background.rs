@@ -35,8 +35,12 @@ where
     F::Output: Send + 'static,
 {
     let (send, receive) = mpsc::sync_channel(1);
+    let task = RUNTIME.spawn(future);
     RUNTIME.spawn(async move {
-        let _ = send.send(future.await);
+        let _ = send.send(task.await);
     });
-    receive.recv().expect("the future did not panic")
+    match receive.recv().expect("the runtime lives as long as the process") {
+        Ok(output) => output,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }

@@ -1,5 +1,6 @@
 //! A bare MQTT 5 connection: rumqttc's packet codec over a TCP stream, and nothing in between.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -47,6 +48,8 @@ impl MqttOptions {
 pub struct Mqtt {
     stream: TcpStream,
     incoming: BytesMut,
+    /// Came before the answer that was waited for: a resumed session does not wait for SUBACK.
+    early: VecDeque<Packet>,
     /// What the broker granted: how many of our messages may wait for an acknowledgement.
     pub send_maximum: u16,
     pub session_present: bool,
@@ -64,7 +67,13 @@ impl Mqtt {
             .context("connect to the broker")?;
         stream.set_nodelay(true)?;
         let incoming = BytesMut::with_capacity(READ_BYTES);
-        let mut mqtt = Self { stream, incoming, send_maximum: u16::MAX, session_present: false };
+        let mut mqtt = Self {
+            stream,
+            incoming,
+            early: VecDeque::new(),
+            send_maximum: u16::MAX,
+            session_present: false,
+        };
         mqtt.send(&connect_packet(options)).await?;
         let Packet::ConnAck(answer) = mqtt.answer().await? else { bail!("no CONNACK") };
         mqtt.take_over(&answer)?;
@@ -90,7 +99,14 @@ impl Mqtt {
         let mut packet = Subscribe::new(Filter::new(filter, QoS::AtLeastOnce), None);
         packet.pkid = 1;
         self.send(&Packet::Subscribe(packet)).await?;
-        let Packet::SubAck(answer) = self.answer().await? else { bail!("no SUBACK") };
+        let mut early = Vec::new();
+        let answer = loop {
+            match self.answer().await? {
+                Packet::SubAck(answer) => break answer,
+                other => early.push(other),
+            }
+        };
+        self.early.extend(early);
         match answer.return_codes.first() {
             Some(SubscribeReasonCode::Success(QoS::AtLeastOnce)) => Ok(()),
             other => bail!("subscription to {filter} refused: {other:?}"),
@@ -137,6 +153,9 @@ impl Mqtt {
     /// # Errors
     /// When what came is not MQTT.
     pub fn take(&mut self) -> Result<Option<Packet>> {
+        if let Some(packet) = self.early.pop_front() {
+            return Ok(Some(packet));
+        }
         match Packet::read(&mut self.incoming, None) {
             Ok(packet) => Ok(Some(packet)),
             Err(CodecError::InsufficientBytes(_)) => Ok(None),
