@@ -116,9 +116,7 @@ fn key_text(key: &DeadLetterKey) -> String {
 }
 
 pub fn run(args: &DlqArgs) -> anyhow::Result<Exit> {
-    let Some(settings) = super::check::load_or_report(&args.config.config)? else {
-        return Ok(Exit::Configuration);
-    };
+    let settings = super::settings(&args.config)?;
     match &args.order {
         DlqOrder::List { filter, json } => list(&settings, filter, *json),
         DlqOrder::Show { letter, json } => show(&settings, letter, *json),

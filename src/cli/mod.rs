@@ -16,12 +16,15 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::config::Settings;
+
 /// How a command ended, as the exit codes of `docs/operations.md` say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
     Fine = 0,
     Failed = 1,
+    Usage = 2,
     /// The configuration has mistakes: systemd does not restart on it.
     Configuration = 78,
 }
@@ -53,7 +56,7 @@ enum Command {
     /// Run the node
     Run(run::RunArgs),
     /// Check the configuration: every mistake in one report
-    Check(check::CheckArgs),
+    Check(check::CheckArguments),
     /// Plan, apply or draft database migrations
     Migrate(migrate::MigrateArgs),
     /// Publish made-up messages of the reference streams to a broker
@@ -68,11 +71,32 @@ enum Command {
     Buffer(buffer::BufferArgs),
 }
 
-/// Runs one command to its end.
-pub fn main(cli: Cli) -> anyhow::Result<Exit> {
-    match cli.command {
+/// A command ends because of something that has been told already.
+#[derive(Debug, thiserror::Error)]
+#[error("told already")]
+struct Told(Exit);
+
+/// Runs one command to its end. An error is told on standard error.
+pub fn main(cli: Cli) -> Exit {
+    run_command(cli.command).unwrap_or_else(|error| match error.downcast_ref::<Told>() {
+        Some(Told(exit)) => *exit,
+        None => {
+            eprintln!("telemetry: {error:#}");
+            Exit::Failed
+        }
+    })
+}
+
+/// The checked configuration; its report is printed when it has mistakes.
+fn settings(config: &ConfigArg) -> anyhow::Result<Settings> {
+    let loaded = check::load_or_report(&config.config).map_err(|_| Told(Exit::Configuration))?;
+    Ok(loaded.settings)
+}
+
+fn run_command(command: Command) -> anyhow::Result<Exit> {
+    match command {
         Command::Run(args) => run::run(&args),
-        Command::Check(args) => check::run(&args),
+        Command::Check(args) => Ok(check::check(&args)),
         Command::Migrate(args) => migrate::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Status(args) => status::run(&args),

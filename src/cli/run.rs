@@ -16,9 +16,7 @@ pub struct RunArgs {
 }
 
 pub fn run(args: &RunArgs) -> anyhow::Result<Exit> {
-    let Some(settings) = super::check::load_or_report(&args.config.config)? else {
-        return Ok(Exit::Configuration);
-    };
+    let settings = super::settings(&args.config)?;
     crate::observe::start_logging(&settings.log)?;
     crate::node::run(settings)?;
     Ok(Exit::Fine)

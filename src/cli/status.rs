@@ -36,10 +36,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 pub fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
     let address = match args.address {
         Some(address) => address,
-        None => match super::check::load_or_report(&args.config.config)? {
-            Some(settings) => settings.http.listen,
-            None => return Ok(Exit::Configuration),
-        },
+        None => super::settings(&args.config)?.http.listen,
     };
     super::block_on(async {
         loop {

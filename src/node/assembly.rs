@@ -10,7 +10,7 @@ use crate::buffer::Buffer;
 use crate::config::{Settings, StreamSettings, TableSettings};
 use crate::database::{BatchWriter, BatchWriterInputs, Pool};
 use crate::domain::SinkName;
-use crate::kafka::{KafkaProducer, KafkaProducerInputs};
+use crate::kafka::{KafkaParts, KafkaProducer};
 use crate::migrate::{Migrator, MigratorInputs};
 use crate::observe::{Board, MigrationState};
 use crate::stream::StreamReader;
@@ -88,9 +88,9 @@ fn database_parts(context: &Context, pools: &Pools) -> Vec<PartSpec> {
     parts
 }
 
-fn kafka_parts(context: &Context) -> Vec<PartSpec> {
+fn kafka_parts(context: &Context, replayers: &Replayers) -> Vec<PartSpec> {
     let mut parts = Vec::new();
-    for (name, cluster) in &context.settings.clusters {
+    for (name, settings) in &context.settings.clusters {
         let routed = |stream: &&StreamSettings| {
             stream.kafka.as_ref().is_some_and(|kafka| kafka.cluster == *name)
         };
@@ -98,18 +98,23 @@ fn kafka_parts(context: &Context) -> Vec<PartSpec> {
         if streams.is_empty() {
             continue;
         }
-        let inputs = KafkaProducerInputs {
-            cluster_name: name.clone(),
-            cluster: cluster.clone(),
-            streams,
-            buffer: context.buffer.clone(),
-            board: context.board.clone(),
-        };
+        let (name, settings, context) = (name.clone(), settings.clone(), context.clone());
+        let replayers = replayers.clone();
         parts.push(PartSpec::new(
             format!("kafka:{name}"),
             Side::Delivery,
             Arbiter::new().handle(),
-            move || KafkaProducer::new(inputs.clone()),
+            move || {
+                let producer = KafkaProducer::new(KafkaParts {
+                    cluster: name.clone(),
+                    settings: settings.clone(),
+                    streams: streams.clone(),
+                    buffer: context.buffer.clone(),
+                    board: context.board.clone(),
+                });
+                replayers.set_kafka(&name, producer.replayer());
+                producer
+            },
         ));
     }
     parts

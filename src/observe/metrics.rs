@@ -472,3 +472,25 @@ fn to_i64(value: u64) -> i64 {
 fn seconds(at: Option<Arrival>) -> f64 {
     at.map_or(0.0, |at| at.as_micros() as f64 / 1e6)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_documented_with_its_help() {
+        let page = include_str!("../../docs/metrics.md");
+        let names = COUNTERS
+            .iter()
+            .map(|(name, help)| (format!("telemetry_{name}_total"), *help))
+            .chain(HISTOGRAMS.iter().map(|(name, help, _)| (format!("telemetry_{name}"), *help)))
+            .chain([GAUGES, FLOAT_GAUGES].concat().into_iter().map(|(name, help)| {
+                (format!("telemetry_{name}"), help)
+            }))
+            .chain(PROCESS_GAUGES.iter().map(|(name, help)| ((*name).to_owned(), *help)));
+        for (name, help) in names {
+            let line = page.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+            assert!(line.is_some_and(|line| line.contains(help)), "{name}: {help}");
+        }
+    }
+}
