@@ -292,3 +292,156 @@ impl Declared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::domain::DeliveryFlags;
+
+    struct Memory {
+        repeats: Repeats,
+        now: i64,
+    }
+
+    impl Memory {
+        fn new(dedupe: Option<&DedupeSettings>) -> Self {
+            Memory { repeats: Repeats::new(dedupe), now: 0 }
+        }
+
+        /// In a session the broker knew.
+        fn resumed() -> Self {
+            let mut memory = Memory::new(None);
+            memory.repeats.on_let_in(true, Sequence::ZERO);
+            memory
+        }
+
+        fn judge(&mut self, packet_id: u16, payload: &str, marks: &str) -> Option<Redelivery> {
+            let flags = DeliveryFlags {
+                qos: 1,
+                dup: marks.contains("dup"),
+                retain: marks.contains("retain"),
+                truncated: false,
+            };
+            let topic = Bytes::from_static(b"topic");
+            let payload = Bytes::copy_from_slice(payload.as_bytes());
+            let fingerprint = Fingerprint::of(&topic, &payload);
+            let publish = Publish { topic, payload, packet_id, flags };
+            let verdict = self.repeats.judge(&publish, fingerprint, Arrival(self.now), |_| None);
+            if verdict.is_none() {
+                self.repeats.on_durable(fingerprint);
+            }
+            verdict
+        }
+
+        fn proved(&mut self, taken: u64) {
+            self.repeats.on_proved(Acknowledged { taken, sequence: Sequence(taken) });
+        }
+    }
+
+    #[test]
+    fn a_dup_copy_in_a_resumed_session_is_recognised_over_any_number_of_connections() {
+        let mut memory = Memory::resumed();
+        assert_eq!(memory.judge(7, "on", ""), None);
+        for _ in 0..3 {
+            memory.repeats.on_let_in(true, Sequence(1));
+            assert_eq!(memory.judge(7, "on", "dup"), Some(Redelivery::Dup));
+        }
+    }
+
+    #[test]
+    fn id_payload_mark_and_session_must_all_agree() {
+        let mut memory = Memory::resumed();
+        assert_eq!(memory.judge(7, "on", ""), None);
+        assert_eq!(memory.judge(8, "on", "dup"), None, "another id");
+        assert_eq!(memory.judge(7, "off", "dup"), None, "another payload");
+        assert_eq!(memory.judge(7, "off", ""), None, "no mark: a second publication");
+        memory.repeats.on_let_in(false, Sequence(4));
+        assert_eq!(memory.judge(7, "off", "dup"), None, "another session");
+    }
+
+    #[test]
+    fn once_the_broker_has_the_puback_the_id_belongs_to_another_message() {
+        let mut memory = Memory::resumed();
+        memory.judge(7, "on", "");
+        memory.judge(8, "on", "");
+        memory.proved(1);
+        assert_eq!(memory.judge(7, "on", "dup"), None, "proved");
+        assert_eq!(memory.judge(8, "on", "dup"), Some(Redelivery::Dup), "not proved");
+        assert_eq!(memory.repeats.proved(), Sequence(1));
+    }
+
+    #[test]
+    fn an_id_that_carried_a_retained_copy_is_free_of_its_past() {
+        let mut memory = Memory::resumed();
+        memory.judge(7, "on", "");
+        memory.judge(9, "off", "");
+        assert_eq!(memory.judge(7, "off", "retain"), Some(Redelivery::Retained));
+        assert_eq!(memory.judge(7, "on", "dup"), None);
+    }
+
+    #[test]
+    fn a_retained_copy_counts_only_against_the_last_message_of_its_topic() {
+        let mut memory = Memory::new(None);
+        assert_eq!(memory.judge(1, "a", "retain"), None);
+        assert_eq!(memory.judge(2, "a", "retain"), Some(Redelivery::Retained));
+        assert_eq!(memory.judge(3, "a", ""), None, "without the mark it is a publication");
+        assert_eq!(memory.judge(4, "b", ""), None);
+        assert_eq!(memory.judge(5, "a", "retain"), None);
+    }
+
+    #[test]
+    fn a_declared_id_repeats_within_its_window_of_time_and_count() {
+        let settings = DedupeSettings {
+            key: DedupeKey::MessageId(vec!["id".to_owned()]),
+            window: Duration::from_secs(10),
+            window_messages: 2,
+        };
+        let mut memory = Memory::new(Some(&settings));
+        assert_eq!(memory.judge(1, r#"{"id":1,"v":1}"#, ""), None);
+        assert_eq!(memory.judge(2, r#"{"id":1,"v":2}"#, ""), Some(Redelivery::MessageId));
+        assert_eq!(memory.judge(3, r#"{"v":2}"#, ""), None, "no id");
+        assert_eq!(memory.judge(4, r#"{"v":2}"#, ""), None, "no id never repeats");
+        memory.now = 11_000_000;
+        assert_eq!(memory.judge(5, r#"{"id":1}"#, ""), None, "too old");
+        assert_eq!(memory.judge(6, r#"{"id":2}"#, ""), None);
+        assert_eq!(memory.judge(7, r#"{"id":3}"#, ""), None);
+        assert_eq!(memory.judge(8, r#"{"id":1}"#, ""), None, "too many since");
+        assert_eq!(memory.judge(9, r#"{"id":3}"#, ""), Some(Redelivery::MessageId));
+    }
+
+    #[test]
+    fn a_new_life_remembers_what_was_not_proved() {
+        let record = |sequence, packet_id, payload: &'static str| Record {
+            sequence: Sequence(sequence),
+            arrival: Arrival(0),
+            topic: "topic",
+            payload: payload.as_bytes(),
+            flags: DeliveryFlags { qos: 1, ..DeliveryFlags::default() },
+            packet_id,
+        };
+        let mut memory = Memory::new(None);
+        memory.repeats.restore_notes(Sequence(1), &[Fingerprint::of(b"topic", b"old")]);
+        memory.repeats.restore(&record(1, 5, "one"), false);
+        memory.repeats.restore(&record(2, 6, "two"), false);
+        assert_eq!(memory.judge(0, "old", "retain"), Some(Redelivery::Retained), "noted");
+        memory.repeats.restore(&record(3, 0, "three"), true);
+        assert_eq!(memory.judge(0, "three", "retain"), Some(Redelivery::Retained), "read again");
+        memory.repeats.on_let_in(true, Sequence(3));
+        assert_eq!(memory.judge(5, "one", "dup"), None, "proved before");
+        assert_eq!(memory.judge(6, "two", "dup"), Some(Redelivery::Dup));
+    }
+
+    #[test]
+    fn a_ping_proves_only_what_was_written_before_it() {
+        let upto = |taken| Acknowledged { taken, sequence: Sequence(taken) };
+        let mut proof = Proof::default();
+        proof.on_ping(upto(10));
+        proof.on_ping(upto(20));
+        assert_eq!(proof.on_answer(), Some(upto(10)));
+        assert_eq!(proof.on_answer(), None);
+        proof.on_ping(upto(30));
+        assert_eq!(proof.on_answer(), Some(upto(30)));
+    }
+}

@@ -236,3 +236,198 @@ fn name(packet: &Inbound) -> &'static str {
         Inbound::Unexpected(what) => what,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::codec::{ConnAck, Refusal};
+    use super::*;
+    use crate::domain::{DeliveryFlags, ErrorClass};
+    use crate::observe::DisconnectReason;
+
+    fn settings() -> SessionSettings {
+        SessionSettings {
+            broker: "broker:1883".to_owned(),
+            connect: ConnectRequest {
+                client_id: "node-energy".to_owned(),
+                keepalive: Duration::from_secs(30),
+                username: Some("node".to_owned()),
+                password: None,
+                session_expiry: Duration::from_secs(3600),
+                receive_maximum: 1000,
+                packet_bytes_max: 1 << 20,
+            },
+            filter: "energy/#".to_owned(),
+            qos: 1,
+            connect_timeout: Duration::from_secs(10),
+            operation_timeout: Duration::from_secs(20),
+        }
+    }
+
+    fn let_in(session_present: bool) -> Inbound {
+        Inbound::ConnAck(ConnAck { session_present, answer: Ok(()), keepalive: None })
+    }
+
+    fn message(qos: u8) -> Inbound {
+        let flags = DeliveryFlags { qos, ..DeliveryFlags::default() };
+        let (topic, payload) = (Bytes::from_static(b"t"), Bytes::from_static(b"p"));
+        Inbound::Publish(Publish { topic, payload, packet_id: u16::from(qos), flags })
+    }
+
+    const GRANTED: Inbound = Inbound::SubAck { packet_id: SUBSCRIBE_PACKET_ID, granted: Ok(1) };
+
+    fn after(seconds: u64, start: Instant) -> Instant {
+        start + Duration::from_secs(seconds)
+    }
+
+    /// Let in and subscribed at `now`.
+    fn active(settings: &SessionSettings, now: Instant) -> Session<'_> {
+        let (mut session, _) = Session::begin(settings, now);
+        session.on_packet(let_in(true), now).unwrap();
+        session.on_packet(GRANTED, now).unwrap();
+        session
+    }
+
+    #[test]
+    fn subscribes_at_every_let_in_and_is_active_only_once_granted() {
+        for session_present in [false, true] {
+            let (settings, now) = (settings(), Instant::now());
+            let (mut session, connect) = Session::begin(&settings, now);
+            assert_eq!(connect, Outbound::Connect(Box::new(settings.connect.clone())));
+            let step = session.on_packet(let_in(session_present), now).unwrap();
+            let send =
+                Outbound::Subscribe { packet_id: 1, filter: "energy/#".to_owned(), qos: 1 };
+            assert_eq!(step, Step::LetIn { session_present, send });
+            assert!(!session.is_active());
+            assert!(
+                matches!(session.on_packet(message(1), now), Ok(Step::Message(_))),
+                "a resumed session delivers before it grants"
+            );
+            let step = session.on_packet(GRANTED, now).unwrap();
+            assert_eq!(step, Step::Subscribed { granted_qos: 1 });
+            assert!(session.is_active());
+        }
+    }
+
+    #[test]
+    fn each_refusal_is_told_apart_and_says_what_to_do() {
+        for (refusal, says) in [
+            (Refusal::BadCredentials, "password is wrong"),
+            (Refusal::NotAuthorized, "access list"),
+            (Refusal::ClientId, "another client_id"),
+            (Refusal::Version, "set the broker's version"),
+            (Refusal::Unavailable, "by itself"),
+            (Refusal::Banned, "ban"),
+        ] {
+            let (settings, now) = (settings(), Instant::now());
+            let (mut session, _) = Session::begin(&settings, now);
+            let connack =
+                ConnAck { session_present: false, answer: Err(refusal), keepalive: None };
+            let error = session.on_packet(Inbound::ConnAck(connack), now).unwrap_err();
+            assert!(error.to_string().contains(says), "{refusal:?}: {error}");
+            assert_eq!(error.reason(), DisconnectReason::Refused);
+        }
+    }
+
+    #[test]
+    fn a_refused_subscription_names_filter_and_remedy() {
+        let (settings, now) = (settings(), Instant::now());
+        let (mut session, _) = Session::begin(&settings, now);
+        session.on_packet(let_in(false), now).unwrap();
+        let refused = Inbound::SubAck { packet_id: SUBSCRIBE_PACKET_ID, granted: Err(0x87) };
+        let error = session.on_packet(refused, now).unwrap_err();
+        assert!(matches!(error, StreamError::SubscriptionRefused { .. }));
+        assert!(error.to_string().contains("energy/#"));
+        assert!(error.to_string().contains("access list"));
+        assert!(!error.is_of_broker());
+    }
+
+    #[test]
+    fn a_takeover_and_a_shutdown_are_told_apart() {
+        let (settings, now) = (settings(), Instant::now());
+        let mut session = active(&settings, now);
+        let error = session.on_packet(Inbound::Disconnect { reason: 0x8E }, now).unwrap_err();
+        assert_eq!(error.reason(), DisconnectReason::Takeover);
+        assert_eq!(error.class(), ErrorClass::Standing);
+        let error = session.on_packet(Inbound::Disconnect { reason: 0x8B }, now).unwrap_err();
+        assert_eq!(error.reason(), DisconnectReason::Network);
+        assert_eq!(error.class(), ErrorClass::Transient);
+    }
+
+    #[test]
+    fn what_a_broker_may_not_send_is_a_protocol_error() {
+        let (settings, now) = (settings(), Instant::now());
+        for (stage, packet) in [
+            (0, message(1)),
+            (0, Inbound::PingResp),
+            (1, let_in(true)),
+            (1, Inbound::SubAck { packet_id: 7, granted: Ok(1) }),
+            (2, message(2)),
+            (2, GRANTED),
+            (2, Inbound::Unexpected("PUBREL")),
+        ] {
+            let (mut session, _) = Session::begin(&settings, now);
+            for before in [let_in(true), GRANTED].into_iter().take(stage) {
+                session.on_packet(before, now).unwrap();
+            }
+            let what = format!("{packet:?}");
+            let error = session.on_packet(packet, now).unwrap_err();
+            assert_eq!(error.reason(), DisconnectReason::Protocol, "{what} in stage {stage}");
+        }
+    }
+
+    #[test]
+    fn missing_answers_end_the_connection() {
+        let (settings, start) = (settings(), Instant::now());
+        let (mut session, _) = Session::begin(&settings, start);
+        assert_eq!(session.on_tick(after(9, start)).unwrap(), None);
+        let error = session.on_tick(after(11, start)).unwrap_err();
+        assert!(matches!(error, StreamError::TimedOut { doing: "CONNECT", .. }));
+
+        let (mut session, _) = Session::begin(&settings, start);
+        session.on_packet(let_in(true), start).unwrap();
+        let error = session.on_tick(after(21, start)).unwrap_err();
+        assert!(matches!(error, StreamError::TimedOut { doing: "SUBSCRIBE", .. }));
+    }
+
+    #[test]
+    fn pings_every_half_keepalive_whatever_arrives() {
+        let (settings, start) = (settings(), Instant::now());
+        let mut session = active(&settings, start);
+        let mut pings = Vec::new();
+        for second in 1..=60 {
+            session.on_bytes(after(second, start));
+            if session.on_tick(after(second, start)).unwrap().is_some() {
+                pings.push(second);
+            }
+        }
+        assert_eq!(pings, [15, 30, 45, 60]);
+    }
+
+    #[test]
+    fn silence_ends_the_connection_unless_it_is_our_own() {
+        let (settings, start) = (settings(), Instant::now());
+        let mut session = active(&settings, start);
+        session.on_tick(after(44, start)).unwrap();
+        let error = session.on_tick(after(46, start)).unwrap_err();
+        assert_eq!(error.reason(), DisconnectReason::Keepalive);
+
+        let mut session = active(&settings, start);
+        session.set_reading(false, after(10, start));
+        assert!(session.on_tick(after(500, start)).unwrap().is_some(), "pings go on");
+        session.set_reading(true, after(501, start));
+        assert!(session.on_tick(after(540, start)).is_ok(), "counted from the first read on");
+        assert!(session.on_tick(after(550, start)).is_err());
+    }
+
+    #[test]
+    fn the_brokers_keepalive_replaces_ours() {
+        let (settings, start) = (settings(), Instant::now());
+        let (mut session, _) = Session::begin(&settings, start);
+        let keepalive = Some(Duration::from_secs(8));
+        let connack = ConnAck { session_present: false, answer: Ok(()), keepalive };
+        session.on_packet(Inbound::ConnAck(connack), start).unwrap();
+        assert_eq!(session.on_tick(after(4, start)).unwrap(), Some(Outbound::PingReq));
+    }
+}
