@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use indexmap::IndexMap;
-use rig::postgres::{PASSWORD, Postgres, SUPERUSER};
+use rig::{PASSWORD, Postgres, SUPERUSER};
 use telemetry::config::{
     BackoffSettings, DatabaseSettings, DatabaseTls, JobSettings, TableKind, TableSettings,
 };
 use telemetry::domain::{Secret, SinkName};
-use telemetry::migrate::{Migration, MigrateError, Session};
+use telemetry::migrate::{MigrateError, Migration, Session};
 
 /// The cluster lives as long as one test uses it: a `static` of its own would never be stopped.
 static CLUSTER: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
@@ -71,7 +71,10 @@ impl TestDatabase {
             let values = row.into_iter().map(|value| value.unwrap_or_else(|| "-".to_owned()));
             values.collect::<Vec<_>>().join(" ")
         };
-        let sql = format!("SET search_path TO \"{}\", public; SET timezone TO 'Asia/Kathmandu'; {sql}", self.settings.schema);
+        let sql = format!(
+            "SET search_path TO \"{}\", public; SET timezone TO 'Asia/Kathmandu'; {sql}",
+            self.settings.schema
+        );
         self.cluster.query(&self.name, &sql).unwrap().into_iter().map(text).collect()
     }
 
@@ -120,7 +123,11 @@ pub fn rollup_job() -> JobSettings {
     }
 }
 
-pub fn append_table(table: &str, partition: Duration, retention: Option<Duration>) -> TableSettings {
+pub fn append_table(
+    table: &str,
+    partition: Duration,
+    retention: Option<Duration>,
+) -> TableSettings {
     TableSettings {
         sink: SinkName::parse(table).unwrap(),
         database: "telemetry".to_owned(),

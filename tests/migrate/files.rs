@@ -30,8 +30,13 @@ async fn two_nodes_at_once_apply_each_file_once() {
     let mut applied = [a.unwrap(), b.unwrap(), c.unwrap()].concat();
     applied.sort_unstable();
     assert_eq!(applied, [1, 2, 3, 4, 5]);
-    assert_eq!(database.rows("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = \
-                              (SELECT oid FROM pg_database WHERE datname = current_database())"), ["0"]);
+    assert_eq!(
+        database.rows(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = \
+                              (SELECT oid FROM pg_database WHERE datname = current_database())"
+        ),
+        ["0"]
+    );
 }
 
 #[tokio::test]
@@ -68,7 +73,10 @@ async fn a_file_of_another_database_is_refused() {
     settings.migrations_dir = Some(shipped("homelab_settings"));
     let session = Session::open("telemetry", &settings).await.unwrap();
     let error = session.apply().await.unwrap_err().to_string();
-    assert!(error.contains("0001_settings.sql: is for database homelab_settings, this is telemetry"), "{error}");
+    assert!(
+        error.contains("0001_settings.sql: is for database homelab_settings, this is telemetry"),
+        "{error}"
+    );
     assert!(error.contains("0002_power_plugs.sql"), "all at once: {error}");
     assert_eq!(database.rows("SELECT to_regclass('settings')"), ["-"]);
 }
@@ -76,7 +84,10 @@ async fn a_file_of_another_database_is_refused() {
 #[tokio::test]
 async fn a_file_that_ends_its_transaction_is_told() {
     let database = TestDatabase::new();
-    database.write("0001_a.sql", "CREATE TABLE a (x integer); COMMIT; BEGIN; CREATE TABLE b (x integer);");
+    database.write(
+        "0001_a.sql",
+        "CREATE TABLE a (x integer); COMMIT; BEGIN; CREATE TABLE b (x integer);",
+    );
     let error = database.apply().await.unwrap_err().to_string();
     assert!(error.contains("0001_a.sql: ends its transaction itself"), "{error}");
     assert_eq!(database.rows("SELECT count(*) FROM schema_migrations"), ["0"]);

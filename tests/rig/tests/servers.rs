@@ -197,15 +197,18 @@ fn nothing_outlives_its_program() {
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
 
-    if std::env::var_os(TO_BE_KILLED).is_some() {
-        let mut broker = Mosquitto::start().unwrap();
+    if let Some(folder) = std::env::var_os(TO_BE_KILLED) {
+        let folder = Some(folder.into());
+        let mut broker =
+            Mosquitto::start_with(MosquittoOptions { folder, ..Default::default() }).unwrap();
         println!("\nbroker {}", broker.daemon().pid().unwrap());
         std::thread::sleep(Duration::from_secs(600));
         return;
     }
+    let folder = tempfile::tempdir().unwrap();
     let mut program = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "nothing_outlives_its_program", "--nocapture"])
-        .env(TO_BE_KILLED, "1")
+        .env(TO_BE_KILLED, folder.path())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
