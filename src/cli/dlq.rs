@@ -116,7 +116,7 @@ fn key_text(key: &DeadLetterKey) -> String {
 }
 
 pub fn run(args: &DlqArgs) -> anyhow::Result<Exit> {
-    let settings = super::settings(&args.config)?;
+    let settings = super::settings(&args.config.config)?;
     match &args.order {
         DlqOrder::List { filter, json } => list(&settings, filter, *json),
         DlqOrder::Show { letter, json } => show(&settings, letter, *json),

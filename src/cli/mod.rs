@@ -2,16 +2,16 @@
 //! on a terminal.
 
 mod buffer;
-mod check;
+pub mod check;
 mod client;
 mod dlq;
-mod migrate;
+pub mod migrate;
 mod parts;
 mod run;
 mod simulate;
 mod status;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -88,8 +88,8 @@ pub fn main(cli: Cli) -> Exit {
 }
 
 /// The checked configuration; its report is printed when it has mistakes.
-fn settings(config: &ConfigArg) -> anyhow::Result<Settings> {
-    let loaded = check::load_or_report(&config.config).map_err(|_| Told(Exit::Configuration))?;
+fn settings(config: &Path) -> anyhow::Result<Settings> {
+    let loaded = check::load_or_report(config).map_err(|_| Told(Exit::Configuration))?;
     Ok(loaded.settings)
 }
 
@@ -97,7 +97,10 @@ fn run_command(command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => Ok(check::check(&args)),
-        Command::Migrate(args) => migrate::run(&args),
+        Command::Migrate(args) => {
+            let settings = settings(&args.config)?;
+            block_on(migrate::run(&args, &settings, &mut std::io::stdout().lock()))?
+        }
         Command::Simulate(args) => simulate::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Dlq(args) => dlq::run(&args),

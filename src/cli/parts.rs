@@ -53,7 +53,7 @@ pub fn run(args: &PartsArgs) -> anyhow::Result<Exit> {
 }
 
 fn list(config: &ConfigArg, json: bool) -> anyhow::Result<Exit> {
-    let settings = super::settings(config)?;
+    let settings = super::settings(&config.config)?;
     let socket = settings.node.state_dir.join(CONTROL_SOCKET);
     let answer = super::block_on(client::order(&socket, "/parts", None::<&()>))??;
     if json {
@@ -78,7 +78,7 @@ fn list(config: &ConfigArg, json: bool) -> anyhow::Result<Exit> {
 }
 
 fn order(one: &OneName, what: &str) -> anyhow::Result<Exit> {
-    let settings = super::settings(&one.config)?;
+    let settings = super::settings(&one.config.config)?;
     let socket = settings.node.state_dir.join(CONTROL_SOCKET);
     let path = format!("/parts/{}/{what}", one.name);
     super::block_on(client::order(&socket, &path, Some(&())))??;

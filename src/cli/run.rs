@@ -16,7 +16,7 @@ pub struct RunArgs {
 }
 
 pub fn run(args: &RunArgs) -> anyhow::Result<Exit> {
-    let settings = super::settings(&args.config)?;
+    let settings = super::settings(&args.config.config)?;
     crate::observe::start_logging(&settings.log)?;
     crate::node::run(settings)?;
     Ok(Exit::Fine)

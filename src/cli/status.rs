@@ -36,7 +36,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 pub fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
     let address = match args.address {
         Some(address) => address,
-        None => super::settings(&args.config)?.http.listen,
+        None => super::settings(&args.config.config)?.http.listen,
     };
     super::block_on(async {
         loop {

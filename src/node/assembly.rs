@@ -1,17 +1,18 @@
 //! From settings to parts: which there are, on which thread each runs, and what each is built from.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use actix::prelude::*;
 use tokio::sync::watch;
 
+use super::replay::Replayers;
 use super::supervisor::{PartSpec, Side};
 use crate::buffer::Buffer;
 use crate::config::{Settings, StreamSettings, TableSettings};
-use crate::database::{BatchWriter, BatchWriterInputs, Pool};
-use crate::domain::SinkName;
+use crate::database::{BatchWriter, Pool, TableSink};
 use crate::kafka::{KafkaParts, KafkaProducer};
-use crate::migrate::{Migrator, MigratorInputs};
+use crate::migrate::Migrator;
 use crate::observe::{Board, MigrationState};
 use crate::stream::StreamReader;
 
@@ -23,66 +24,71 @@ pub struct Context {
     pub board: Arc<Board>,
 }
 
+/// Every table sink, each with the pool of its database: one cap over all its writers.
+pub type TableSinks = Vec<TableSink>;
+
+pub fn table_sinks(context: &Context) -> TableSinks {
+    let pools: HashMap<_, _> = context
+        .settings
+        .databases
+        .iter()
+        .map(|(name, database)| (name, (Arc::new(database.clone()), Pool::new(database))))
+        .collect();
+    let of_stream = |stream: &StreamSettings| {
+        let shared = Arc::new(stream.clone());
+        let sink = |table: &TableSettings| {
+            let (database, pool) = &pools[&table.database];
+            TableSink {
+                stream: shared.clone(),
+                table: Arc::new(table.clone()),
+                database_name: table.database.clone(),
+                database: database.clone(),
+                pool: pool.clone(),
+                buffer: context.buffer.clone(),
+                board: context.board.clone(),
+                node: context.settings.node.name.clone(),
+            }
+        };
+        stream.tables.values().map(sink).collect::<Vec<_>>()
+    };
+    context.settings.streams.values().flat_map(of_stream).collect()
+}
+
 /// Every part of the node, the last stage first: a sink is there before its stream accepts.
-pub fn parts(context: &Context, pools: &Pools) -> Vec<PartSpec> {
-    let mut parts = database_parts(context, pools);
-    parts.extend(kafka_parts(context));
+pub fn parts(context: &Context, sinks: &TableSinks, replayers: &Replayers) -> Vec<PartSpec> {
+    let mut parts = database_parts(context, sinks);
+    parts.extend(kafka_parts(context, replayers));
     parts.extend(stream_parts(context));
     parts
 }
 
-/// One pool per database, shared by all its writers, so that the cap is one.
-pub type Pools = indexmap::IndexMap<String, Pool>;
-
-fn tables_of<'a>(
-    settings: &'a Settings,
-    database: &'a str,
-) -> impl Iterator<Item = (&'a StreamSettings, &'a SinkName, &'a TableSettings)> {
-    settings.streams.values().flat_map(move |stream| {
-        let tables = stream.tables.iter().filter(move |(_, table)| table.database == database);
-        tables.map(move |(sink, table)| (stream, sink, table))
-    })
-}
-
-fn database_parts(context: &Context, pools: &Pools) -> Vec<PartSpec> {
+fn database_parts(context: &Context, sinks: &TableSinks) -> Vec<PartSpec> {
     let mut parts = Vec::new();
-    for (name, database) in &context.settings.databases {
-        if tables_of(&context.settings, name).next().is_none() {
+    for (name, settings) in &context.settings.databases {
+        let sinks: Vec<_> = sinks.iter().filter(|sink| sink.database_name == *name).collect();
+        if sinks.is_empty() {
             continue;
         }
         let arbiter = Arbiter::new().handle();
         let (gate, migrated) = watch::channel(MigrationState::Waiting);
-        let inputs = MigratorInputs {
-            name: name.clone(),
+        let tables: Vec<_> = sinks.iter().map(|sink| sink.table.as_ref().clone()).collect();
+        let (database, settings, board) = (name.clone(), settings.clone(), context.board.clone());
+        let migrator = move || Migrator {
             database: database.clone(),
-            tables: tables_of(&context.settings, name).map(|(_, _, table)| table.clone()).collect(),
-            board: context.board.clone(),
-            gate: Arc::new(gate),
+            settings: settings.clone(),
+            tables: tables.clone(),
+            board: board.clone(),
+            gate: gate.clone(),
+            failed_retry: Migrator::failed_retry(),
         };
-        parts.push(PartSpec::new(
-            format!("migrator:{name}"),
-            Side::Delivery,
-            arbiter.clone(),
-            move || Migrator::new(inputs.clone()),
-        ));
-        for (stream, sink, table) in tables_of(&context.settings, name) {
-            let inputs = BatchWriterInputs {
-                node: context.settings.node.name.clone(),
-                stream: stream.clone(),
-                table: table.clone(),
-                database_name: name.clone(),
-                database: database.clone(),
-                pool: pools[name].clone(),
-                buffer: context.buffer.clone(),
-                board: context.board.clone(),
-                migrated: migrated.clone(),
-            };
-            parts.push(PartSpec::new(
-                format!("writer:{}:{sink}", stream.name),
-                Side::Delivery,
-                arbiter.clone(),
-                move || BatchWriter::new(inputs.clone()),
-            ));
+        let part = format!("migrator:{name}");
+        parts.push(PartSpec::new(part, Side::Delivery, arbiter.clone(), migrator));
+        for sink in sinks {
+            let part = format!("writer:{}:{}", sink.stream.name, sink.table.sink);
+            let (sink, migrated) = (sink.clone(), migrated.clone());
+            parts.push(PartSpec::new(part, Side::Delivery, arbiter.clone(), move || {
+                BatchWriter::new(sink.clone(), migrated.clone())
+            }));
         }
     }
     parts
@@ -112,7 +118,8 @@ fn kafka_parts(context: &Context, replayers: &Replayers) -> Vec<PartSpec> {
                     buffer: context.buffer.clone(),
                     board: context.board.clone(),
                 });
-                replayers.set_kafka(&name, producer.replayer());
+                let served = streams.iter().map(|stream| stream.name.clone());
+                replayers.set_kafka(served, &producer.replayer());
                 producer
             },
         ));

@@ -10,8 +10,8 @@ use anyhow::Context as _;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::assembly::{self, Pools};
-use super::replay;
+use super::assembly;
+use super::replay::{Replayers, replay};
 use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
 use crate::buffer::Buffer;
 use crate::config::Settings;
@@ -77,7 +77,6 @@ struct Node {
     buffer: Buffer,
     supervisor: Addr<Supervisor>,
     server: Server,
-    _pools: Pools,
 }
 
 impl Node {
@@ -100,15 +99,16 @@ impl Node {
             buffer: buffer.clone(),
             board: board.clone(),
         };
-        let pools = assembly::pools(&settings);
+        let sinks = assembly::table_sinks(&context);
+        let replayers = Replayers::default();
         let control = ControlState {
             supervisor: supervisor.clone().recipient(),
             letters: buffer.state(),
-            replay: replay::replayer(&context, &pools),
+            replay: replay(&context, &sinks, &replayers),
         };
         let socket = settings.node.state_dir.join(CONTROL_SOCKET);
         let server = serve(settings.http.listen, &socket, board.clone(), control).await?;
-        for part in assembly::parts(&context, &pools) {
+        for part in assembly::parts(&context, &sinks, &replayers) {
             supervisor.send(AddPart(part)).await.context("launch a part")?;
         }
         board.update_node(|node| node.running = true);
@@ -117,7 +117,7 @@ impl Node {
             streams = settings.streams.len(), after_ms = began.elapsed().as_millis() as u64,
             "accepting as soon as a broker is there");
         notify(&[NotifyState::Ready, NotifyState::Status("accepting")]);
-        Ok(Node { settings, board, buffer, supervisor, server, _pools: pools })
+        Ok(Node { settings, board, buffer, supervisor, server })
     }
 
     /// Until a signal, or the first error of the disk.
