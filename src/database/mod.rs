@@ -2,6 +2,7 @@
 
 mod connect;
 mod error;
+pub mod maintenance;
 
 pub use connect::connect;
 pub use error::{DatabaseError, postgres};
