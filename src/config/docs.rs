@@ -1,7 +1,5 @@
 //! `docs/configuration.md`, from the description the reader uses.
 
-use std::fmt::Write as _;
-
 use super::ROOT;
 use super::schema::{Absent, Group, Kind, Setting};
 
@@ -23,15 +21,16 @@ fn group(page: &mut String, setting: &Setting, path: &[String]) {
         }
         _ => return,
     };
-    let written = write!(page, "\n## `[{}]`\n\n{}", path.join("."), group.doc);
     let optional = match setting.absent {
         Absent::Nothing(otherwise) => format!(" Without this table: {otherwise}."),
         _ => String::new(),
     };
+    page.push_str(&format!("\n## `[{}]`\n\n{}{optional}\n", path.join("."), group.doc));
     let rows: String = leaves(group).map(row).collect();
-    let head = "| setting | value | when left out | meaning |\n|---|---|---|---|\n";
-    let table = write!(page, "{optional}\n\n{head}{rows}");
-    debug_assert!(written.is_ok() && table.is_ok(), "a String takes every write");
+    if !rows.is_empty() {
+        page.push_str("\n| setting | value | when left out | meaning |\n|---|---|---|---|\n");
+        page.push_str(&rows);
+    }
     for inner in group.settings {
         self::group(page, inner, &path);
     }

@@ -1,8 +1,8 @@
 //! `[streams.<name>.fields.<field>]`: where a value comes from and what becomes of it.
 
-use indexmap::IndexMap;
 use serde_json::Value;
 
+use super::field_rules;
 use super::report::Problems;
 use super::schema::*;
 use super::section::Section;
@@ -142,9 +142,10 @@ const SOURCES: [&str; 5] = ["path", "topic_level", "constant", "arrival", "flags
 pub fn field(section: &Section, levels: Option<usize>, problems: &mut Problems) -> FieldSettings {
     let source = source(section, levels, problems);
     let field_type = field_type(section, &source, problems);
-    options_fit(section, field_type, problems);
-    values_fit(section, field_type, problems);
-    device_id_fits(section, field_type, problems);
+    // What depends on a wrong type cannot be judged.
+    if !section.is_faulty("type") {
+        field_rules::check(section, field_type, problems);
+    }
     let roundings =
         [("reject", Rounding::Reject), ("floor", Rounding::Floor), ("nearest", Rounding::Nearest)];
     let ranges = [
@@ -228,8 +229,8 @@ fn field_type(section: &Section, source: &FieldSource, problems: &mut Problems) 
         let fixed =
             matches!(source, FieldSource::Arrival | FieldSource::Flags) || section.has("bit");
         if let Some(natural) = natural.filter(|_| fixed)
+            && !section.is_faulty("type")
             && section.text("type") != natural
-            && !section.text("type").is_empty()
         {
             problems.error(section.at("type"), format!("must be {natural:?} with this source"));
         }
@@ -253,123 +254,6 @@ fn field_type(section: &Section, source: &FieldSource, problems: &mut Problems) 
     }
 }
 
-fn is_integer(kind: FieldType) -> bool {
-    matches!(kind, FieldType::Int2 | FieldType::Int4 | FieldType::Int8)
-}
-
-fn is_numeric(kind: FieldType) -> bool {
-    is_integer(kind) || kind == FieldType::Float8
-}
-
-/// The settings that mean something for some types only.
-const NUMERIC_ONLY: [&str; 8] = [
-    "record_type",
-    "min",
-    "max",
-    "out_of_range",
-    "scale",
-    "offset",
-    "boolean_as_number",
-    "text_as_number",
-];
-const TIMESTAMP_ONLY: [&str; 3] =
-    ["timestamp_format", "timestamp_age_max_seconds", "timestamp_skew_max_seconds"];
-
-fn options_fit(section: &Section, kind: FieldType, problems: &mut Problems) {
-    // A wrong type is reported already; what depends on it cannot be judged.
-    if section.has("type") && section.optional_text("type").is_none() {
-        return;
-    }
-    let mut only = |names: &[&'static str], fits: bool, what: &str| {
-        for name in names.iter().copied().filter(|name| !fits && section.has(name)) {
-            problems.error(section.at(name), format!("only for {what}"));
-        }
-    };
-    only(&NUMERIC_ONLY, is_numeric(kind), "int2, int4, int8 and float8");
-    only(&["round"], is_integer(kind), "int2, int4 and int8");
-    only(&["bit"], kind == FieldType::Boolean, "boolean");
-    only(&TIMESTAMP_ONLY, kind == FieldType::Timestamp, "timestamp");
-    only(&["bit", "aliases"], section.has("path"), "a value with a path");
-    if section.optional_number("scale") == Some(0.0) {
-        problems.error(section.at("scale"), "must not be 0: every value would be the offset");
-    }
-    let (min, max) = (section.optional_number("min"), section.optional_number("max"));
-    if let (Some(min), Some(max)) = (min, max)
-        && min > max
-    {
-        problems.error(section.at("min"), format!("must not be above max = {max}"));
-    }
-    if kind == FieldType::Float8 && section.has("out_of_range") && min.is_none() && max.is_none() {
-        problems.error(section.at("out_of_range"), "a float8 has no range without min or max");
-    }
-    if kind == FieldType::Boolean && section.has("bit") && section.has("values") {
-        problems.error(section.at("values"), "bit and values exclude each other");
-    }
-    if section.has("topic_level") && is_numeric(kind) && !section.boolean("text_as_number") {
-        let rule = "a topic level is text; add text_as_number = true";
-        problems.error(section.at("topic_level"), rule);
-    }
-    if section.boolean("required") && section.has("default") {
-        problems.warn(section.at("required"), "never missing, for it has a default");
-    }
-}
-
-/// Constants, defaults and mapped values must be values of the type.
-fn values_fit(section: &Section, kind: FieldType, problems: &mut Problems) {
-    if section.has("type") && section.optional_text("type").is_none() {
-        return;
-    }
-    for name in ["constant", "default"] {
-        if let Some(value) = section.scalar(name)
-            && let Err(rule) = value_fits(&value, kind)
-        {
-            problems.error(section.at(name), rule);
-        }
-    }
-    for (key, value) in section.scalar_map("values").unwrap_or_default() {
-        if let Err(rule) = value_fits(&value, kind) {
-            problems.error(section.at("values"), format!("{key}: {rule}"));
-        }
-    }
-}
-
-fn value_fits(value: &Value, kind: FieldType) -> Result<(), String> {
-    let range = match kind {
-        FieldType::Int2 => i64::from(i16::MIN)..=i64::from(i16::MAX),
-        FieldType::Int4 => i64::from(i32::MIN)..=i64::from(i32::MAX),
-        _ => i64::MIN..=i64::MAX,
-    };
-    let (fits, name) = match kind {
-        FieldType::Boolean => (value.is_boolean(), "boolean"),
-        FieldType::Text => (value.is_string(), "text"),
-        FieldType::Float8 => (value.is_number(), "number"),
-        FieldType::Timestamp => (value.is_string() || value.is_number(), "timestamp"),
-        _ => match value.as_i64() {
-            Some(number) if !range.contains(&number) => {
-                return Err(format!(
-                    "{number} does not fit the type: {} to {}",
-                    range.start(),
-                    range.end()
-                ));
-            }
-            found => (found.is_some(), "integer"),
-        },
-    };
-    if fits { Ok(()) } else { Err(format!("{value} is no {name}, as the type asks for")) }
-}
-
-fn device_id_fits(section: &Section, kind: FieldType, problems: &mut Problems) {
-    if section.boolean("device_id")
-        && section.optional_text("type").is_some()
-        && kind != FieldType::Text
-    {
-        problems.error(section.at("type"), "a device id is text");
-    }
-    if section.boolean("device_id") && section.has("default") {
-        problems.error(section.at("default"), "a device id is never invented");
-    }
-}
-
 fn timestamp(section: &Section) -> TimestampSettings {
     let formats = [
         ("auto", TimestampFormat::Auto),
@@ -385,9 +269,4 @@ fn timestamp(section: &Section) -> TimestampSettings {
         max_age: age.unwrap_or(std::time::Duration::from_secs(7 * 86_400)),
         max_skew: skew.unwrap_or(std::time::Duration::from_secs(300)),
     }
-}
-
-/// For messages about a field that is not there.
-pub fn names(fields: &IndexMap<String, FieldSettings>) -> Vec<&str> {
-    fields.keys().map(String::as_str).collect()
 }

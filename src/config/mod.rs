@@ -18,6 +18,7 @@ mod database;
 mod docs;
 mod effective;
 mod field;
+mod field_rules;
 mod json_schema;
 mod leaf;
 mod node;

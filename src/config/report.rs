@@ -122,12 +122,16 @@ fn problem(at: At, rule: String, hint: Option<String>) -> Problem {
 }
 
 /// Other words for what a setting calls by one name.
-const SYNONYMS: [(&str, &str); 14] = [
+const SYNONYMS: [(&str, &str); 18] = [
     ("smallint", "int2"),
+    ("int16", "int2"),
+    ("int32", "int4"),
+    ("int64", "int8"),
     ("integer", "int4"),
     ("int", "int4"),
     ("bigint", "int8"),
     ("long", "int8"),
+    ("float64", "float8"),
     ("double precision", "float8"),
     ("double", "float8"),
     ("float", "float8"),

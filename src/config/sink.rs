@@ -2,12 +2,12 @@
 
 use indexmap::IndexMap;
 
+use super::leaf;
 use super::node::reference;
 use super::report::{At, Problems, did_you_mean};
 use super::schema::*;
 use super::section::Section;
 use super::settings::*;
-use super::{field, leaf};
 use crate::domain::SinkName;
 
 /// The name of every stream's Kafka sink; no table sink may have it.
@@ -221,7 +221,7 @@ pub fn unknown_field(
     fields: &IndexMap<String, FieldSettings>,
     problems: &mut Problems,
 ) {
-    let names = field::names(fields);
+    let names: Vec<&str> = fields.keys().map(String::as_str).collect();
     let hint = did_you_mean(name, names.iter().copied())
         .unwrap_or_else(|| format!("its fields: {}", names.join(", ")));
     problems.error_with(at, format!("the stream has no field {name:?}"), Some(hint));
@@ -235,14 +235,18 @@ fn kind(section: &Section, mapping: &MappingSettings, problems: &mut Problems) -
         }
     };
     match kind.as_deref() {
-        Some("append") => only(&LATEST_ONLY, "latest"),
-        Some("latest") => only(&APPEND_ONLY, "append"),
-        _ => {}
-    }
-    if kind.as_deref() == Some("latest") {
-        latest(section, mapping, problems)
-    } else {
-        append(section, problems)
+        Some("latest") => {
+            only(&APPEND_ONLY, "append");
+            section.leave_out(&APPEND_ONLY);
+            latest(section, mapping, problems)
+        }
+        Some("append") => {
+            only(&LATEST_ONLY, "latest");
+            section.leave_out(&LATEST_ONLY);
+            append(section, problems)
+        }
+        // Wrong or missing, and reported: nothing can be said about the rest.
+        _ => append(section, &mut Problems::default()),
     }
 }
 

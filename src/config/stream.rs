@@ -127,7 +127,7 @@ pub fn stream(
     // A name that is none is reported and left out where tables are read.
     let stream_name = StreamName::parse(name).ok()?;
     let topic_filter = section.text("topic_filter");
-    if section.has("topic_filter")
+    if !topic_filter.is_empty()
         && let Err(rule) = topic::check(&topic_filter)
     {
         problems.error(section.at("topic_filter"), rule);
@@ -158,7 +158,7 @@ pub fn stream(
 
 fn qos(section: &Section, problems: &mut Problems) -> u8 {
     let qos = section.integer("qos");
-    if qos == 0 && section.has("qos") {
+    if qos == 0 && section.written("qos").is_some() {
         let rule = "QoS 0: what arrives while the node is away or busy is lost";
         problems.warn(section.at("qos"), rule);
     }
@@ -213,6 +213,8 @@ fn mapping(section: &Section, problems: &mut Problems) -> MappingSettings {
     };
     match ids.as_slice() {
         [] if fields.is_empty() => problems.error(path(), "no mapping: the stream needs fields"),
+        // Written and wrong: reported already.
+        [] if section.sections("fields").any(|(_, field)| field.is_faulty("device_id")) => {}
         [] => problems.error(path(), "no device id: one field needs device_id = true"),
         [_] => {}
         [first, others @ ..] => {

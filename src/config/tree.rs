@@ -156,7 +156,9 @@ fn read_file(path: &Path, order: usize, problems: &mut Problems) -> Table {
     for mistake in mistakes {
         let place = file.place(mistake.span().map_or(0, |span| span.start));
         let at = At { place: Some(place), path: String::new(), value: None };
-        problems.error(at, format!("not TOML: {}", mistake.message()));
+        let message = mistake.message().trim_end_matches(", expected nothing");
+        let hint = message.starts_with("invalid").then(|| "a text stands in quotes".to_owned());
+        problems.error_with(at, format!("not TOML: {message}"), hint);
     }
     file.table(document.into_inner())
 }
