@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rig::{Folder, Kafka, Mosquitto, Node, PASSWORD, Postgres, Publisher, SUPERUSER, eventually, free_port};
+use rig::{Folder, Homelab, Kafka, Mosquitto, Node, PASSWORD, Postgres, Publisher, SUPERUSER, eventually, free_port};
 use serde_json::Value;
 
 /// Longest wait for something that normally takes well under a second.
@@ -32,8 +32,6 @@ pub struct Changes {
     pub kafka: bool,
     /// Further TOML, written to `conf.d/`.
     pub extra: String,
-    /// (from, to) in the text of the example.
-    pub replace: Vec<(String, String)>,
     /// Sets FAILPOINTS for the node.
     pub failpoints: String,
 }
@@ -52,8 +50,30 @@ impl World {
         let prefix = changes.kafka.then(|| format!("t{}-{count}-", std::process::id()));
         let http_port = free_port().unwrap();
         let config = folder.path().join("telemetry.toml");
-        let text = homelab(&changes, &folder, &mosquitto, &postgres, prefix.as_deref(), http_port);
-        fs::write(&config, text).unwrap();
+        let mut homelab = Homelab::load().unwrap();
+        homelab.node(&folder.path().join("state"), http_port);
+        homelab.broker(mosquitto.port());
+        homelab.databases(postgres.port(), folder.path()).unwrap();
+        // Quicker than a person needs it, so that outages in tests are short.
+        homelab.set(&["brokers", "home", "reconnect_max_ms"], 2000);
+        for database in ["telemetry", "homelab_settings"] {
+            homelab.set(&["databases", database, "retry_max_ms"], 1000);
+        }
+        match &prefix {
+            None => homelab.without_kafka(),
+            Some(prefix) => {
+                homelab.cluster(&kafka().bootstrap());
+                homelab.each("streams", |stream| {
+                    let kafka = stream.get_mut("kafka").and_then(|kafka| kafka.as_table_like_mut());
+                    if let Some(kafka) = kafka {
+                        let topic = kafka.get("topic").and_then(|topic| topic.as_str()).unwrap();
+                        let topic = format!("{prefix}{topic}");
+                        kafka.insert("topic", topic.into());
+                    }
+                });
+            }
+        }
+        homelab.write(&config).unwrap();
         if !changes.extra.is_empty() {
             fs::create_dir(folder.path().join("conf.d")).unwrap();
             fs::write(folder.path().join("conf.d/test.toml"), &changes.extra).unwrap();
@@ -124,35 +144,4 @@ impl World {
                 })
         });
     }
-}
-
-fn homelab(
-    changes: &Changes,
-    folder: &Folder,
-    mosquitto: &Mosquitto,
-    postgres: &Postgres,
-    prefix: Option<&str>,
-    http_port: u16,
-) -> String {
-    fs::write(folder.path().join("password"), PASSWORD).unwrap();
-    let example = rig::repository().join("examples/homelab/telemetry.toml");
-    let mut text = rig::homelab::configure(
-        &fs::read_to_string(example).unwrap(),
-        &rig::homelab::Places {
-            state_dir: folder.path().join("state"),
-            http_port,
-            mqtt_port: mosquitto.port(),
-            postgres_port: postgres.port(),
-            postgres_user: SUPERUSER.to_owned(),
-            postgres_password_file: folder.path().join("password"),
-            migrations_dir: rig::repository().join("migrations"),
-            kafka: prefix.map(|prefix| (kafka().bootstrap(), prefix.to_owned())),
-        },
-    )
-    .unwrap();
-    for (from, to) in &changes.replace {
-        assert!(text.contains(from.as_str()), "{from:?} is not in the example");
-        text = text.replace(from.as_str(), to);
-    }
-    text
 }
