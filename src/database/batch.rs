@@ -121,10 +121,7 @@ impl Batch {
         }
         let middle = start + (end - start) / 2;
         let to = Sequence(self.rows[middle].sequence.0 - 1);
-        Some((
-            Segment { rows: start..middle, to },
-            Segment { rows: middle..end, to: segment.to },
-        ))
+        Some((Segment { rows: start..middle, to }, Segment { rows: middle..end, to: segment.to }))
     }
 
     /// Takes the only row of a segment out as a dead letter; the segment that then moves the cursor past it.
@@ -143,8 +140,7 @@ impl Batch {
 
     /// What the segment adds to the books when the cursor comes from `from`.
     pub fn tally(&self, segment: &Segment, from: Sequence) -> Tally {
-        let mut tally =
-            Tally { delivered: segment.rows.len() as i64, ..Tally::default() };
+        let mut tally = Tally { delivered: segment.rows.len() as i64, ..Tally::default() };
         let first = self.specials.partition_point(|s| s.sequence() <= from);
         for special in self.specials[first..].iter().take_while(|s| s.sequence() <= segment.to) {
             match special {

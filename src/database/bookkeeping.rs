@@ -1,14 +1,14 @@
 //! The node's own tables: where each sink stands, what was replayed, what each latest-state row has seen.
 
-use super::sql::{qualified, quoted};
+use super::sql::qualified;
 
-/// One statement each, safe to repeat. The migrator runs them before any migration of the operator's.
+/// One statement each, safe to repeat, for a schema that exists. The migrator runs them before any migration of the
+/// operator's.
 pub fn statements(schema: &str) -> Vec<String> {
     let cursors = cursors(schema);
     let replayed = replayed(schema);
     let seen = latest_seen(schema);
     vec![
-        format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(schema)),
         // One row per sink, updated with each batch: room in the page keeps these updates out of the index.
         format!(
             "CREATE TABLE IF NOT EXISTS {cursors} (\

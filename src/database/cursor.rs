@@ -111,10 +111,8 @@ impl Cursor {
             (&self.stream as _, Type::TEXT),
             (&self.sink as _, Type::TEXT),
         ];
-        let rows = client
-            .query_typed(&self.select, &names)
-            .await
-            .map_err(postgres("read the cursor"))?;
+        let rows =
+            client.query_typed(&self.select, &names).await.map_err(postgres("read the cursor"))?;
         rows.first().map(|row| books(row, 0)).transpose()
     }
 
@@ -175,7 +173,8 @@ impl Cursor {
         counts: &[i64],
     ) -> Result<Vec<Row>, tokio_postgres::Error> {
         let names = [&self.node, &self.log, &self.stream, &self.sink];
-        let names = names.map(|name| (name as &(dyn tokio_postgres::types::ToSql + Sync), Type::TEXT));
+        let names =
+            names.map(|name| (name as &(dyn tokio_postgres::types::ToSql + Sync), Type::TEXT));
         let counts = counts.iter().map(|count| (count as _, Type::INT8));
         let parameters: Vec<_> = names.into_iter().chain(counts).collect();
         client.query_typed(statement, &parameters).await

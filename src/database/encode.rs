@@ -15,9 +15,8 @@ pub const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// The end of binary COPY.
 pub const COPY_TRAILER: &[u8] = &[0xff, 0xff];
 
-/// Timestamps PostgreSQL can hold: 4713 BC to 294276 AD, in microseconds since 1970.
+/// The first instant PostgreSQL can hold, in 4714 BC; its last one lies beyond what an `i64` of microseconds reaches.
 const TIMESTAMP_MIN: i64 = -210_866_803_200_000_000;
-const TIMESTAMP_MAX: i64 = 9_224_318_015_999_999_999;
 
 /// A value in the type of its column.
 #[derive(Debug, Clone)]
@@ -143,7 +142,7 @@ pub fn convert<'v>(value: &'v Value<'_>, column: &PlannedColumn) -> Result<Cell<
         (Value::Float(v), ColumnType::Float4) => Cell::Float4(narrow(*v, column)?),
         (Value::Text(v), ColumnType::Text { chars_max }) => text(v, chars_max, column)?,
         (Value::Timestamp(v), ColumnType::Timestamp) => {
-            if !(TIMESTAMP_MIN..=TIMESTAMP_MAX).contains(v) {
+            if *v < TIMESTAMP_MIN {
                 return Err(outside(column, v));
             }
             Cell::Timestamp(*v)
@@ -155,7 +154,11 @@ pub fn convert<'v>(value: &'v Value<'_>, column: &PlannedColumn) -> Result<Cell<
 
 fn narrow(value: f64, column: &PlannedColumn) -> Result<f32, Fault> {
     let narrowed = value as f32;
-    if narrowed.is_infinite() && value.is_finite() { Err(outside(column, &value)) } else { Ok(narrowed) }
+    if narrowed.is_infinite() && value.is_finite() {
+        Err(outside(column, &value))
+    } else {
+        Ok(narrowed)
+    }
 }
 
 fn text<'v>(
@@ -238,7 +241,10 @@ mod tests {
             bytes(&Value::Int(2), ColumnType::Float8).unwrap(),
             [0, 0, 0, 8, 0x40, 0, 0, 0, 0, 0, 0, 0]
         );
-        assert_eq!(bytes(&Value::Float(2.0), ColumnType::Float4).unwrap(), [0, 0, 0, 4, 0x40, 0, 0, 0]);
+        assert_eq!(
+            bytes(&Value::Float(2.0), ColumnType::Float4).unwrap(),
+            [0, 0, 0, 4, 0x40, 0, 0, 0]
+        );
         assert_eq!(bytes(&Value::Bool(true), ColumnType::Bool).unwrap(), [0, 0, 0, 1, 1]);
         assert_eq!(bytes(&Value::Null, ColumnType::Bool).unwrap(), [0xff; 4]);
         let text = ColumnType::Text { chars_max: Some(2) };
@@ -259,7 +265,7 @@ mod tests {
             (Value::Float(1e300), ColumnType::Float4, Reason::OutOfRange),
             (Value::Text("öäü".into()), text, Reason::OutOfRange),
             (Value::Text("a\0".into()), text, Reason::NulInText),
-            (Value::Timestamp(i64::MAX), ColumnType::Timestamp, Reason::OutOfRange),
+            (Value::Timestamp(i64::MIN), ColumnType::Timestamp, Reason::OutOfRange),
             (Value::Bool(true), ColumnType::Float8, Reason::WrongType),
             (Value::Float(0.5), ColumnType::Int4, Reason::WrongType),
         ] {

@@ -166,7 +166,10 @@ mod tests {
         let of = |class| move |code: &&str| class_of_code(code) == class;
         let transient = ["08006", "40001", "40P01", "55P03", "57P01", "57014", "25006"];
         let data = ["22001", "22003", "22P02", "23502", "23505", "23514", "54000", "P0001"];
-        let standing = ["42P01", "42501", "3D000", "3F000", "28P01", "53100", "53300", "0P000", "25P02", "XX000", ""];
+        let standing = [
+            "42P01", "42501", "3D000", "3F000", "28P01", "53100", "53300", "0P000", "25P02",
+            "XX000", "",
+        ];
         assert!(transient.iter().all(of(ErrorClass::Transient)));
         assert!(data.iter().all(of(ErrorClass::Data)));
         assert!(standing.iter().all(of(ErrorClass::Standing)));

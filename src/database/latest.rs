@@ -57,7 +57,8 @@ impl LatestPlan {
         let key_name = quoted(&columns[key].name);
         let names: Vec<String> = columns.iter().map(|column| quoted(&column.name)).collect();
         let kept = |name: &String| format!("{name} = COALESCE(EXCLUDED.{name}, present.{name})");
-        let mut sets: Vec<String> = names.iter().filter(|name| **name != key_name).map(kept).collect();
+        let mut sets: Vec<String> =
+            names.iter().filter(|name| **name != key_name).map(kept).collect();
         let updated_at = quoted(of.updated_at);
         sets.push(format!("{updated_at} = EXCLUDED.{updated_at}"));
         let all: Vec<String> = names
@@ -75,7 +76,9 @@ impl LatestPlan {
                  ORDER BY {key_name} FOR UPDATE",
                 names.join(", ")
             ),
-            select_seen: format!("SELECT key, seen_at FROM {seen} WHERE sink = $1 AND key = ANY($2)"),
+            select_seen: format!(
+                "SELECT key, seen_at FROM {seen} WHERE sink = $1 AND key = ANY($2)"
+            ),
             upsert: format!(
                 "INSERT INTO {table} AS present ({}) SELECT * FROM unnest({}) \
                  ON CONFLICT ({key_name}) DO UPDATE SET {}",
@@ -97,7 +100,11 @@ impl LatestPlan {
     }
 
     /// The message in the columns' types. `None` when nothing beside the key is present: not a message of this table.
-    pub fn message(&self, values: &[Value<'_>], arrival: Arrival) -> Result<Option<Message>, Fault> {
+    pub fn message(
+        &self,
+        values: &[Value<'_>],
+        arrival: Arrival,
+    ) -> Result<Option<Message>, Fault> {
         let mut cells = Vec::with_capacity(values.len());
         for (value, column) in values.iter().zip(&self.columns) {
             // Null leaves the column as it is, so NOT NULL matters to the server only, at the first insert.

@@ -60,7 +60,10 @@ mod tests {
 
     #[test]
     fn an_identifier_cannot_leave_its_quotes() {
-        assert_eq!(qualified("public", r#"a"; DROP TABLE b; --"#), r#""public"."a""; DROP TABLE b; --""#);
+        assert_eq!(
+            qualified("public", r#"a"; DROP TABLE b; --"#),
+            r#""public"."a""; DROP TABLE b; --""#
+        );
     }
 
     #[test]

@@ -13,9 +13,7 @@ use super::source::{Plan, letter};
 use super::table_sink::TableSink;
 use super::transaction::{self, Move};
 use crate::buffer::BufferError;
-use crate::domain::{
-    Arrival, Books, DeadLetter, Delivered, ErrorClass, Reason, Sequence, Stage,
-};
+use crate::domain::{Arrival, Books, DeadLetter, Delivered, ErrorClass, Reason, Sequence, Stage};
 use crate::mapping::Fault;
 use crate::observe::SinkView;
 use crate::part::Progress;
@@ -102,27 +100,22 @@ impl Target {
         let from = self.books.cursor;
         let tally = batch.tally(segment, from);
         let cursor = Move { cursor: &self.cursor, from, to: segment.to, tally };
-        transaction::run(&self.sink.pool, &self.sink.database, async |client| {
-            match &*self.plan {
-                Plan::Append(plan) => {
-                    let rows = encoded.slice(batch.encoded_range(&segment.rows));
-                    let books = plan.write(client, &self.begin, rows, cursor).await?;
-                    Ok((books, tally))
-                }
-                Plan::Latest(plan) => {
-                    client
-                        .batch_execute(&self.begin)
-                        .await
-                        .map_err(super::error::postgres("begin"))?;
-                    let messages = &batch.messages[segment.rows.clone()];
-                    let folded = plan.write(client, messages).await?;
-                    let tally = Tally {
-                        unchanged: folded.unchanged as i64,
-                        stale: folded.stale as i64,
-                        ..tally
-                    };
-                    Ok((Move { tally, ..cursor }.commit(client).await?, tally))
-                }
+        transaction::run(&self.sink.pool, &self.sink.database, async |client| match &*self.plan {
+            Plan::Append(plan) => {
+                let rows = encoded.slice(batch.encoded_range(&segment.rows));
+                let books = plan.write(client, &self.begin, rows, cursor).await?;
+                Ok((books, tally))
+            }
+            Plan::Latest(plan) => {
+                client.batch_execute(&self.begin).await.map_err(super::error::postgres("begin"))?;
+                let messages = &batch.messages[segment.rows.clone()];
+                let folded = plan.write(client, messages).await?;
+                let tally = Tally {
+                    unchanged: folded.unchanged as i64,
+                    stale: folded.stale as i64,
+                    ..tally
+                };
+                Ok((Move { tally, ..cursor }.commit(client).await?, tally))
             }
         })
         .await
@@ -227,7 +220,10 @@ impl Target {
         }
         let stream = &self.sink.stream.name;
         if !seen.unmapped.is_empty() {
-            self.sink.board.stream(stream).update(|status| merge(&mut status.unmapped, &seen.unmapped));
+            self.sink
+                .board
+                .stream(stream)
+                .update(|status| merge(&mut status.unmapped, &seen.unmapped));
         }
         if !batch.letters.is_empty() {
             let sink = &self.sink.table.sink;

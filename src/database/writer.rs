@@ -129,7 +129,9 @@ impl Runner {
         loop {
             let turn = match self.turn().await {
                 Ok(turn) => turn,
-                Err(Trouble::Buffer(error @ BufferError::Stopped { .. })) => return Err(error.into()),
+                Err(Trouble::Buffer(error @ BufferError::Stopped { .. })) => {
+                    return Err(error.into());
+                }
                 Err(trouble) => self.suffer(trouble).await,
             };
             if matches!(turn, Turn::Ended) {
@@ -191,7 +193,9 @@ impl Runner {
         let name = &self.sink.database_name;
         let (state, why) = match *self.gate.borrow() {
             MigrationState::Failed => {
-                let why = format!("the migrations of database {name} failed: see `telemetry migrate status`");
+                let why = format!(
+                    "the migrations of database {name} failed: see `telemetry migrate status`"
+                );
                 (SinkState::Held, why)
             }
             _ => (SinkState::Waiting, format!("waits for the migrations of database {name}")),
@@ -277,7 +281,8 @@ impl Runner {
                     found.cursor,
                     self.sink.buffer.durable(stream).0
                 ),
-                remedy: "give this node the newest copy of its state_dir, or a fresh one".to_owned(),
+                remedy: "give this node the newest copy of its state_dir, or a fresh one"
+                    .to_owned(),
             });
         }
         if let (true, Some(known)) = (self.confirmed, self.books) {
@@ -321,8 +326,7 @@ impl Runner {
             sink: Some(sink.clone()),
             ..DeadLetterFilter::default()
         };
-        let after =
-            DeadLetterKey { sink: sink.clone(), stream: stream.clone(), sequence: cursor };
+        let after = DeadLetterKey { sink: sink.clone(), stream: stream.clone(), sequence: cursor };
         loop {
             let letters =
                 state.dead_letters(filter.clone(), Some(after.clone()), LETTERS_PER_CALL).await?;
@@ -349,18 +353,7 @@ impl Runner {
             }
             let batch = source.close(&mut filling);
             self.view.update(|status| status.oldest_pending = batch.oldest);
-            let mut delivery = pin!(target.deliver(batch));
-            let mut full = false;
-            loop {
-                tokio::select! {
-                    biased;
-                    delivered = &mut delivery => break delivered?,
-                    filled = source.fill(&mut filling), if !full => {
-                        filled?;
-                        full = true;
-                    }
-                }
-            }
+            deliver_and_fill(source, target, batch, &mut filling).await?;
             self.books = Some(target.books);
             self.well();
             if self.saved_at.elapsed() >= SAVE_INTERVAL {
@@ -569,6 +562,27 @@ impl Runner {
         match self.sink.buffer.state().save_books(stream, sink, books).await {
             Ok(()) => self.saved = Some(books),
             Err(error) => tracing::debug!(%error, "the books were not saved"),
+        }
+    }
+}
+
+/// The next batch is mapped while the server works on this one.
+async fn deliver_and_fill(
+    source: &mut Source,
+    target: &mut Target,
+    batch: Batch,
+    filling: &mut Batch,
+) -> Result<(), Trouble> {
+    let mut delivery = pin!(target.deliver(batch));
+    let mut full = false;
+    loop {
+        tokio::select! {
+            biased;
+            delivered = &mut delivery => return delivered,
+            filled = source.fill(filling), if !full => {
+                filled?;
+                full = true;
+            }
         }
     }
 }

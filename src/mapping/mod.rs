@@ -1,10 +1,41 @@
 //! One definition per stream, compiled once, yields the Kafka record *and* the table rows. Pure: bytes in, values out.
+//!
+//! [`scan`] finds the raw values in one pass over the payload, [`plan`] decides whether the message counts, [`convert`]
+//! makes typed values of raw ones by the [`rule`] of each field, [`record`] and [`row`] write them down.
 
-use crate::config::{FieldType, StreamSettings, TableSettings};
-use crate::domain::{Reason, Record, Stage};
+mod clock;
+mod convert;
+mod decimal;
+mod explain;
+mod path;
+mod plan;
+mod record;
+mod row;
+mod rule;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+pub use explain::{Explanation, FieldTrace, UseExplanation, explain};
+pub use record::RecordMapper;
+pub use row::RowMapper;
+
+use crate::config::FieldType;
+use crate::domain::{Reason, Stage};
+
+/// A value in a detail text is cut here, in characters.
+const SHOWN_CHARACTERS_MAX: usize = 80;
+
+/// The text, or its beginning with an ellipsis.
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARACTERS_MAX) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
 
 /// A mapping that cannot be compiled: named by field and rule. `check` reports all of a stream's at once.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("field {field:?}: {problem}")]
 pub struct MappingError {
     pub field: String,
@@ -44,31 +75,15 @@ pub enum Value<'a> {
     Timestamp(i64),
 }
 
-/// Makes Kafka records of one stream. Owns its scratch memory: one per sink, not shared.
-pub struct RecordMapper {}
-
-impl RecordMapper {
-    pub fn compile(stream: &StreamSettings) -> Result<Self, Vec<MappingError>> {
-        todo!()
-    }
-
-    /// Writes the JSON record to `json` and the device id to `key` (both cleared first).
-    pub fn map(
-        &mut self,
-        record: &Record<'_>,
-        json: &mut Vec<u8>,
-        key: &mut Vec<u8>,
-    ) -> Outcome<()> {
-        todo!()
-    }
-
-    pub fn observed(&mut self) -> Observed {
-        todo!()
+impl<T> From<plan::Stop> for Outcome<T> {
+    fn from(stop: plan::Stop) -> Self {
+        match stop {
+            plan::Stop::Filtered => Outcome::Filtered,
+            plan::Stop::Incomplete => Outcome::Incomplete,
+            plan::Stop::Dead(fault) => Outcome::Dead(fault),
+        }
     }
 }
-
-/// Makes rows of one table. Owns its scratch memory.
-pub struct RowMapper {}
 
 /// A column the mapping fills, in the order of `Row::values`.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,28 +95,6 @@ pub struct Column {
     pub required: bool,
 }
 
-impl RowMapper {
-    pub fn compile(
-        stream: &StreamSettings,
-        table: &TableSettings,
-    ) -> Result<Self, Vec<MappingError>> {
-        todo!()
-    }
-
-    pub fn columns(&self) -> &[Column] {
-        todo!()
-    }
-
-    /// The values of the record's row, one per column, valid until the next call.
-    pub fn map<'m>(&'m mut self, record: &'m Record<'_>) -> Outcome<&'m [Value<'m>]> {
-        todo!()
-    }
-
-    pub fn observed(&mut self) -> Observed {
-        todo!()
-    }
-}
-
 /// What a mapper saw beside its values since it was last asked: taken once per batch.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
@@ -111,16 +104,4 @@ pub struct Observed {
     pub out_of_range: u64,
     /// Records mapped while counting these.
     pub mapped: u64,
-}
-
-/// For `telemetry check --explain`: what each rule made of one message.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Explanation {}
-
-/// Explains one message for every use of the stream.
-pub fn explain(
-    stream: &StreamSettings,
-    record: &Record<'_>,
-) -> Result<Explanation, Vec<MappingError>> {
-    todo!()
 }

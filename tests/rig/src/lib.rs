@@ -1,1 +1,40 @@
-//! rig
+//! The outside of the node: real brokers and databases of the test's own, publishers that remember what was
+//! acknowledged, and the node as a process. Nothing here knows the node's code; it is judged by what it does.
+//!
+//! Every call blocks and may be used from plain tests and from async ones alike. Whatever is started belongs to the
+//! value that started it: dropping the value ends the process, and so does the end of the program, however it ends.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("the rig works on Linux only");
+
+mod background;
+mod certificates;
+mod config;
+mod daemon;
+mod http;
+mod kafka;
+mod ledger;
+mod mosquitto;
+mod mqtt;
+mod node;
+mod paths;
+mod ports;
+mod postgres;
+mod publisher;
+mod wait;
+
+pub use background::block_on;
+pub use certificates::{CertificateFiles, Certificates};
+pub use config::render;
+pub use daemon::Daemon;
+pub use http::{Response, get, request};
+pub use kafka::{Kafka, KafkaOptions, Record};
+pub use ledger::{Comparison, Entry, Ledger};
+pub use mosquitto::{Mosquitto, MosquittoOptions};
+pub use mqtt::{Mqtt, MqttOptions};
+pub use node::Node;
+pub use paths::{Folder, repository, target};
+pub use ports::free_port;
+pub use postgres::{PASSWORD, Postgres, PostgresOptions, SUPERUSER};
+pub use publisher::{Publisher, PublisherOptions};
+pub use wait::{eventually, until};

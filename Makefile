@@ -1,0 +1,59 @@
+# `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+CARGO_DENY_VERSION := 0.18.0
+DENY := $(TARGET)/tools/bin/cargo-deny
+
+# demo: seconds until it ends by itself (empty = Ctrl-C), and whether Kafka takes part.
+DURATION ?=
+KAFKA ?= yes
+RATE ?= 1
+# bench: 1 = a short form, under two minutes.
+QUICK ?=
+
+.PHONY: help demo test lint bench setup build advisories
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+
+demo: ## four home-automation streams through the node, live (DURATION=30, KAFKA=no, RATE=10)
+	@scripts/setup build servers $(if $(filter no,$(KAFKA)),,kafka)
+	@cargo build --quiet --release --bin telemetry
+	@cargo build --quiet --release --package rig --bin demo
+	@exec $(TARGET)/release/demo --node $(TARGET)/release/telemetry --rate $(RATE) \
+	  $(if $(DURATION),--duration $(DURATION)) $(if $(filter no,$(KAFKA)),--without-kafka)
+
+test: setup lint build ## everything continuous integration runs
+	cargo test --workspace
+	$(MAKE) --no-print-directory bench QUICK=1
+	$(MAKE) --no-print-directory demo DURATION=20
+
+lint: $(DENY) ## format, clippy, licences and sources of dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(DENY) check bans licenses sources
+
+advisories: $(DENY) ## known weaknesses of dependencies; needs the advisory database (network)
+	$(DENY) check advisories
+
+bench: ## measures with a baseline beside each (QUICK=1: under two minutes)
+	@scripts/setup
+	@cargo build --quiet --release --bin telemetry
+	@cargo build --quiet --release --package rig --bin bench
+	@exec $(TARGET)/release/bench --node $(TARGET)/release/telemetry $(if $(filter 1,$(QUICK)),--quick)
+
+build: setup
+	cargo build --workspace --all-targets
+
+setup: ## installs missing Debian packages
+	@scripts/setup
+
+# Its own target folder: the tool's build must not wait for, or disturb, the project's.
+$(DENY):
+	@echo "cargo-deny is missing and will be built into $(TARGET)/tools (once, some minutes)"
+	CARGO_TARGET_DIR=$(TARGET)/tools/build cargo install cargo-deny --quiet --locked \
+	  --version $(CARGO_DENY_VERSION) --root $(TARGET)/tools
+	@rm -rf $(TARGET)/tools/build

@@ -1,0 +1,198 @@
+//! From checked settings to librdkafka properties.
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+
+use crate::config::{ClusterSettings, SaslMechanism, TlsSettings};
+
+/// Room in librdkafka's queue beyond what the streams may have in flight, so that their own bounds hold first.
+const QUEUE_SPARE_MESSAGES: usize = 1_000;
+/// librdkafka's own limits of `message.max.bytes`.
+const MESSAGE_BYTES_LEGAL: std::ops::RangeInclusive<usize> = 1_000..=1_000_000_000;
+/// Memory one producer's queue may take: beyond it `send` answers "queue full" and the streams wait.
+const QUEUE_KBYTES_MAX: usize = 256 * 1024;
+
+/// What a producer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Carries every stream. A record that fails for good must stop what is queued behind it, or later records of
+    /// its key would pass it.
+    Shared,
+    /// Carries one record at a time: there is nothing that could pass.
+    Single,
+}
+
+/// The properties of a producer for `streams` streams. `properties` of the file come last and win.
+pub(super) fn producer_config(
+    settings: &ClusterSettings,
+    streams: usize,
+    purpose: Purpose,
+) -> ClientConfig {
+    let mut config = client_config(settings);
+    let queue = settings.in_flight_max * streams.max(1) + QUEUE_SPARE_MESSAGES;
+    config
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("enable.gapless.guarantee", (purpose == Purpose::Shared).to_string())
+        // An expired record would leave a hole that later ones pass through. The node watches the age itself and
+        // sends everything again, in order.
+        .set("message.timeout.ms", "0")
+        .set("compression.type", &settings.compression)
+        .set("linger.ms", (settings.linger.as_secs_f64() * 1e3).to_string())
+        .set("batch.size", settings.batch_bytes.to_string())
+        .set("queue.buffering.max.messages", queue.to_string())
+        .set("queue.buffering.max.kbytes", QUEUE_KBYTES_MAX.to_string())
+        // The same key lands in the same partition whichever client writes it.
+        .set("partitioner", "murmur2_random");
+    for (name, value) in &settings.properties {
+        config.set(name, value);
+    }
+    config
+}
+
+/// For topics and their settings.
+pub(super) fn admin_config(settings: &ClusterSettings) -> ClientConfig {
+    let mut config = client_config(settings);
+    for (name, value) in &settings.properties {
+        config.set(name, value);
+    }
+    config
+}
+
+fn client_config(settings: &ClusterSettings) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    let message_bytes =
+        settings.message_bytes_max.clamp(*MESSAGE_BYTES_LEGAL.start(), *MESSAGE_BYTES_LEGAL.end());
+    config
+        .set("bootstrap.servers", settings.bootstrap_servers.join(","))
+        .set("client.id", "telemetry")
+        .set("message.max.bytes", message_bytes.to_string())
+        .set("socket.timeout.ms", settings.operation_timeout.as_millis().max(10).to_string())
+        .set(
+            "socket.connection.setup.timeout.ms",
+            settings.operation_timeout.as_millis().clamp(1000, 60_000).to_string(),
+        )
+        .set("socket.keepalive.enable", "true")
+        .set("socket.nagle.disable", "true")
+        .set("reconnect.backoff.ms", settings.retry.min.as_millis().min(3_600_000).to_string())
+        .set("reconnect.backoff.max.ms", settings.retry.max.as_millis().min(3_600_000).to_string())
+        .set("allow.auto.create.topics", "false")
+        .set("statistics.interval.ms", "0")
+        .set("log.connection.close", "false")
+        .set("security.protocol", security_protocol(settings));
+    config.set_log_level(RDKafkaLogLevel::Warning);
+    if let Some(tls) = &settings.tls {
+        set_tls(&mut config, tls);
+    }
+    if let Some(sasl) = &settings.sasl {
+        config
+            .set("sasl.mechanism", mechanism(sasl.mechanism))
+            .set("sasl.username", &sasl.username)
+            .set("sasl.password", sasl.password.expose());
+    }
+    config
+}
+
+fn security_protocol(settings: &ClusterSettings) -> &'static str {
+    match (settings.tls.is_some(), settings.sasl.is_some()) {
+        (false, false) => "plaintext",
+        (true, false) => "ssl",
+        (false, true) => "sasl_plaintext",
+        (true, true) => "sasl_ssl",
+    }
+}
+
+fn mechanism(mechanism: SaslMechanism) -> &'static str {
+    match mechanism {
+        SaslMechanism::Plain => "PLAIN",
+        SaslMechanism::ScramSha256 => "SCRAM-SHA-256",
+        SaslMechanism::ScramSha512 => "SCRAM-SHA-512",
+    }
+}
+
+fn set_tls(config: &mut ClientConfig, tls: &TlsSettings) {
+    config.set("ssl.endpoint.identification.algorithm", "https");
+    if let Some(file) = &tls.ca_file {
+        config.set("ssl.ca.location", file.to_string_lossy());
+    }
+    if let Some((certificate, key)) = &tls.client_certificate {
+        config
+            .set("ssl.certificate.location", certificate.to_string_lossy())
+            .set("ssl.key.location", key.to_string_lossy());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::{BackoffSettings, SaslSettings};
+    use crate::domain::Secret;
+
+    fn settings() -> ClusterSettings {
+        ClusterSettings {
+            bootstrap_servers: vec!["a:9092".to_owned(), "b:9092".to_owned()],
+            tls: None,
+            sasl: None,
+            compression: "snappy".to_owned(),
+            linger: Duration::from_micros(2500),
+            batch_bytes: 500_000,
+            message_timeout: Duration::from_secs(30),
+            operation_timeout: Duration::from_secs(10),
+            in_flight_max: 10_000,
+            message_bytes_max: 1_000_000,
+            cursor_save_interval: Duration::from_secs(1),
+            retry: BackoffSettings {
+                min: Duration::from_millis(100),
+                max: Duration::from_secs(30),
+            },
+            properties: indexmap::IndexMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_producer_is_idempotent_keeps_order_and_its_queue_holds_every_stream() {
+        let config = producer_config(&settings(), 4, Purpose::Shared);
+        for (name, value) in [
+            ("bootstrap.servers", "a:9092,b:9092"),
+            ("enable.idempotence", "true"),
+            ("enable.gapless.guarantee", "true"),
+            ("acks", "all"),
+            ("linger.ms", "2.5"),
+            ("queue.buffering.max.messages", "41000"),
+            ("allow.auto.create.topics", "false"),
+            ("security.protocol", "plaintext"),
+        ] {
+            assert_eq!(config.get(name), Some(value), "{name}");
+        }
+        let made: Result<rdkafka::producer::BaseProducer, _> = config.create();
+        assert!(made.is_ok(), "librdkafka takes every property");
+    }
+
+    #[test]
+    fn properties_of_the_file_come_last() {
+        let mut settings = settings();
+        settings.properties.insert("compression.type".to_owned(), "lz4".to_owned());
+        let config = producer_config(&settings, 1, Purpose::Single);
+        assert_eq!(config.get("compression.type"), Some("lz4"));
+        assert_eq!(config.get("enable.gapless.guarantee"), Some("false"));
+    }
+
+    #[test]
+    fn a_password_reaches_librdkafka_and_no_log() {
+        let mut settings = settings();
+        settings.tls =
+            Some(TlsSettings { ca_file: None, client_certificate: None, server_name: None });
+        settings.sasl = Some(SaslSettings {
+            mechanism: SaslMechanism::ScramSha512,
+            username: "node".to_owned(),
+            password: Secret::new("hidden-word".to_owned()),
+        });
+        let config = producer_config(&settings, 1, Purpose::Shared);
+        assert_eq!(config.get("security.protocol"), Some("sasl_ssl"));
+        assert_eq!(config.get("sasl.mechanism"), Some("SCRAM-SHA-512"));
+        assert_eq!(config.get("sasl.password"), Some("hidden-word"));
+        assert!(!format!("{config:?}{settings:?}").contains("hidden-word"));
+    }
+}

@@ -1,0 +1,243 @@
+//! What can go wrong at a Kafka cluster, and what it means for the records waiting there.
+
+use std::time::Duration;
+
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
+
+use crate::buffer::BufferError;
+use crate::domain::ErrorClass;
+
+/// An error of the producer, of its topics or of a replay. Its text tells the operator what to do; it never holds a
+/// secret.
+#[derive(Debug, thiserror::Error)]
+pub enum KafkaError {
+    #[error("cluster {cluster:?}: librdkafka refuses the settings: {problem}")]
+    Settings { cluster: String, problem: String },
+    #[error("{doing}: {}{}", describe(*code), remedy(*code, topic))]
+    Refused { doing: &'static str, topic: String, code: Code },
+    #[error(
+        "topic {topic:?} does not exist: create it, or add an `ensure` table to the stream's kafka settings so that the node does"
+    )]
+    TopicMissing { topic: String },
+    #[error("{doing}: no confirmation within {} s", limit.as_secs_f32())]
+    TimedOut { doing: &'static str, limit: Duration },
+    #[error(
+        "the record of {bytes} bytes is larger than the {limit} bytes the brokers take: raise max.message.bytes of the topic and `message_bytes_max`"
+    )]
+    TooLarge { bytes: usize, limit: usize },
+    #[error("stream {stream:?} is not routed to this cluster, or its producer is not running")]
+    NotServed { stream: String },
+    #[error("the mapping of stream {stream:?} does not compile: {problem}")]
+    Mapping { stream: String, problem: String },
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
+}
+
+impl KafkaError {
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            KafkaError::Refused { code, .. } => class_of(*code),
+            KafkaError::TimedOut { .. } | KafkaError::NotServed { .. } => ErrorClass::Transient,
+            KafkaError::TooLarge { .. } => ErrorClass::Data,
+            KafkaError::Settings { .. }
+            | KafkaError::TopicMissing { .. }
+            | KafkaError::Mapping { .. } => ErrorClass::Standing,
+            KafkaError::Buffer(error) => error.class(),
+        }
+    }
+
+    /// Names what was being done and the topic; a client error without a code is one of settings.
+    pub(super) fn of(doing: &'static str, topic: &str, error: &ClientError) -> Self {
+        match error.rdkafka_error_code() {
+            Some(code) => KafkaError::Refused { doing, topic: topic.to_owned(), code },
+            None => KafkaError::Settings { cluster: topic.to_owned(), problem: error.to_string() },
+        }
+    }
+}
+
+/// The class of a librdkafka or broker error code. What is not known to pass by itself waits for a person.
+pub(super) fn class_of(code: Code) -> ErrorClass {
+    if is_data(code) {
+        ErrorClass::Data
+    } else if is_local_transient(code) || is_broker_transient(code) {
+        ErrorClass::Transient
+    } else {
+        ErrorClass::Standing
+    }
+}
+
+fn is_data(code: Code) -> bool {
+    matches!(
+        code,
+        Code::MessageSizeTooLarge
+            | Code::MessageBatchTooLarge
+            | Code::InvalidMessageSize
+            | Code::InvalidTimestamp
+            | Code::InvalidRecord
+    )
+}
+
+/// Raised by the client library itself.
+fn is_local_transient(code: Code) -> bool {
+    matches!(
+        code,
+        Code::BadMessage
+            | Code::BrokerDestroy
+            | Code::DestroyBroker
+            | Code::BrokerTransportFailure
+            | Code::Resolve
+            | Code::MessageTimedOut
+            | Code::AllBrokersDown
+            | Code::OperationTimedOut
+            | Code::TimedOutQueue
+            | Code::QueueFull
+            | Code::ISRInsufficient
+            | Code::NodeUpdate
+            | Code::WaitingForCoordinator
+            | Code::InProgress
+            | Code::PreviousInProgress
+            | Code::Outdated
+            | Code::WaitCache
+            | Code::Retry
+            | Code::PurgeQueue
+            | Code::PurgeInflight
+            | Code::Fatal
+            | Code::GaplessGuarantee
+            | Code::Inconsistent
+            | Code::UnknownBroker
+    )
+}
+
+/// Answered by a broker. Sequence and epoch errors end the producer, not the record: a fresh producer mends them.
+fn is_broker_transient(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidMessage
+            | Code::LeaderNotAvailable
+            | Code::NotLeaderForPartition
+            | Code::RequestTimedOut
+            | Code::BrokerNotAvailable
+            | Code::ReplicaNotAvailable
+            | Code::StaleControllerEpoch
+            | Code::NetworkException
+            | Code::CoordinatorLoadInProgress
+            | Code::CoordinatorNotAvailable
+            | Code::NotCoordinator
+            | Code::NotEnoughReplicas
+            | Code::NotEnoughReplicasAfterAppend
+            | Code::NotController
+            | Code::OutOfOrderSequenceNumber
+            | Code::DuplicateSequenceNumber
+            | Code::InvalidProducerEpoch
+            | Code::UnknownProducerId
+            | Code::InvalidProducerIdMapping
+            | Code::ConcurrentTransactions
+            | Code::KafkaStorageError
+            | Code::ReassignmentInProgress
+            | Code::FencedLeaderEpoch
+            | Code::UnknownLeaderEpoch
+            | Code::StaleBrokerEpoch
+            | Code::PreferredLeaderNotAvailable
+            | Code::EligibleLeadersNotAvailable
+            | Code::ThrottlingQuotaExceeded
+            | Code::UnknownTopicId
+            | Code::RebootstrapRequired
+    )
+}
+
+/// The topic is not there, as the client or a broker says it.
+pub(super) fn is_missing_topic(code: Code) -> bool {
+    matches!(code, Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition)
+}
+
+/// The library's own words, without the name of its enum.
+fn describe(code: Code) -> String {
+    code.to_string()
+}
+
+/// What an operator does about it; empty where waiting is all there is to do.
+fn remedy(code: Code, topic: &str) -> String {
+    match code {
+        Code::TopicAuthorizationFailed => {
+            format!("; allow this user to Write and Describe topic {topic:?}")
+        }
+        Code::ClusterAuthorizationFailed => {
+            "; allow this user IdempotentWrite on the cluster".to_owned()
+        }
+        Code::Authentication | Code::SaslAuthenticationFailed => {
+            "; check the user name, the password and the SASL mechanism".to_owned()
+        }
+        Code::UnsupportedSASLMechanism | Code::IllegalSASLState => {
+            "; set the SASL mechanism the brokers offer".to_owned()
+        }
+        Code::SSL => {
+            "; check the authority file, the client certificate and the brokers' names".to_owned()
+        }
+        Code::InvalidTopic => format!("; {topic:?} is no legal topic name: change it"),
+        Code::InvalidReplicationFactor => {
+            "; lower `replication`: the cluster has fewer brokers".to_owned()
+        }
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => {
+            format!("; raise max.message.bytes of topic {topic:?} or lower `message_bytes_max`")
+        }
+        code if is_missing_topic(code) => {
+            format!("; create topic {topic:?} or let the node `ensure` it")
+        }
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_that_matters_has_the_class_its_handling_needs() {
+        use ErrorClass::{Data, Standing, Transient};
+        let table = [
+            (Code::BrokerTransportFailure, Transient),
+            (Code::AllBrokersDown, Transient),
+            (Code::Resolve, Transient),
+            (Code::MessageTimedOut, Transient),
+            (Code::PurgeQueue, Transient),
+            (Code::PurgeInflight, Transient),
+            (Code::Fatal, Transient),
+            (Code::GaplessGuarantee, Transient),
+            (Code::NotLeaderForPartition, Transient),
+            (Code::NotEnoughReplicas, Transient),
+            (Code::OutOfOrderSequenceNumber, Transient),
+            (Code::KafkaStorageError, Transient),
+            (Code::MessageSizeTooLarge, Data),
+            (Code::MessageBatchTooLarge, Data),
+            (Code::InvalidRecord, Data),
+            (Code::TopicAuthorizationFailed, Standing),
+            (Code::ClusterAuthorizationFailed, Standing),
+            (Code::Authentication, Standing),
+            (Code::SaslAuthenticationFailed, Standing),
+            (Code::SSL, Standing),
+            (Code::UnknownTopic, Standing),
+            (Code::UnknownTopicOrPartition, Standing),
+            (Code::InvalidTopic, Standing),
+            (Code::PolicyViolation, Standing),
+            (Code::UnsupportedCompressionType, Standing),
+            (Code::Unknown, Standing),
+        ];
+        for (code, class) in table {
+            assert_eq!(class_of(code), class, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_standing_error_says_what_to_do() {
+        for code in [
+            Code::TopicAuthorizationFailed,
+            Code::SaslAuthenticationFailed,
+            Code::SSL,
+            Code::UnknownTopicOrPartition,
+            Code::InvalidReplicationFactor,
+        ] {
+            let error = KafkaError::Refused { doing: "send", topic: "energy".to_owned(), code };
+            assert!(error.to_string().contains("; "), "{error}");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Whether the cluster answers: one line in the log each way, and the dependency on the board.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rdkafka::config::RDKafkaLogLevel;
+use tokio::sync::Notify;
+
+use crate::observe::{Board, DependencyView};
+
+/// Facilities of librdkafka whose lines repeat what `kafka_lost` says.
+const CONNECTION_FACILITIES: [&str; 5] = ["FAIL", "ERROR", "REQTMOUT", "CONNECT", "DISCONNECT"];
+/// Distinct facilities remembered as already logged.
+const FACILITIES_MAX: usize = 64;
+
+/// Shared by every producer of one cluster.
+#[derive(Debug)]
+pub(super) struct ClusterHealth {
+    cluster: String,
+    dependency: Arc<DependencyView>,
+    down: AtomicBool,
+    known: AtomicBool,
+    logged: Mutex<BTreeSet<String>>,
+    news: Notify,
+}
+
+impl ClusterHealth {
+    pub fn new(cluster: &str, board: &Board) -> Self {
+        Self::with(cluster, board.dependency(&format!("kafka:{cluster}")))
+    }
+
+    #[cfg(test)]
+    pub fn detached(cluster: &str) -> Self {
+        Self::with(cluster, Arc::new(DependencyView::default()))
+    }
+
+    fn with(cluster: &str, dependency: Arc<DependencyView>) -> Self {
+        ClusterHealth {
+            cluster: cluster.to_owned(),
+            dependency,
+            down: AtomicBool::new(false),
+            known: AtomicBool::new(false),
+            logged: Mutex::default(),
+            news: Notify::new(),
+        }
+    }
+
+    pub fn is_down(&self) -> bool {
+        self.down.load(Ordering::Acquire)
+    }
+
+    /// Cheap when it is no news: called once per batch.
+    pub fn reached(&self) {
+        if self.known.load(Ordering::Acquire) && !self.is_down() {
+            return;
+        }
+        self.down.store(false, Ordering::Release);
+        self.known.store(true, Ordering::Release);
+        if self.dependency.reachable() {
+            self.logged.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            tracing::info!(event = "kafka_reached", cluster = %self.cluster, "Kafka answers");
+        }
+    }
+
+    pub fn lost(&self, why: &str) {
+        self.down.store(true, Ordering::Release);
+        self.known.store(true, Ordering::Release);
+        if self.dependency.unreachable(why) {
+            tracing::warn!(
+                event = "kafka_lost",
+                cluster = %self.cluster,
+                why,
+                "Kafka does not answer; messages wait in the buffer"
+            );
+        }
+        self.news.notify_one();
+    }
+
+    /// Why it is down, for people.
+    pub fn trouble(&self) -> String {
+        let why = self.dependency.status().trouble;
+        why.unwrap_or_else(|| "the cluster does not answer".to_owned())
+    }
+
+    /// Pends until the cluster may have become unreachable.
+    pub async fn maybe_lost(&self) {
+        if !self.is_down() {
+            self.news.notified().await;
+        }
+    }
+
+    /// A line of the library: a warning once per kind until the cluster has answered anew, else for debugging.
+    pub fn library_log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        let serious = (level as i32) <= (RDKafkaLogLevel::Warning as i32);
+        if serious && !CONNECTION_FACILITIES.contains(&facility) && self.is_first(facility) {
+            tracing::warn!(target: "librdkafka", cluster = %self.cluster, facility, "{text}");
+        } else {
+            tracing::debug!(target: "librdkafka", cluster = %self.cluster, facility, "{text}");
+        }
+    }
+
+    fn is_first(&self, facility: &str) -> bool {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        logged.len() < FACILITIES_MAX && logged.insert(facility.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dependency_follows_and_trouble_is_told() {
+        let health = ClusterHealth::detached("main");
+        health.lost("no route");
+        assert!(health.is_down());
+        assert_eq!(health.trouble(), "no route");
+        assert_eq!(health.dependency.status().up, Some(false));
+        health.reached();
+        assert!(!health.is_down());
+        assert_eq!(health.dependency.status().up, Some(true));
+    }
+
+    #[test]
+    fn a_kind_of_library_line_is_news_once() {
+        let health = ClusterHealth::detached("main");
+        assert!(health.is_first("PARTCNT"));
+        assert!(!health.is_first("PARTCNT"));
+        health.lost("x");
+        health.reached();
+        assert!(health.is_first("PARTCNT"));
+    }
+}

@@ -1,0 +1,146 @@
+//! Dead letters of this sink, delivered one at a time through the current mapping.
+
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
+
+use super::error::KafkaError;
+use super::ledger::Replayed;
+use super::outbox::Outbox;
+use super::reports::{Reports, opaque};
+use super::session::{Cluster, Session};
+use crate::config::StreamSettings;
+use crate::domain::{DeadLetter, DeliveryFlags, LogIdentity, Record, Sequence};
+use crate::mapping::{Fault, Outcome};
+use crate::observe::SinkView;
+
+/// What became of a replayed dead letter.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ReplayOutcome {
+    /// Confirmed by the brokers; the books already count it as delivered. The letter may be removed.
+    Delivered,
+    /// The current mapping leaves it out.
+    Filtered,
+    /// The current mapping finds it incomplete.
+    Incomplete,
+    /// Still not deliverable, for this reason.
+    Dead(Fault),
+}
+
+/// Where a stream's letters go.
+pub(super) struct ReplayTarget {
+    pub lane: usize,
+    pub stream: StreamSettings,
+    pub topic: String,
+    pub view: Arc<SinkView>,
+    pub books: mpsc::Sender<Replayed>,
+}
+
+/// A handle to replay dead letters of one cluster's streams: one at a time, over a producer of its own, so that a
+/// letter the brokers refuse disturbs no stream. Of no use once its [`super::KafkaProducer`] has ended.
+#[derive(Clone)]
+pub struct KafkaReplayer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    cluster: Arc<Cluster>,
+    log: LogIdentity,
+    targets: Vec<ReplayTarget>,
+    session: Mutex<Option<Arc<Session>>>,
+}
+
+impl KafkaReplayer {
+    pub(super) fn new(cluster: Arc<Cluster>, log: LogIdentity, targets: Vec<ReplayTarget>) -> Self {
+        KafkaReplayer {
+            inner: Arc::new(Inner { cluster, log, targets, session: Mutex::default() }),
+        }
+    }
+
+    /// Delivers the letter with its original arrival time and `telemetry-id`. A crash between the confirmation and
+    /// the removal of the letter repeats the record under the same `telemetry-id`.
+    pub async fn replay(&self, letter: &DeadLetter) -> Result<ReplayOutcome, KafkaError> {
+        let inner = &self.inner;
+        let stream = &letter.key.stream;
+        let target = inner.targets.iter().find(|target| target.stream.name == *stream);
+        let Some(target) = target.filter(|target| !target.books.is_closed()) else {
+            return Err(KafkaError::NotServed { stream: stream.to_string() });
+        };
+        // The place in the books is taken first: after the confirmation nothing may fail.
+        let place = target.books.reserve().await;
+        let place = place.map_err(|_| KafkaError::NotServed { stream: stream.to_string() })?;
+        let mut outbox = Outbox::new(target.stream.clone(), target.topic.clone(), inner.log)?;
+        match outbox.map(&record_of(letter))? {
+            Outcome::Mapped(()) => {}
+            Outcome::Filtered => return Ok(ReplayOutcome::Filtered),
+            Outcome::Incomplete => return Ok(ReplayOutcome::Incomplete),
+            Outcome::Dead(fault) => return Ok(ReplayOutcome::Dead(fault)),
+        }
+        inner.deliver(target, &mut outbox, letter).await?;
+        place.send(Replayed);
+        target.view.meters.replayed_messages.inc();
+        Ok(ReplayOutcome::Delivered)
+    }
+}
+
+impl Inner {
+    async fn deliver(
+        &self,
+        target: &ReplayTarget,
+        outbox: &mut Outbox,
+        letter: &DeadLetter,
+    ) -> Result<(), KafkaError> {
+        const DOING: &str = "replay";
+        let mut slot = self.session.lock().await;
+        let session = match slot.take().filter(|session| !session.context().is_fatal()) {
+            Some(session) => session,
+            None => self.cluster.single()?,
+        };
+        let sequence = letter.key.sequence;
+        let reports = session.reports(target.lane);
+        reports.window().begin(Sequence(sequence.0.saturating_sub(1)));
+        reports.window().push(letter.arrival);
+        let outgoing = outbox.outgoing(sequence, letter.arrival, opaque(target.lane, sequence));
+        session
+            .producer()
+            .send(outgoing)
+            .map_err(|(error, _)| KafkaError::of(DOING, &target.topic, &error))?;
+        let limit = self.cluster.settings.message_timeout;
+        // A session whose report stays out is not used again: its late report would be taken for another's.
+        timeout(limit, reported(&reports))
+            .await
+            .map_err(|_| KafkaError::TimedOut { doing: DOING, limit })?;
+        let failure = reports.window().failure();
+        *slot = Some(session);
+        match failure {
+            None => Ok(()),
+            Some(failure) => Err(KafkaError::Refused {
+                doing: DOING,
+                topic: target.topic.clone(),
+                code: failure.code,
+            }),
+        }
+    }
+}
+
+async fn reported(reports: &Reports) {
+    loop {
+        reports.take_news();
+        if reports.window().pending() == 0 {
+            return;
+        }
+        reports.changed().await;
+    }
+}
+
+fn record_of(letter: &DeadLetter) -> Record<'_> {
+    Record {
+        sequence: letter.key.sequence,
+        arrival: letter.arrival,
+        topic: &letter.topic,
+        payload: &letter.payload,
+        flags: DeliveryFlags { retain: letter.retain, ..DeliveryFlags::default() },
+        packet_id: 0,
+    }
+}

@@ -1,0 +1,136 @@
+//! One librdkafka producer and what belongs to it. It is replaced as a whole: a producer in its fatal state delivers
+//! nothing any more, and what it still held is sent again from the cursors.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::config::FromClientConfigAndContext as _;
+use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
+
+use super::client_config::{Purpose, producer_config};
+use super::error::KafkaError;
+use super::health::ClusterHealth;
+use super::reports::{Context, Reports};
+use crate::config::ClusterSettings;
+
+/// A record ready for librdkafka, which copies it.
+pub(super) type Outgoing<'a> = BaseRecord<'a, [u8], [u8], usize>;
+
+/// A running producer.
+pub(super) struct Session {
+    producer: Option<ThreadedProducer<Context>>,
+    reports: Vec<Arc<Reports>>,
+}
+
+impl Session {
+    fn open(
+        settings: &ClusterSettings,
+        lanes: usize,
+        purpose: Purpose,
+        health: Arc<ClusterHealth>,
+    ) -> Result<Self, rdkafka::error::KafkaError> {
+        let reports: Vec<_> = (0..lanes).map(|_| Arc::new(Reports::default())).collect();
+        let context = Context::new(reports.clone(), health);
+        let config = producer_config(settings, lanes, purpose);
+        let producer = ThreadedProducer::from_config_and_context(&config, context)?;
+        Ok(Session { producer: Some(producer), reports })
+    }
+
+    pub fn producer(&self) -> &ThreadedProducer<Context> {
+        self.producer.as_ref().expect("the producer leaves with the session")
+    }
+
+    pub fn context(&self) -> &Context {
+        self.producer().context()
+    }
+
+    pub fn reports(&self, lane: usize) -> Arc<Reports> {
+        self.reports[lane].clone()
+    }
+}
+
+impl Drop for Session {
+    /// Ending a producer waits for its threads, half a second and more: never on the thread of a part.
+    fn drop(&mut self) {
+        let producer = self.producer.take();
+        let closing = std::thread::Builder::new().name("kafka-close".to_owned());
+        if closing.spawn(move || drop(producer)).is_err() {
+            tracing::debug!("no thread to end a Kafka producer on; it ended here");
+        }
+    }
+}
+
+/// One cluster: its settings, its health, and the producer its streams share at the moment.
+pub(super) struct Cluster {
+    pub name: String,
+    pub settings: ClusterSettings,
+    pub health: Arc<ClusterHealth>,
+    lanes: usize,
+    shared: Mutex<Option<Arc<Session>>>,
+}
+
+impl Cluster {
+    pub fn new(
+        name: String,
+        settings: ClusterSettings,
+        lanes: usize,
+        health: Arc<ClusterHealth>,
+    ) -> Self {
+        Cluster { name, settings, health, lanes, shared: Mutex::new(None) }
+    }
+
+    /// The producer all streams share, made anew when the last one was retired. Making one starts threads and reads
+    /// certificate files, some milliseconds, once.
+    pub fn shared(&self) -> Result<Arc<Session>, KafkaError> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = shared.as_ref().filter(|session| !session.context().is_fatal()) {
+            return Ok(session.clone());
+        }
+        let session = Arc::new(self.open(Purpose::Shared)?);
+        *shared = Some(session.clone());
+        Ok(session)
+    }
+
+    /// A producer of one lane's own, to try records one by one without drawing the others in.
+    pub fn single(&self) -> Result<Arc<Session>, KafkaError> {
+        self.open(Purpose::Single).map(Arc::new)
+    }
+
+    fn open(&self, purpose: Purpose) -> Result<Session, KafkaError> {
+        Session::open(&self.settings, self.lanes, purpose, self.health.clone()).map_err(|error| {
+            KafkaError::Settings { cluster: self.name.clone(), problem: error.to_string() }
+        })
+    }
+
+    /// No one gets `session` any more; the other lanes see it end and come for the next.
+    pub fn retire(&self, session: &Arc<Session>) {
+        session.context().give_up();
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.take_if(|current| Arc::ptr_eq(current, session));
+    }
+
+    /// Asks the cluster for a topic; for whoever waits for it to come back.
+    pub async fn probe(self: &Arc<Self>, topic: String) -> Result<(), KafkaError> {
+        let cluster = self.clone();
+        blocking("ask the cluster", self.settings.operation_timeout * 2, move || {
+            let session = cluster.shared()?;
+            let timeout = cluster.settings.operation_timeout;
+            let answer = session.producer().client().fetch_metadata(Some(&topic), timeout);
+            answer.map(drop).map_err(|error| KafkaError::of("ask the cluster", &topic, &error))
+        })
+        .await
+    }
+}
+
+/// Runs a blocking call of librdkafka away from the part's thread. The call has its own time limit; `limit` is for
+/// one that ignores it.
+pub(super) async fn blocking<T: Send + 'static>(
+    doing: &'static str,
+    limit: Duration,
+    call: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
+) -> Result<T, KafkaError> {
+    match tokio::time::timeout(limit, tokio::task::spawn_blocking(call)).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) | Err(_) => Err(KafkaError::TimedOut { doing, limit }),
+    }
+}

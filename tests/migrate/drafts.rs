@@ -1,0 +1,1 @@
+//! Drafts apply cleanly.

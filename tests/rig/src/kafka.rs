@@ -1,0 +1,277 @@
+//! A private Kafka broker: one node that is broker and controller (KRaft).
+
+mod jars;
+mod reader;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rand::RngCore;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use crate::background::block_on;
+use crate::daemon::Daemon;
+use crate::paths::Folder;
+use crate::ports::free_port;
+
+pub use reader::Record;
+
+/// After `kill -9` with a large log the broker recovers first.
+const READY_WITHIN: Duration = Duration::from_secs(90);
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+const ASK_WITHIN: Duration = Duration::from_secs(2);
+const PORT_TRIES: usize = 3;
+
+/// What the broker is to be like.
+#[derive(Debug, Clone)]
+pub struct KafkaOptions {
+    /// `None` = a temporary folder.
+    pub folder: Option<PathBuf>,
+    pub heap_mib: u32,
+    /// Lines of `server.properties`, which win over the rig's own.
+    pub properties: Vec<(String, String)>,
+}
+
+impl Default for KafkaOptions {
+    fn default() -> Self {
+        Self { folder: None, heap_mib: 384, properties: Vec::new() }
+    }
+}
+
+/// A running (or stopped) broker.
+#[derive(Debug)]
+pub struct Kafka {
+    daemon: Daemon,
+    port: u16,
+    folder: Folder,
+}
+
+impl Kafka {
+    /// With the defaults.
+    ///
+    /// # Errors
+    /// As [`Kafka::start_with`].
+    pub fn start() -> Result<Self> {
+        Self::start_with(KafkaOptions::default())
+    }
+
+    /// Fetches the jars when they are missing, formats the storage, starts the broker and waits until it answers.
+    ///
+    /// # Errors
+    /// Names the command and the log's last lines.
+    pub fn start_with(options: KafkaOptions) -> Result<Self> {
+        let mut last = None;
+        for _ in 0..PORT_TRIES {
+            let mut broker = Self::prepare(&options)?;
+            match broker.restart() {
+                Ok(()) => return Ok(broker),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.expect("there was at least one try"))
+    }
+
+    /// Formats the storage and chooses the ports, but starts nothing: a broker that is away.
+    ///
+    /// # Errors
+    /// When the jars cannot be had or the storage not be formatted.
+    pub fn prepare(options: &KafkaOptions) -> Result<Self> {
+        let class_path = format!("{}/*", jars::folder()?.display());
+        let folder = Folder::new(options.folder.clone(), "kafka")?;
+        let port = free_port();
+        let file = folder.join("server.properties");
+        std::fs::write(&file, properties(options, port, free_port(), &folder))
+            .with_context(|| format!("write {}", file.display()))?;
+        if !folder.join("data").join("meta.properties").exists() {
+            format_storage(&class_path, &file)?;
+        }
+        let daemon = Daemon::new("kafka", "java", folder.join("kafka.log"))
+            .working_folder(folder.path())
+            .argument(format!("-Xmx{}m", options.heap_mib))
+            .arguments(JAVA)
+            .arguments(["-cp", &class_path, "kafka.Kafka"])
+            .argument(file);
+        Ok(Self { daemon, port, folder })
+    }
+
+    /// Starts it again, with the same port and data.
+    ///
+    /// # Errors
+    /// When it does not answer in time.
+    pub fn restart(&mut self) -> Result<()> {
+        self.daemon.start()?;
+        let bootstrap = self.bootstrap();
+        self.daemon.wait_ready(READY_WITHIN, || {
+            // A client made while nothing listens waits longer and longer between its attempts.
+            if std::net::TcpStream::connect(&bootstrap).is_err() {
+                return Ok(false);
+            }
+            let client: BaseConsumer = config(&bootstrap).create().context("make a client")?;
+            Ok(client.fetch_metadata(None, ASK_WITHIN).is_ok_and(|data| !data.brokers().is_empty()))
+        })
+    }
+
+    /// SIGTERM, and wait.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop(&mut self) -> Result<()> {
+        self.daemon.stop(STOP_WITHIN).map(drop)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.daemon.kill();
+    }
+
+    /// SIGSTOP: it keeps its connections and says nothing.
+    pub fn freeze(&self) {
+        self.daemon.freeze();
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        self.daemon.thaw();
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
+    pub fn log_tail(&self, lines: usize) -> String {
+        self.daemon.log_tail(lines)
+    }
+
+    /// `host:port` for clients.
+    pub fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// # Errors
+    /// When it exists already or the broker does not answer.
+    pub fn create_topic(&self, name: &str, partitions: i32) -> Result<()> {
+        let bootstrap = self.bootstrap();
+        let topic = name.to_owned();
+        block_on(async move {
+            let admin: AdminClient<_> = config(&bootstrap).create().context("make a client")?;
+            let order = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
+            let answers = admin.create_topics([&order], &AdminOptions::new()).await?;
+            for answer in answers {
+                answer.map_err(|(topic, code)| anyhow::anyhow!("create topic {topic}: {code}"))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Every record of a topic up to its end at the moment of asking, by partition and offset.
+    ///
+    /// # Errors
+    /// When the topic does not exist or the broker does not answer in time.
+    pub fn read_topic(&self, topic: &str) -> Result<Vec<Record>> {
+        reader::read(&self.bootstrap(), topic)
+    }
+
+    /// The number of records of a topic, from its offsets alone; 0 when it does not exist.
+    ///
+    /// # Errors
+    /// When the broker does not answer in time.
+    pub fn count(&self, topic: &str) -> Result<u64> {
+        reader::count(&self.bootstrap(), topic)
+    }
+}
+
+/// Quick to start rather than quick for ever, except that benchmarks use it too: only what does not cost speed.
+const JAVA: [&str; 3] =
+    ["-XX:+UseSerialGC", "-Xshare:auto", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"];
+
+pub(crate) fn config(bootstrap: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    // The library's own lines about lost connections would only spoil the output of a test.
+    config.set("bootstrap.servers", bootstrap).set("log_level", "2");
+    config
+}
+
+fn properties(options: &KafkaOptions, port: u16, controller: u16, folder: &Folder) -> String {
+    let own = [
+        ("process.roles", "broker,controller".into()),
+        ("node.id", "1".into()),
+        ("controller.quorum.voters", format!("1@127.0.0.1:{controller}")),
+        ("listeners", format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}")),
+        ("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{port}")),
+        ("controller.listener.names", "CONTROLLER".into()),
+        ("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".into()),
+        ("log.dirs", folder.join("data").display().to_string()),
+        ("offsets.topic.replication.factor", "1".into()),
+        ("offsets.topic.num.partitions", "1".into()),
+        ("transaction.state.log.replication.factor", "1".into()),
+        ("transaction.state.log.min.isr", "1".into()),
+        ("group.initial.rebalance.delay.ms", "0".into()),
+        ("auto.create.topics.enable", "false".into()),
+    ];
+    let own = own.map(|(name, value)| (name.to_owned(), value));
+    let merged: BTreeMap<String, String> =
+        own.into_iter().chain(options.properties.iter().cloned()).collect();
+    merged.iter().map(|(name, value)| format!("{name}={value}\n")).collect()
+}
+
+fn format_storage(class_path: &str, properties: &Path) -> Result<()> {
+    let mut command = Command::new("java");
+    command
+        .args(["-XX:TieredStopAtLevel=1", "-cp", class_path, "kafka.tools.StorageTool", "format"])
+        .args(["-t", &cluster_id(), "-c"])
+        .arg(properties)
+        .stdin(Stdio::null());
+    let output = command.output().context("run java (Debian: default-jre-headless)")?;
+    if !output.status.success() {
+        bail!(
+            "{command:?} failed:\n{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
+}
+
+/// 16 random bytes in URL-safe base64 without padding: 22 characters, the last of which carries two bits.
+fn cluster_id() -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut bits = rand::rng().next_u64() as u128;
+    bits = bits << 64 | rand::rng().next_u64() as u128;
+    // A leading dash would be taken for an option.
+    let first = DIGITS[(bits & 31) as usize] as char;
+    bits >>= 6;
+    let rest = (1..22).map(|place| {
+        let mask = if place == 21 { 48 } else { 63 };
+        let digit = DIGITS[(bits & mask) as usize] as char;
+        bits >>= 6;
+        digit
+    });
+    std::iter::once(first).chain(rest).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cluster_id;
+
+    #[test]
+    fn a_cluster_id_has_22_characters_and_never_starts_like_an_option() {
+        for _ in 0..1_000 {
+            let id = cluster_id();
+            assert_eq!(id.len(), 22, "{id}");
+            assert!(!id.starts_with('-'), "{id}");
+        }
+    }
+}
