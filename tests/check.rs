@@ -1,6 +1,8 @@
-//! `telemetry check`: golden reports over broken configurations, the homelab example, and the pages made from the code.
+//! `telemetry check`: golden reports over broken configurations, the homelab example, and the pages
+//! made from the code.
 //!
-//! `UPDATE_GOLDEN=1 cargo test --test check` writes the golden files anew; read the difference before you keep it.
+//! `UPDATE_GOLDEN=1 cargo test --test check` writes the golden files anew; read the difference
+//! before you keep it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,7 +25,8 @@ fn assert_golden(path: &Path, made: &str) {
     let kept = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
         kept == made,
-        "{} differs from what the code makes; look, then run UPDATE_GOLDEN=1 cargo test --test check\n{made}",
+        "{} differs from what the code makes; look, then run UPDATE_GOLDEN=1 cargo test \
+             --test check\n{made}",
         path.display()
     );
 }

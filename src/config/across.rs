@@ -1,5 +1,5 @@
-//! What only shows when the whole configuration is in view: names used twice, things nobody uses, limits that do not
-//! fit each other.
+//! What only shows when the whole configuration is in view: names used twice, things nobody uses,
+//! limits that do not fit each other.
 
 use super::access;
 use super::report::Problems;
@@ -45,7 +45,8 @@ fn streams_do_not_meet(root: &Section, settings: &Settings, problems: &mut Probl
             let other = &earlier.name;
             if earlier.client_id == later.client_id {
                 let rule = format!(
-                    "client id {:?} is used by stream {other} too: at one broker they throw each other out for ever",
+                    "client id {:?} is used by stream {other} too: at one broker they throw each \
+                     other out for ever",
                     later.client_id
                 );
                 problems.error(section.at("client_id"), rule);
@@ -119,7 +120,8 @@ fn pools_are_large_enough(root: &Section, settings: &Settings, problems: &mut Pr
         let sinks = tables.filter(|table| table.database == *name).count();
         if sinks > database.connections_max as usize {
             let rule = format!(
-                "{sinks} table sinks share {} connections: they will wait for each other; raise connections_max",
+                "{sinks} table sinks share {} connections: they will wait for each other; raise \
+                 connections_max",
                 database.connections_max
             );
             problems.warn(section.at("connections_max"), rule);

@@ -9,13 +9,16 @@ use super::section::Section;
 use super::settings::*;
 
 pub static FIELD: Group = Group {
-    doc: "One value: its source, its type, its rules. The key is its name in the Kafka record and, unless renamed, its column. Exactly one of `path`, `topic_level`, `constant`, `arrival`, `flags` says where it comes from.",
+    doc: "One value: its source, its type, its rules. The key is its name in the Kafka \
+             record and, unless renamed, its column. Exactly one of `path`, `topic_level`, \
+             `constant`, `arrival`, `flags` says where it comes from.",
     settings: &[
         optional(
             "path",
             Kind::JsonPath,
             "another source",
-            "The member of the JSON payload, an RFC 9535 singular path without the leading `$.`: `a.b`, `list[0]`, `params['temperature:0'].tC`.",
+            "The member of the JSON payload, an RFC 9535 singular path without the leading \
+             `$.`: `a.b`, `list[0]`, `params['temperature:0'].tC`.",
         ),
         optional(
             "aliases",
@@ -46,24 +49,28 @@ pub static FIELD: Group = Group {
             "type",
             Kind::Choice(&["int2", "int4", "int8", "float8", "boolean", "text", "timestamp"]),
             "follows from bit, constant, topic_level, arrival, flags; required with a path",
-            "As PostgreSQL calls it. The width of an integer is its range: what does not fit is a dead letter.",
+            "As PostgreSQL calls it. The width of an integer is its range: what does not \
+             fit is a dead letter.",
         ),
         flag(
             "device_id",
             false,
-            "This value is the device id: the key in Kafka. Missing or empty is a dead letter; one field of each stream has it.",
+            "This value is the device id: the key in Kafka. Missing or empty is a dead \
+             letter; one field of each stream has it.",
         ),
         flag("tag", false, "Shown under `tags` of the record instead of `fields`."),
         flag(
             "required",
             false,
-            "Missing or null makes the message incomplete for each table with this column; the record is still made.",
+            "Missing or null makes the message incomplete for each table with this column; \
+             the record is still made.",
         ),
         optional(
             "round",
             Kind::Choice(&["floor", "nearest", "reject"]),
             "\"reject\"",
-            "A fraction for an integer: down, to the nearest (half away from zero), or a dead letter.",
+            "A fraction for an integer: down, to the nearest (half away from zero), or a \
+             dead letter.",
         ),
         optional(
             "record_type",
@@ -97,7 +104,8 @@ pub static FIELD: Group = Group {
             "values",
             Kind::ScalarMap,
             "as sent",
-            "Value sent → value kept, e.g. `{ ON = true, OFF = false }`. Anything else is a dead letter, never a guess.",
+            "Value sent → value kept, e.g. `{ ON = true, OFF = false }`. Anything else is a \
+             dead letter, never a guess.",
         ),
         flag("boolean_as_number", false, "A numeric field takes `true` as 1 and `false` as 0."),
         flag("text_as_number", false, "A numeric field takes the text \"237\" as 237."),
@@ -105,13 +113,15 @@ pub static FIELD: Group = Group {
             "timestamp_format",
             Kind::Choice(&["auto", "rfc3339", "epoch_seconds", "epoch_ms", "epoch_us"]),
             "\"auto\"",
-            "`auto`: RFC 3339 or ISO without zone (UTC); a number is seconds, milliseconds or microseconds, whichever falls into the window.",
+            "`auto`: RFC 3339 or ISO without zone (UTC); a number is seconds, milliseconds \
+             or microseconds, whichever falls into the window.",
         ),
         optional(
             "timestamp_age_max_seconds",
             Kind::Integer(1, 100 * YEAR_SECONDS),
             "604800, 7 days",
-            "A device time further before arrival is replaced by the arrival time and flagged `device_time_invalid`.",
+            "A device time further before arrival is replaced by the arrival time and \
+             flagged `device_time_invalid`.",
         ),
         optional(
             "timestamp_skew_max_seconds",
@@ -136,6 +146,10 @@ const TYPES: [(&str, FieldType); 7] = [
     ("timestamp", FieldType::Timestamp),
 ];
 
+/// Defaults that do nothing: not worth a line per field in the effective configuration.
+const WITHOUT_EFFECT: [&str; 7] =
+    ["device_id", "tag", "required", "scale", "offset", "boolean_as_number", "text_as_number"];
+
 const SOURCES: [&str; 5] = ["path", "topic_level", "constant", "arrival", "flags"];
 
 /// `levels`: how many levels the stream's topics have, where that is known.
@@ -146,6 +160,7 @@ pub fn field(section: &Section, levels: Option<usize>, problems: &mut Problems) 
     if !section.is_faulty("type") {
         field_rules::check(section, field_type, problems);
     }
+    section.leave_out(&WITHOUT_EFFECT);
     let roundings =
         [("reject", Rounding::Reject), ("floor", Rounding::Floor), ("nearest", Rounding::Nearest)];
     let ranges = [

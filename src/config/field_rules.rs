@@ -1,4 +1,5 @@
-//! Which settings of a field fit together: what means something for some types only, and values of the right type.
+//! Which settings of a field fit together: what means something for some types only, and values of
+//! the right type.
 
 use serde_json::Value;
 

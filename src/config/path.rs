@@ -3,7 +3,8 @@
 /// Deeper than any message, and far below the depth a payload may have.
 const STEPS_MAX: usize = 32;
 
-/// Names (`a.b`), quoted names (`['a:0']`), indexes (`[0]`). The answer says what is wrong and where.
+/// Names (`a.b`), quoted names (`['a:0']`), indexes (`[0]`). The answer says what is wrong and
+/// where.
 pub fn check(path: &str) -> Result<(), String> {
     let mut rest = path.strip_prefix('$').unwrap_or(path);
     if rest.is_empty() {
@@ -81,7 +82,8 @@ fn index(inside: &str) -> Result<&str, String> {
         Ok(rest)
     } else {
         Err(format!(
-            "[{number}] is neither an index counted from 0 nor a quoted name: a path names one member"
+            "[{number}] is neither an index counted from 0 nor a quoted name: a path names \
+             one member"
         ))
     }
 }

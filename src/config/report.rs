@@ -1,4 +1,5 @@
-//! What is wrong with a configuration: every mistake in one report, each with place, value, rule and hint.
+//! What is wrong with a configuration: every mistake in one report, each with place, value, rule
+//! and hint.
 
 use std::fmt;
 
@@ -9,7 +10,8 @@ use super::tree::Place;
 /// One mistake, or one warning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// Absent only when nothing in a file stands for it (an empty file that lacks a required setting).
+    /// Absent only when nothing in a file stands for it (an empty file that lacks a required
+    /// setting).
     #[serde(flatten)]
     pub place: Option<Place>,
     /// The setting, e.g. `streams.energy.fields.power.type`.

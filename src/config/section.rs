@@ -1,5 +1,5 @@
-//! A table of the file, checked against its description: unknown keys, types, ranges, choices. What is wrong is
-//! reported and then treated as absent, so that the rest is checked too.
+//! A table of the file, checked against its description: unknown keys, types, ranges, choices. What
+//! is wrong is reported and then treated as absent, so that the rest is checked too.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -291,7 +291,8 @@ impl Section {
         table.into_iter().filter_map(text).collect()
     }
 
-    /// The member of `choices` that is written; the first when it is wrong, which is reported elsewhere.
+    /// The member of `choices` that is written; the first when it is wrong, which is reported
+    /// elsewhere.
     pub fn pick<T: Copy>(&self, name: &'static str, choices: &[(&str, T)]) -> T {
         let text = self.text(name);
         let found = choices.iter().find(|(choice, _)| *choice == text);
@@ -368,7 +369,8 @@ fn named(
             KeyRule::Name => StreamName::parse(&key).err().map(|error| error.to_string()),
             KeyRule::Identifier => leaf::identifier(&key).err(),
         };
-        // A table with a wrong name is checked all the same, so that its other mistakes are told too.
+        // A table with a wrong name is checked all the same, so that its other mistakes are told
+        // too.
         if let Some(problem) = problem {
             problems.error(at(None), problem);
         }

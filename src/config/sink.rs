@@ -22,7 +22,8 @@ pub static KAFKA: Group = Group {
             "raw",
             Kind::Choice(&["none", "root"]),
             "none",
-            "`root` merges the source document into the top level of the record; `ts`, `tags`, `fields` win a clash.",
+            "`root` merges the source document into the top level of the record; `ts`, \
+             `tags`, `fields` win a clash.",
         ),
         optional_section("ensure", &ENSURE, "a missing topic holds the sink"),
     ],
@@ -45,7 +46,8 @@ pub static ENSURE: Group = Group {
 };
 
 pub static TABLE: Group = Group {
-    doc: "One table the stream writes to. The key names the sink and, unless `table` says otherwise, the table.",
+    doc: "One table the stream writes to. The key names the sink and, unless `table` \
+             says otherwise, the table.",
     settings: &[
         required("database", Kind::Text, "Name of a `[databases.<name>]`."),
         optional(
@@ -57,7 +59,8 @@ pub static TABLE: Group = Group {
         required(
             "kind",
             Kind::Choice(&["append", "latest"]),
-            "`append`: a row per message. `latest`: a row per key, changed only when a value changes; null never erases.",
+            "`append`: a row per message. `latest`: a row per key, changed only when a \
+             value changes; null never erases.",
         ),
         optional("fields", Kind::Texts, "all fields", "The fields that become columns."),
         optional(
@@ -101,7 +104,8 @@ pub static TABLE: Group = Group {
             "insert_only",
             Kind::TextMap,
             "none",
-            "latest: columns set when the row is first made and never again, `{ column = \"field\" }`.",
+            "latest: columns set when the row is first made and never again, `{ column = \
+             \"field\" }`.",
         ),
         integer(
             "batch_rows_max",
@@ -162,7 +166,8 @@ pub fn table(
     // A name that is none is reported and left out where tables are read.
     let sink = SinkName::parse(key).ok()?;
     if key == KAFKA_SINK {
-        let rule = "\"kafka\" is the name of the stream's Kafka sink; give the sink another name and set table";
+        let rule = "\"kafka\" is the name of the stream's Kafka sink; give the sink another name \
+             and set table";
         problems.error(section.itself(), rule);
     }
     let table = section.optional_text("table").unwrap_or_else(|| key.to_owned());

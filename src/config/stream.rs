@@ -21,13 +21,15 @@ pub static STREAM: Group = Group {
             "qos",
             (0, 1),
             1,
-            "1: the broker repeats what was not acknowledged. 0: what the broker cannot hand over is lost.",
+            "1: the broker repeats what was not acknowledged. 0: what the broker cannot \
+             hand over is lost.",
         ),
         optional(
             "client_id",
             Kind::Text,
             "`<node>-<stream>`",
-            "MQTT client id. The broker keeps the session under it; two clients with one id throw each other out.",
+            "MQTT client id. The broker keeps the session under it; two clients with one id \
+             throw each other out.",
         ),
         integer(
             "payload_bytes_max",
@@ -66,7 +68,8 @@ pub static STREAM: Group = Group {
 };
 
 pub static FILTER: Group = Group {
-    doc: "A condition on the message. What does not pass is counted as filtered: no row, no record, no error. A missing value is incomplete.",
+    doc: "A condition on the message. What does not pass is counted as filtered: no row, \
+             no record, no error. A missing value is incomplete.",
     settings: &[
         optional("path", Kind::JsonPath, "topic_level says where", "The member that is tested."),
         optional(
@@ -184,7 +187,8 @@ fn silent(
     let critical = section.optional_duration("silent_critical_after_seconds");
     if !section.has("silent_warning_after_seconds") && !section.has("silent_critical_after_seconds")
     {
-        let rule = "no silent limit: nobody hears when this stream stops; set silent_warning_after_seconds or silent_critical_after_seconds";
+        let rule = "no silent limit: nobody hears when this stream stops; set \
+             silent_warning_after_seconds or silent_critical_after_seconds";
         problems.warn(section.itself(), rule);
     }
     if let (Some(warning), Some(critical)) = (warning, critical)
