@@ -1,6 +1,7 @@
 //! `telemetry dlq`: messages a sink could not take.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, bail};
@@ -8,7 +9,7 @@ use clap::{Args, Subcommand};
 use comfy_table::Table;
 
 use super::client::{self, OrderError};
-use super::{ConfigArg, Exit};
+use super::Exit;
 use crate::buffer::DeadLetterFilter;
 use crate::config::Settings;
 use crate::domain::{DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, StreamName};
@@ -22,8 +23,9 @@ use crate::http::{CONTROL_SOCKET, ReplayRequest, ReplayResult};
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct DlqArgs {
-    #[command(flatten)]
-    config: ConfigArg,
+    /// The configuration; conf.d/*.toml beside it is read too
+    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/telemetry/telemetry.toml")]
+    config: PathBuf,
     #[command(subcommand)]
     order: DlqOrder,
 }
@@ -116,7 +118,7 @@ fn key_text(key: &DeadLetterKey) -> String {
 }
 
 pub fn run(args: &DlqArgs) -> anyhow::Result<Exit> {
-    let settings = super::settings(&args.config.config)?;
+    let settings = super::settings(&args.config)?;
     match &args.order {
         DlqOrder::List { filter, json } => list(&settings, filter, *json),
         DlqOrder::Show { letter, json } => show(&settings, letter, *json),
@@ -136,8 +138,7 @@ fn letters(settings: &Settings, filter: &DeadLetterFilter) -> anyhow::Result<Vec
         let page: Vec<DeadLetter> = match order(settings, "/dlq/list", &request) {
             Ok(answer) => serde_json::from_value(answer)?,
             Err(OrderError::NotRunning(_)) => {
-                let letters = crate::buffer::inspect::dead_letters(&settings.node.state_dir)?;
-                return Ok(letters.into_iter().filter(|letter| filter.matches(letter)).collect());
+                return Ok(crate::buffer::inspect::dead_letters(&settings.node.state_dir, filter)?);
             }
             Err(OrderError::Failed(error)) => return Err(error),
         };

@@ -60,7 +60,7 @@ enum Command {
     /// Plan, apply or draft database migrations
     Migrate(migrate::MigrateArgs),
     /// Publish made-up messages of the reference streams to a broker
-    Simulate(simulate::SimulateArgs),
+    Simulate(simulate::SimulateArguments),
     /// Show the running node
     Status(status::StatusArgs),
     /// List, show, replay or purge dead letters
@@ -68,7 +68,7 @@ enum Command {
     /// Show, pause or restart the parts of the running node
     Parts(parts::PartsArgs),
     /// Look into the buffer, of a running or a stopped node
-    Buffer(buffer::BufferArgs),
+    Buffer(buffer::BufferArguments),
 }
 
 /// A command ends because of something that has been told already.
@@ -101,7 +101,7 @@ fn run_command(command: Command) -> anyhow::Result<Exit> {
             let settings = settings(&args.config)?;
             block_on(migrate::run(&args, &settings, &mut std::io::stdout().lock()))?
         }
-        Command::Simulate(args) => simulate::run(&args),
+        Command::Simulate(args) => Ok(simulate::simulate(&args)),
         Command::Status(args) => status::run(&args),
         Command::Dlq(args) => dlq::run(&args),
         Command::Parts(args) => parts::run(&args),
