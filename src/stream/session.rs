@@ -296,8 +296,7 @@ mod tests {
             let (mut session, connect) = Session::begin(&settings, now);
             assert_eq!(connect, Outbound::Connect(Box::new(settings.connect.clone())));
             let step = session.on_packet(let_in(session_present), now).unwrap();
-            let send =
-                Outbound::Subscribe { packet_id: 1, filter: "energy/#".to_owned(), qos: 1 };
+            let send = Outbound::Subscribe { packet_id: 1, filter: "energy/#".to_owned(), qos: 1 };
             assert_eq!(step, Step::LetIn { session_present, send });
             assert!(!session.is_active());
             assert!(
@@ -322,8 +321,7 @@ mod tests {
         ] {
             let (settings, now) = (settings(), Instant::now());
             let (mut session, _) = Session::begin(&settings, now);
-            let connack =
-                ConnAck { session_present: false, answer: Err(refusal), keepalive: None };
+            let connack = ConnAck { session_present: false, answer: Err(refusal), keepalive: None };
             let error = session.on_packet(Inbound::ConnAck(connack), now).unwrap_err();
             assert!(error.to_string().contains(says), "{refusal:?}: {error}");
             assert_eq!(error.reason(), DisconnectReason::Refused);

@@ -158,12 +158,8 @@ impl Broker {
 }
 
 fn publish(dup: bool, packet_id: u16, payload: &[u8]) -> Vec<u8> {
-    let mut message = v5::Publish::new(
-        "a/b",
-        rumqttc::v5::mqttbytes::QoS::AtLeastOnce,
-        payload.to_vec(),
-        None,
-    );
+    let mut message =
+        v5::Publish::new("a/b", rumqttc::v5::mqttbytes::QoS::AtLeastOnce, payload.to_vec(), None);
     (message.dup, message.pkid) = (dup, packet_id);
     let mut out = BytesMut::new();
     message.write(&mut out).unwrap();
@@ -216,12 +212,8 @@ impl Node {
     async fn new() -> Self {
         let view = Arc::new(StreamView::for_test(StreamMeters::for_test()));
         let buffer = StandIn::default();
-        let inlet = Inlet::new(
-            buffer.clone(),
-            Repeats::new(None),
-            Unacknowledged::default(),
-            view.clone(),
-        );
+        let inlet =
+            Inlet::new(buffer.clone(), Repeats::new(None), Unacknowledged::default(), view.clone());
         let (phase, phases) = watch::channel(Phase::Running);
         let (paused, pauses) = watch::channel(false);
         let control = Control::new(phases, pauses, Arc::new(Progress::default()));
@@ -249,14 +241,9 @@ impl Node {
         let (broker, _) = self.listener.accept().await.unwrap();
         let broker = Broker { tcp: broker, input: BytesMut::new() };
         let mut seen = Seen::default();
-        let connection = Connection::new(
-            Box::new(tcp),
-            &self.settings,
-            self.limits,
-            &mut self.inlet,
-            &mut seen,
-        )
-        .map_err(|error| Lost { error, active_for: Duration::ZERO })?;
+        let connection =
+            Connection::new(Box::new(tcp), &self.settings, self.limits, &mut self.inlet, &mut seen)
+                .map_err(|error| Lost { error, active_for: Duration::ZERO })?;
         let playing = script(broker, &self.buffer, &self.phase);
         let both = async { tokio::join!(connection.run(&mut self.control), playing).0 };
         timeout(2 * PATIENCE, both).await.expect("the connection ends")
@@ -386,11 +373,9 @@ async fn above_its_own_bound_it_stops_reading_until_something_is_durable() {
             broker.welcome(false).await;
             let (payload, mut sent) = (vec![0; 10_000], 0_u16);
             // The broker ignores the receive maximum until the sockets are full.
-            while let Ok(()) = timeout(
-                Duration::from_millis(200),
-                broker.say(&publish(false, sent + 1, &payload)),
-            )
-            .await
+            while let Ok(()) =
+                timeout(Duration::from_millis(200), broker.say(&publish(false, sent + 1, &payload)))
+                    .await
             {
                 sent += 1;
                 assert!(sent < 10_000, "reading never stops");
@@ -436,8 +421,8 @@ async fn a_silent_broker_and_a_silent_handshake_are_given_up() {
     assert_eq!(lost.unwrap_err().error.reason(), DisconnectReason::Keepalive);
 
     node.settings.connect_timeout = Duration::from_millis(100);
-    let lost = node
-        .connect(async |mut broker, _, _| {
+    let lost =
+        node.connect(async |mut broker, _, _| {
             while !matches!(broker.tcp.read_buf(&mut broker.input).await, Ok(0) | Err(_)) {}
         })
         .await;
