@@ -12,10 +12,7 @@ use super::plan::{Applied, Migration, Plan, plan};
 use super::source::read_folder;
 use crate::config::DatabaseSettings;
 use crate::database::maintenance::{prepare_session, quote};
-use crate::database::{DatabaseError, connect, postgres};
-
-/// The node's own tables: cursors and the like.
-const BOOKKEEPING_SQL: &str = "";
+use crate::database::{DatabaseError, bookkeeping, connect, postgres};
 
 /// Between two looks at a lock someone else holds.
 const LOCK_POLL: Duration = Duration::from_millis(200);
@@ -114,7 +111,8 @@ impl Session {
             .await?;
         }
         self.execute("create the ledger schema_migrations", LEDGER_SQL).await?;
-        self.execute("create the node's own tables", BOOKKEEPING_SQL).await
+        self.execute("create the node's own tables", &bookkeeping::statements(schema).join("; "))
+            .await
     }
 
     async fn run_in_transaction(&self, migration: &Migration) -> Result<(), MigrateError> {

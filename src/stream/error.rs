@@ -69,6 +69,11 @@ pub enum StreamError {
         "another client connected to {broker} as {client_id:?} and took the session over; give each node its own name, or stop the other one"
     )]
     TakenOver { broker: String, client_id: String },
+    /// Some brokers (Mosquitto 2.0 among them) end the older connection without a word.
+    #[error(
+        "{broker} closed the connection right after subscribing, again and again: most likely another client connects as {client_id:?} (give each node its own name, or stop the other one); if not, the broker's log says why"
+    )]
+    ProbablyTakenOver { broker: String, client_id: String },
     #[error("{broker} ended the connection: {reason}")]
     Disconnected { broker: String, reason: String },
     #[error("{broker} refused the subscription to {filter:?} ({reason}); {remedy}")]
@@ -117,7 +122,9 @@ impl StreamError {
             | StreamError::NotAuthorized { .. }
             | StreamError::Refused { .. }
             | StreamError::SubscriptionRefused { .. } => DisconnectReason::Refused,
-            StreamError::TakenOver { .. } => DisconnectReason::Takeover,
+            StreamError::TakenOver { .. } | StreamError::ProbablyTakenOver { .. } => {
+                DisconnectReason::Takeover
+            }
             StreamError::Protocol { .. } => DisconnectReason::Protocol,
             StreamError::Buffer(_) | StreamError::BufferGone => DisconnectReason::Stop,
             _ => DisconnectReason::Network,
@@ -129,6 +136,7 @@ impl StreamError {
         !matches!(
             self,
             StreamError::TakenOver { .. }
+                | StreamError::ProbablyTakenOver { .. }
                 | StreamError::SubscriptionRefused { .. }
                 | StreamError::Buffer(_)
                 | StreamError::BufferGone
