@@ -353,7 +353,42 @@ fn summarise(totals: &Totals, json: bool) {
 
 #[cfg(test)]
 mod tests {
+    use clap::{Args as _, FromArgMatches as _};
+
     use super::*;
+
+    fn parsed(line: &str) -> Result<SimulateArguments, clap::Error> {
+        let command = SimulateArguments::augment_args(clap::Command::new("simulate"));
+        let matches = command.try_get_matches_from(line.split(' '))?;
+        SimulateArguments::from_arg_matches(&matches)
+    }
+
+    #[test]
+    fn a_broker_needs_streams_and_excludes_a_configuration() {
+        let arguments = parsed("simulate --broker h:1 --stream energy=5 --count 3").unwrap();
+        let order = order(&arguments).unwrap();
+        assert_eq!((order.feeds.len(), order.count, order.duration), (1, Some(3), None));
+        assert!(parsed("simulate --config f --duration 3 --json").is_ok());
+        for line in [
+            "simulate --broker h:1",
+            "simulate --broker h:1 --stream energy --config f",
+            "simulate --duration 0",
+            "simulate --devices 0",
+        ] {
+            assert!(parsed(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_configured_streams_share_a_connection_per_broker() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/homelab/telemetry.toml");
+        let arguments = parsed(&format!("simulate --config {file} --rate 2")).unwrap();
+        let order = order(&arguments).unwrap();
+        assert_eq!((order.brokers.len(), order.feeds.len()), (1, 5));
+        assert!(order.feeds.iter().all(|feed| feed.rate == 2.0));
+        let nowhere = parsed("simulate --config /nowhere/telemetry.toml").unwrap();
+        assert_eq!(super::order(&nowhere).unwrap_err().0, BAD_CONFIGURATION);
+    }
 
     #[test]
     fn rates_are_numbers_or_multiples_of_nature() {
