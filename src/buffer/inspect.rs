@@ -17,9 +17,9 @@ use super::log::{Loss, Marks};
 use super::recovery::IdentityFile;
 use super::state_store::StateStore;
 use super::store::Store;
-use super::{BufferError, disk};
+use super::{BufferError, DeadLetterFilter, disk};
 use crate::domain::{
-    Arrival, Books, LogIdentity, Record, Sequence, SequenceRange, SinkName, StreamName,
+    Arrival, Books, DeadLetter, LogIdentity, Record, Sequence, SequenceRange, SinkName, StreamName,
 };
 
 /// Bytes read at a time.
@@ -352,5 +352,6 @@ pub fn dead_letters(
     filter: &DeadLetterFilter,
 ) -> Result<Vec<DeadLetter>, BufferError> {
     let copy = Copy::of(&state_dir.join("state"))?;
-    StateStore::new(Store::open(&copy.folder)?, u64::MAX)?.letters(filter, None, usize::MAX)
+    let store = StateStore::new(Store::open(&copy.folder)?, u64::MAX)?;
+    store.letters(None, usize::MAX, |letter| filter.matches(letter))
 }
