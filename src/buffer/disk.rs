@@ -1,0 +1,174 @@
+//! Files and folders: atomic replacement, folder syncs, free space, the ballast.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::BufferError;
+
+/// Size and free space of the file system below a folder.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Space {
+    pub free_bytes: u64,
+    pub total_bytes: u64,
+}
+
+/// Free as an unprivileged process sees it.
+pub(super) fn space(folder: &Path) -> Result<Space, BufferError> {
+    let stat = rustix::fs::statvfs(folder)
+        .map_err(|error| BufferError::io("ask for the free space of", folder, error.into()))?;
+    Ok(Space {
+        free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+        total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+    })
+}
+
+pub(super) fn make_folder(folder: &Path) -> Result<(), BufferError> {
+    fs::create_dir_all(folder).map_err(|error| BufferError::io("make", folder, error))
+}
+
+/// Syncs a file, or a folder's list of names.
+pub(super) fn sync(path: &Path) -> Result<(), BufferError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| BufferError::io("sync", path, error))
+}
+
+/// Renames and syncs both parents: after it returns, a power cut does not undo it.
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), BufferError> {
+    fs::rename(from, to).map_err(|error| BufferError::io("move", from, error))?;
+    for parent in [from.parent(), to.parent()].into_iter().flatten() {
+        sync(parent)?;
+    }
+    Ok(())
+}
+
+/// Removes a folder with all that is in it, and syncs its parent.
+pub(super) fn remove_folder(folder: &Path) -> Result<(), BufferError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(BufferError::io("remove", folder, error));
+        }
+        _ => {}
+    }
+    folder.parent().map_or(Ok(()), sync)
+}
+
+/// Bytes of all files below a folder; what vanishes meanwhile counts nothing.
+pub(super) fn folder_bytes(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    entries
+        .filter_map(Result::ok)
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => folder_bytes(&entry.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+/// Replaces a small JSON file so that a crash leaves the old or the new one: a CRC line, then the text.
+pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), BufferError> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| BufferError::io("encode", path, error.into()))?;
+    let content = format!("{:08x}\n{text}\n", crc32fast::hash(text.as_bytes()));
+    let draft = path.with_extension("draft");
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&draft)?;
+        file.write_all(content.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(|error| BufferError::io("write", &draft, error))?;
+    rename(&draft, path)
+}
+
+/// What [`write_json`] wrote; `None` when there is no such file, `Corrupt` when it does not match its CRC.
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, BufferError> {
+    let content = match fs::read_to_string(path) {
+        Ok(content) => content,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return Err(BufferError::corrupt(path, "not a text"));
+        }
+        Err(error) => return Err(BufferError::io("read", path, error)),
+    };
+    let (sum, text) = content.split_once('\n').unwrap_or_default();
+    let text = text.trim_end_matches('\n');
+    if sum != format!("{:08x}", crc32fast::hash(text.as_bytes())) {
+        return Err(BufferError::corrupt(path, "its check sum does not match"));
+    }
+    serde_json::from_str(text).map(Some).map_err(|error| BufferError::corrupt(path, error))
+}
+
+/// Gives the ballast up when the disk is too full for sled to open a database.
+pub(super) fn release_ballast(path: &Path, ballast_bytes: u64) -> Result<(), BufferError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    if path.exists() && space(folder)?.free_bytes < ballast_bytes {
+        fs::remove_file(path).map_err(|error| BufferError::io("remove", path, error))?;
+        tracing::warn!(
+            event = "ballast_released",
+            path = %path.display(),
+            "the disk is full: the ballast file was given up so that the buffer can open"
+        );
+    }
+    Ok(())
+}
+
+/// Makes the ballast when it is missing and leaves the minimum free; quietly does nothing otherwise.
+pub(super) fn restore_ballast(
+    path: &Path,
+    ballast_bytes: u64,
+    free_bytes_min: u64,
+) -> Result<(), BufferError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let whole = fs::metadata(path).is_ok_and(|meta| meta.len() == ballast_bytes);
+    let needed = free_bytes_min.saturating_add(ballast_bytes.saturating_mul(2));
+    if whole || ballast_bytes == 0 || space(folder)?.free_bytes < needed {
+        return Ok(());
+    }
+    let write = || -> io::Result<()> {
+        let mut file = File::create(path)?;
+        io::copy(&mut io::Read::take(io::repeat(0), ballast_bytes), &mut file)?;
+        file.sync_all()
+    };
+    write().map_err(|error| BufferError::io("write", path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_json_file_reads_back_and_a_damaged_one_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("value");
+        assert_eq!(read_json::<Vec<u32>>(&path).unwrap(), None);
+        write_json(&path, &vec![1, 2, 3]).unwrap();
+        write_json(&path, &vec![4, 5]).unwrap();
+        assert_eq!(read_json::<Vec<u32>>(&path).unwrap(), Some(vec![4, 5]));
+        let damaged = fs::read_to_string(&path).unwrap().replace('4', "7");
+        fs::write(&path, damaged).unwrap();
+        assert!(matches!(read_json::<Vec<u32>>(&path), Err(BufferError::Corrupt { .. })));
+        fs::write(&path, b"").unwrap();
+        assert!(matches!(read_json::<Vec<u32>>(&path), Err(BufferError::Corrupt { .. })));
+        fs::write(&path, [0xff, 0xfe]).unwrap();
+        assert!(matches!(read_json::<Vec<u32>>(&path), Err(BufferError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn ballast_is_made_once_and_counts_its_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ballast");
+        restore_ballast(&path, 4096, u64::MAX).unwrap();
+        assert!(!path.exists(), "no ballast where space is short");
+        restore_ballast(&path, 4096, 0).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), 4096);
+        release_ballast(&path, 4096).unwrap();
+        assert!(path.exists(), "kept while there is space");
+        release_ballast(&path, u64::MAX).unwrap();
+        assert!(!path.exists());
+    }
+}

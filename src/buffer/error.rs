@@ -1,0 +1,71 @@
+//! What can go wrong with the buffer, and what the operator does about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::domain::ErrorClass;
+
+/// Open failed, the disk failed, a bound was reached, or the buffer has stopped because of one of them.
+#[derive(Debug, thiserror::Error)]
+pub enum BufferError {
+    #[error(
+        "{} is held by another process: stop the other telemetry node, or give this one a state_dir of its own",
+        path.display()
+    )]
+    Locked { path: PathBuf },
+    #[error(
+        "this binary does not sync what it writes (its sync_file_range is not in use), so nothing it acknowledged \
+         would be safe: install a binary built from the project's own Makefile"
+    )]
+    ShimNotLive,
+    #[error("cannot {action} {}: {source}; check the disk, its mount and its owner", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("no space left at {}: free some, or enlarge the file system", path.display())]
+    DiskFull { path: PathBuf },
+    #[error("the database {} cannot be used: {reason}", path.display())]
+    Store { path: PathBuf, reason: String },
+    #[error(
+        "{} is damaged: {reason}; restore the file from a backup, or move the whole folder away to begin a new log",
+        path.display()
+    )]
+    Corrupt { path: PathBuf, reason: String },
+    #[error(
+        "dead letters fill their quota of {quota_bytes} bytes: replay, export or purge some (telemetry dlq), or \
+         raise buffer.dead_letter_quota"
+    )]
+    DeadLettersFull { quota_bytes: u64 },
+    #[error("the buffer has stopped: {reason}")]
+    Stopped { reason: String },
+}
+
+impl BufferError {
+    /// Each of them needs a person, or ends the process.
+    pub fn class(&self) -> ErrorClass {
+        ErrorClass::Standing
+    }
+
+    /// The files are there and make no sense, or the drive cannot read them: trying again will not help. A full disk,
+    /// a missing permission or too many open files is no damage.
+    pub(super) fn is_damage(&self) -> bool {
+        const EIO: i32 = 5;
+        match self {
+            BufferError::Store { .. } | BufferError::Corrupt { .. } => true,
+            BufferError::Io { source, .. } => {
+                let unreadable = [io::ErrorKind::UnexpectedEof, io::ErrorKind::InvalidData];
+                source.raw_os_error() == Some(EIO) || unreadable.contains(&source.kind())
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull => BufferError::DiskFull { path: path.to_owned() },
+            _ => BufferError::Io { action, path: path.to_owned(), source },
+        }
+    }
+
+    pub(super) fn corrupt(path: &Path, reason: impl ToString) -> Self {
+        BufferError::Corrupt { path: path.to_owned(), reason: reason.to_string() }
+    }
+}

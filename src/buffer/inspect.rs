@@ -1,0 +1,1 @@
+//! Reading a buffer from outside.

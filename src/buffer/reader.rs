@@ -1,0 +1,219 @@
+//! Reading: from the tail in memory when a sink is caught up, from the log, on a thread of its own, when it lags.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use tokio::sync::{oneshot, watch};
+
+use super::generation::{self, Stretch};
+use super::log::{Log, Loss, Place, StreamCell, lock};
+use super::store::Store;
+use super::{Block, BufferError};
+use crate::domain::{Arrival, Durable, Sequence, SequenceRange};
+
+/// Sealed generations open at a time: their pages in memory follow their size, not sled's cache setting.
+const OPEN_SEALED_MAX: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+
+/// A sealed generation nobody has read for this long is closed.
+const IDLE_HANDLE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Sealed generations that are open because a sink lags.
+#[derive(Debug)]
+pub(super) struct Handles {
+    open: LruCache<u64, Store>,
+    used: Instant,
+}
+
+impl Handles {
+    pub(super) fn new() -> Self {
+        Handles { open: LruCache::new(OPEN_SEALED_MAX), used: Instant::now() }
+    }
+
+    pub(super) fn forget(&mut self, number: u64) {
+        self.open.pop(&number);
+    }
+
+    pub(super) fn close_all(&mut self) {
+        self.open.clear();
+    }
+
+    /// Gives the memory back once no sink lags any more.
+    pub(super) fn close_idle(&mut self) {
+        if self.used.elapsed() > IDLE_HANDLE_LIMIT {
+            self.open.clear();
+        }
+    }
+
+    fn get(&mut self, number: u64, folder: &std::path::Path) -> Result<Store, BufferError> {
+        if let Some(store) = self.open.get(&number) {
+            return Ok(store.clone());
+        }
+        if self.open.len() == OPEN_SEALED_MAX.get() {
+            self.open.pop_lru();
+        }
+        let store = Store::open(folder)?;
+        generation::read_header(&store)?;
+        self.open.put(number, store.clone());
+        Ok(store)
+    }
+}
+
+/// What `read` found.
+#[derive(Debug, Clone, Default)]
+pub struct Chunk {
+    /// In order, without overlap. The first may begin before what was asked for: use `Block::records_after`.
+    pub blocks: Vec<Block>,
+    /// The log lost these records (quarantined): the sink counts them as lost and passes on. Only ever together with
+    /// no blocks, and beginning right after the position asked for.
+    pub lost: Option<SequenceRange>,
+}
+
+/// A sink that lags asks for the records after a position. Each [`Reader`] has at most one under way.
+pub(super) struct Request {
+    cell: Arc<StreamCell>,
+    position: Sequence,
+    bytes_max: usize,
+    answer: oneshot::Sender<Result<Chunk, BufferError>>,
+}
+
+/// Pulls blocks for one sink: from memory when it is caught up, from the log when it lags.
+pub struct Reader {
+    log: Arc<Log>,
+    cell: Arc<StreamCell>,
+    requests: mpsc::Sender<Request>,
+}
+
+impl Reader {
+    pub(super) fn new(
+        log: Arc<Log>,
+        cell: Arc<StreamCell>,
+        requests: mpsc::Sender<Request>,
+    ) -> Self {
+        Reader { log, cell, requests }
+    }
+
+    /// The records after `position`, at least one block when there is one, at most about `bytes_max`; empty when
+    /// `position` is the last durable record.
+    pub async fn read(
+        &mut self,
+        position: Sequence,
+        bytes_max: usize,
+    ) -> Result<Chunk, BufferError> {
+        if let Some(stopped) = self.log.stopped() {
+            return Err(stopped);
+        }
+        if position >= self.cell.durable.borrow().0 {
+            return Ok(Chunk::default());
+        }
+        let at_hand = lock(&self.log.tail).read(&self.cell.name, position, bytes_max);
+        if let Some(blocks) = at_hand {
+            return Ok(Chunk { blocks, lost: None });
+        }
+        let (answer, answered) = oneshot::channel();
+        let request = Request { cell: self.cell.clone(), position, bytes_max, answer };
+        let ended = || BufferError::Stopped { reason: "its reading thread has ended".to_owned() };
+        if self.requests.send(request).is_err() {
+            return Err(self.log.stopped().unwrap_or_else(ended));
+        }
+        answered.await.unwrap_or_else(|_| Err(self.log.stopped().unwrap_or_else(ended)))
+    }
+
+    /// The last durable record, to wait for news: `changed().await`.
+    pub fn durable(&self) -> watch::Receiver<Durable> {
+        self.cell.durable.subscribe()
+    }
+}
+
+/// The reading thread: until every asker is gone or the buffer closes.
+pub(super) fn run(log: &Log, requests: &mpsc::Receiver<Request>) {
+    while let Ok(request) = requests.recv_timeout(super::IDLE_PAUSE).map(Some).or_else(again) {
+        if log.closing() {
+            return;
+        }
+        let Some(request) = request else { continue };
+        let found = fetch(log, &request.cell, request.position, request.bytes_max);
+        // The asker may have been stopped meanwhile.
+        let _ = request.answer.send(found);
+    }
+}
+
+/// Reads from the log, blocking.
+pub(super) fn fetch(
+    log: &Log,
+    cell: &StreamCell,
+    position: Sequence,
+    bytes_max: usize,
+) -> Result<Chunk, BufferError> {
+    loop {
+        if let Some(stopped) = log.stopped() {
+            return Err(stopped);
+        }
+        let durable = cell.durable.borrow().0;
+        if position >= durable {
+            return Ok(Chunk::default());
+        }
+        let place = lock(&log.index).locate(&cell.name, position, durable);
+        let (number, wanted) = match place {
+            Place::Missing(lost) => return Ok(Chunk { blocks: Vec::new(), lost: Some(lost) }),
+            Place::In { number, wanted } => (number, wanted),
+        };
+        let read = read(log, cell, number, wanted, bytes_max);
+        match read {
+            Ok(Some(stretch)) => return Ok(chunk(log, cell, number, stretch)),
+            // Dropped between the look into the index and the opening: look again.
+            Ok(None) => {}
+            Err(error) if error.is_damage() => give_up(log, number, &error),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// `None`: the generation is no longer there. The handles stay locked for the whole read: so nobody closes or removes
+/// what is being read, and no generation is ever opened twice, which sled refuses.
+fn read(
+    log: &Log,
+    cell: &StreamCell,
+    number: u64,
+    wanted: SequenceRange,
+    bytes_max: usize,
+) -> Result<Option<Stretch>, BufferError> {
+    let mut handles = lock(&log.handles);
+    handles.used = Instant::now();
+    let (held, folder) = {
+        let index = lock(&log.index);
+        let Some(entry) = index.generations.get(&number) else { return Ok(None) };
+        (index.open_store(number), entry.folder.clone())
+    };
+    let store = match held {
+        Some(store) => store,
+        None => handles.get(number, &folder)?,
+    };
+    generation::read(&store, &cell.prefix, wanted, bytes_max).map(Some)
+}
+
+fn chunk(log: &Log, cell: &StreamCell, number: u64, stretch: Stretch) -> Chunk {
+    if let Some(range) = stretch.hole {
+        log.lose(vec![Loss {
+            stream: cell.name.clone(),
+            range,
+            noticed: Arrival::now(),
+            reason: format!("not in generation {number}, or damaged there"),
+        }]);
+    }
+    Chunk { blocks: stretch.blocks, lost: stretch.hole }
+}
+
+/// A sealed generation is set aside. The one that is written ends the process: the next start verifies it.
+fn give_up(log: &Log, number: u64, error: &BufferError) {
+    let written = lock(&log.index).current.as_ref().is_some_and(|(current, _)| *current == number);
+    if written { log.fail(error) } else { log.quarantine(number, error) }
+}
+
+fn again(error: mpsc::RecvTimeoutError) -> Result<Option<Request>, mpsc::RecvTimeoutError> {
+    match error {
+        mpsc::RecvTimeoutError::Timeout => Ok(None),
+        gone => Err(gone),
+    }
+}

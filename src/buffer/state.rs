@@ -1,0 +1,200 @@
+//! The small second database: books, dead letters, notes. One OS thread owns it; commands that wait share a sync.
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::BufferError;
+use super::log::Log;
+use super::state_store::StateStore;
+use crate::domain::{Arrival, Books, DeadLetter, DeadLetterKey, Reason, SinkName, StreamName};
+
+/// Commands that may wait; whoever comes then waits to be let in.
+const COMMANDS_MAX: usize = 256;
+
+/// Commands that share one sync.
+const GROUP_MAX: usize = 64;
+
+/// Does its work on the store and returns what answers the caller once the group is synced.
+type Job = Box<dyn FnOnce(&mut StateStore) -> Outcome + Send>;
+
+struct Outcome {
+    wrote: bool,
+    /// The store itself failed: nothing after it can be believed.
+    fatal: Option<BufferError>,
+    /// Called with what the sync said; dropped when the buffer stops instead.
+    answer: Box<dyn FnOnce()>,
+}
+
+enum Command {
+    Run(Job),
+    Close,
+}
+
+/// The small second database: books (with the Kafka cursors), dead letters, presence, retained-message fingerprints.
+/// Calls go to its own thread; what answers `Ok` is on stable storage.
+#[derive(Clone)]
+pub struct State {
+    log: std::sync::Arc<Log>,
+    commands: mpsc::Sender<Command>,
+}
+
+/// The thread's end of the queue.
+pub(super) struct Commands(mpsc::Receiver<Command>);
+
+/// Which dead letters: every field given must match.
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+pub struct DeadLetterFilter {
+    pub stream: Option<StreamName>,
+    pub sink: Option<SinkName>,
+    pub reason: Option<Reason>,
+    /// Dead at or after.
+    pub since: Option<Arrival>,
+}
+
+impl DeadLetterFilter {
+    fn matches(&self, letter: &DeadLetter) -> bool {
+        self.stream.as_ref().is_none_or(|stream| *stream == letter.key.stream)
+            && self.sink.as_ref().is_none_or(|sink| *sink == letter.key.sink)
+            && self.reason.is_none_or(|reason| reason == letter.reason)
+            && self.since.is_none_or(|since| letter.dead_at >= since)
+    }
+}
+
+impl State {
+    pub(super) fn new(log: std::sync::Arc<Log>) -> (Self, Commands) {
+        let (commands, queue) = mpsc::channel(COMMANDS_MAX);
+        (State { log, commands }, Commands(queue))
+    }
+
+    fn gone(&self) -> BufferError {
+        let ended = || BufferError::Stopped { reason: "its state thread has ended".to_owned() };
+        self.log.stopped().unwrap_or_else(ended)
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        wrote: bool,
+        work: impl FnOnce(&mut StateStore) -> Result<T, BufferError> + Send + 'static,
+    ) -> Result<T, BufferError> {
+        let (sender, receiver) = oneshot::channel();
+        let job: Job = Box::new(move |store| {
+            let (result, fatal) = match work(store) {
+                // A bound that was reached, and nothing was written.
+                Err(error @ BufferError::DeadLettersFull { .. }) => (Err(error), None),
+                Err(error) => {
+                    let stopped = BufferError::Stopped { reason: error.to_string() };
+                    (Err(stopped), Some(error))
+                }
+                Ok(value) => (Ok(value), None),
+            };
+            Outcome { wrote, fatal, answer: Box::new(move || drop(sender.send(result))) }
+        });
+        self.commands.send(Command::Run(job)).await.map_err(|_| self.gone())?;
+        receiver.await.unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    /// The saved books of a sink. For a table sink a lower bound: its truth is the cursor row in the database.
+    pub async fn books(
+        &self,
+        stream: &StreamName,
+        sink: &SinkName,
+    ) -> Result<Option<Books>, BufferError> {
+        let (stream, sink) = (stream.clone(), sink.clone());
+        self.call(false, move |store| store.books(&stream, &sink)).await
+    }
+
+    /// Saves books, synced before it answers.
+    pub async fn save_books(
+        &self,
+        stream: &StreamName,
+        sink: &SinkName,
+        books: Books,
+    ) -> Result<(), BufferError> {
+        let (stream, sink) = (stream.clone(), sink.clone());
+        self.call(true, move |store| store.save_books(&stream, &sink, &books)).await
+    }
+
+    /// Stores dead letters, synced before it answers; one that is already there (same key) is replaced, so a repeated
+    /// batch doubles nothing. `DeadLettersFull` when the quota would be passed: nothing of the batch is stored then.
+    pub async fn put_dead_letters(&self, letters: Vec<DeadLetter>) -> Result<(), BufferError> {
+        self.call(true, move |store| store.put_letters(&letters)).await
+    }
+
+    /// By key order, at most `limit`, after `after`.
+    pub async fn dead_letters(
+        &self,
+        filter: DeadLetterFilter,
+        after: Option<DeadLetterKey>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, BufferError> {
+        self.call(false, move |store| {
+            store.letters(after.as_ref(), limit, |letter| filter.matches(letter))
+        })
+        .await
+    }
+
+    pub async fn remove_dead_letters(&self, keys: Vec<DeadLetterKey>) -> Result<(), BufferError> {
+        self.call(true, move |store| store.remove_letters(&keys)).await
+    }
+
+    /// How many a sink of a stream has.
+    pub async fn dead_letter_count(
+        &self,
+        stream: &StreamName,
+        sink: &SinkName,
+    ) -> Result<u64, BufferError> {
+        let (stream, sink) = (stream.clone(), sink.clone());
+        self.call(false, move |store| Ok(store.count(&sink, &stream)?.letters)).await
+    }
+
+    /// A small durable value of a part's own, e.g. a stream's fingerprints of retained messages. Key: `<part>/<what>`.
+    pub async fn put_note(&self, key: &str, value: Vec<u8>) -> Result<(), BufferError> {
+        let key = key.to_owned();
+        self.call(true, move |store| store.put_note(&key, &value)).await
+    }
+
+    pub async fn note(&self, key: &str) -> Result<Option<Vec<u8>>, BufferError> {
+        let key = key.to_owned();
+        self.call(false, move |store| store.note(&key)).await
+    }
+
+    pub(super) async fn close(&self) {
+        let _ = self.commands.send(Command::Close).await;
+    }
+}
+
+/// The state thread: until it is told to close or the disk fails. What it does not answer is answered `Stopped`.
+pub(super) fn run(log: &Log, mut store: StateStore, commands: Commands) {
+    let Commands(mut queue) = commands;
+    let mut closing = false;
+    while !closing {
+        let Some(first) = queue.blocking_recv() else { return };
+        let mut outcomes = Vec::new();
+        let mut next = Some(first);
+        while let Some(command) = next.take() {
+            match command {
+                Command::Close => closing = true,
+                Command::Run(job) => outcomes.push(job(&mut store)),
+            }
+            if !closing && outcomes.len() < GROUP_MAX {
+                next = queue.try_recv().ok();
+            }
+        }
+        if let Err(error) = settle(&store, outcomes) {
+            return log.fail(&error);
+        }
+        let bytes = store.dead_letter_bytes;
+        log.board.update_buffer(|status| status.dead_letter_bytes = bytes);
+    }
+}
+
+fn settle(store: &StateStore, outcomes: Vec<Outcome>) -> Result<(), BufferError> {
+    if outcomes.iter().any(|outcome| outcome.wrote) {
+        store.store.flush()?;
+    }
+    let mut failed = None;
+    for outcome in outcomes {
+        failed = failed.or(outcome.fatal);
+        (outcome.answer)();
+    }
+    failed.map_or(Ok(()), Err)
+}

@@ -1,0 +1,317 @@
+//! What the state database holds, as keys and values: books, dead letters with their counts, notes.
+//!
+//! ```text
+//!  meta 0 start                          how often it was opened (the probe of the sync self-check)
+//!  books 0 stream 0 sink                 Books, JSON
+//!  letter 0 sink 0 stream 0 sequence     parts of: length u32, DeadLetter as JSON without payload, payload
+//!  count 0 sink 0 stream                 dead letters and their bytes, two u64
+//!  note 0 key 0                          parts of the value
+//! ```
+//! A value longer than [`PART_BYTES_MAX`] is split; the part number (u16) ends the key. Everything one call changes
+//! is one sled batch, so a crash cannot leave a letter without its count.
+
+use std::ops::ControlFlow;
+
+use super::BufferError;
+use super::block::PART_BYTES_MAX;
+use super::store::Store;
+use crate::domain::{Books, DeadLetter, DeadLetterKey, Sequence, SinkName, StreamName};
+
+const START: &[u8] = b"meta\0start";
+const BOOKS: &[u8] = b"books\0";
+const LETTER: &[u8] = b"letter\0";
+const COUNT: &[u8] = b"count\0";
+const NOTE: &[u8] = b"note\0";
+
+/// Dead letters of one sink of one stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    pub letters: u64,
+    pub bytes: u64,
+}
+
+/// The state database, as its thread sees it.
+#[derive(Debug)]
+pub(super) struct StateStore {
+    pub store: Store,
+    pub dead_letter_quota_bytes: u64,
+    /// All sinks together.
+    pub dead_letter_bytes: u64,
+}
+
+fn join(kind: &[u8], names: &[&str]) -> Vec<u8> {
+    let mut key = kind.to_vec();
+    for name in names {
+        key.extend_from_slice(name.as_bytes());
+        key.push(0);
+    }
+    key
+}
+
+fn letter_key(key: &DeadLetterKey) -> Vec<u8> {
+    let mut bytes = join(LETTER, &[key.sink.as_str(), key.stream.as_str()]);
+    bytes.extend_from_slice(&key.sequence.0.to_be_bytes());
+    bytes
+}
+
+/// What a letter's key says, with the part number behind it.
+fn split_letter_key(key: &[u8]) -> Option<(DeadLetterKey, u16)> {
+    let (rest, part) = key.strip_prefix(LETTER)?.split_last_chunk::<2>()?;
+    let (names, sequence) = rest.split_last_chunk::<8>()?;
+    let (sink, stream) = std::str::from_utf8(names.strip_suffix(&[0])?).ok()?.split_once('\0')?;
+    let key = DeadLetterKey {
+        sink: SinkName::parse(sink).ok()?,
+        stream: StreamName::parse(stream).ok()?,
+        sequence: Sequence(u64::from_be_bytes(*sequence)),
+    };
+    Some((key, u16::from_be_bytes(*part)))
+}
+
+fn encode_letter(letter: &DeadLetter) -> Result<Vec<u8>, serde_json::Error> {
+    let head = serde_json::to_vec(&DeadLetter { payload: Vec::new(), ..letter.clone() })?;
+    let mut value = Vec::with_capacity(4 + head.len() + letter.payload.len());
+    value.extend_from_slice(&(head.len() as u32).to_be_bytes());
+    value.extend_from_slice(&head);
+    value.extend_from_slice(&letter.payload);
+    Ok(value)
+}
+
+fn decode_letter(value: &[u8]) -> Option<DeadLetter> {
+    let (length, rest) = value.split_first_chunk::<4>()?;
+    let (head, payload) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+    let mut letter: DeadLetter = serde_json::from_slice(head).ok()?;
+    letter.payload = payload.to_vec();
+    Some(letter)
+}
+
+impl StateStore {
+    pub(super) fn new(store: Store, dead_letter_quota_bytes: u64) -> Result<Self, BufferError> {
+        let mut state = StateStore { store, dead_letter_quota_bytes, dead_letter_bytes: 0 };
+        state.dead_letter_bytes = state.counts()?.iter().map(|(.., count)| count.bytes).sum();
+        Ok(state)
+    }
+
+    fn bad(&self, what: impl ToString) -> BufferError {
+        BufferError::corrupt(self.store.folder(), what)
+    }
+
+    /// Changes a value and returns it: an unchanged one would not make sled write.
+    pub(super) fn count_start(&self) -> Result<u64, BufferError> {
+        let before = self.store.get(START)?.and_then(|value| value.as_ref().try_into().ok());
+        let starts = before.map_or(0, u64::from_be_bytes) + 1;
+        self.store.insert(START, &starts.to_be_bytes())?;
+        Ok(starts)
+    }
+
+    pub(super) fn books(
+        &self,
+        stream: &StreamName,
+        sink: &SinkName,
+    ) -> Result<Option<Books>, BufferError> {
+        let value = self.store.get(&join(BOOKS, &[stream.as_str(), sink.as_str()]))?;
+        value
+            .map(|value| serde_json::from_slice(&value).map_err(|error| self.bad(error)))
+            .transpose()
+    }
+
+    pub(super) fn save_books(
+        &self,
+        stream: &StreamName,
+        sink: &SinkName,
+        books: &Books,
+    ) -> Result<(), BufferError> {
+        let value = serde_json::to_vec(books).map_err(|error| self.bad(error))?;
+        self.store.insert(&join(BOOKS, &[stream.as_str(), sink.as_str()]), &value)
+    }
+
+    pub(super) fn all_books(&self) -> Result<Vec<(StreamName, SinkName, Books)>, BufferError> {
+        let mut all = Vec::new();
+        self.store.scan(BOOKS, |key, value| {
+            let Some(names) = key.strip_prefix(BOOKS) else { return ControlFlow::Break(()) };
+            let names = std::str::from_utf8(names).unwrap_or_default().trim_end_matches('\0');
+            let named = names.split_once('\0').and_then(|(stream, sink)| {
+                Some((StreamName::parse(stream).ok()?, SinkName::parse(sink).ok()?))
+            });
+            if let (Some((stream, sink)), Ok(books)) = (named, serde_json::from_slice(value)) {
+                all.push((stream, sink, books));
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(all)
+    }
+
+    pub(super) fn counts(&self) -> Result<Vec<(SinkName, StreamName, Count)>, BufferError> {
+        let mut all = Vec::new();
+        self.store.scan(COUNT, |key, value| {
+            let Some(names) = key.strip_prefix(COUNT) else { return ControlFlow::Break(()) };
+            let names = std::str::from_utf8(names).unwrap_or_default().trim_end_matches('\0');
+            let named = names.split_once('\0').and_then(|(sink, stream)| {
+                Some((SinkName::parse(sink).ok()?, StreamName::parse(stream).ok()?))
+            });
+            if let (Some((sink, stream)), Some(count)) = (named, decode_count(value)) {
+                all.push((sink, stream, count));
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(all)
+    }
+
+    pub(super) fn count(&self, sink: &SinkName, stream: &StreamName) -> Result<Count, BufferError> {
+        let value = self.store.get(&join(COUNT, &[sink.as_str(), stream.as_str()]))?;
+        Ok(value.and_then(|value| decode_count(&value)).unwrap_or_default())
+    }
+
+    /// Keys and bytes of the parts that are stored below a key.
+    fn parts(&self, key: &[u8]) -> Result<(Vec<Vec<u8>>, Vec<u8>), BufferError> {
+        let (mut keys, mut bytes) = (Vec::new(), Vec::new());
+        self.store.scan(key, |found, value| {
+            if found.len() != key.len() + 2 || !found.starts_with(key) {
+                return ControlFlow::Break(());
+            }
+            keys.push(found.to_vec());
+            bytes.extend_from_slice(value);
+            ControlFlow::Continue(())
+        })?;
+        Ok((keys, bytes))
+    }
+
+    /// Replaces the parts below a key; `None` removes them. Returns the bytes that were there.
+    fn replace(
+        &self,
+        batch: &mut sled::Batch,
+        key: &[u8],
+        value: Option<&[u8]>,
+    ) -> Result<usize, BufferError> {
+        let (old, bytes) = self.parts(key)?;
+        for key in &old {
+            batch.remove(key.as_slice());
+        }
+        // An empty value is one empty part: it is there.
+        let parts = value.map(|value| value.len().div_ceil(PART_BYTES_MAX).max(1)).unwrap_or(0);
+        for part in 0..parts {
+            let value = value.unwrap_or_default();
+            let end = ((part + 1) * PART_BYTES_MAX).min(value.len());
+            let number = u16::try_from(part).map_err(|_| self.bad("a value of over 450 MB"))?;
+            let key = [key, number.to_be_bytes().as_slice()].concat();
+            batch.insert(key, &value[part * PART_BYTES_MAX..end]);
+        }
+        Ok(if old.is_empty() { usize::MAX } else { bytes.len() })
+    }
+
+    pub(super) fn put_letters(&mut self, letters: &[DeadLetter]) -> Result<(), BufferError> {
+        let mut batch = sled::Batch::default();
+        let mut changes = Changes::default();
+        let mut seen = std::collections::BTreeSet::new();
+        // A key that comes twice in one batch: the last one counts.
+        for letter in letters.iter().rev().filter(|letter| seen.insert(&letter.key)) {
+            let value = encode_letter(letter).map_err(|error| self.bad(error))?;
+            let old = self.replace(&mut batch, &letter_key(&letter.key), Some(&value))?;
+            changes.add(&letter.key, 1, value.len() as i64);
+            if old != usize::MAX {
+                changes.add(&letter.key, -1, -(old as i64));
+            }
+        }
+        let bytes = self.dead_letter_bytes.saturating_add_signed(changes.bytes());
+        if bytes > self.dead_letter_quota_bytes && changes.bytes() > 0 {
+            let quota_bytes = self.dead_letter_quota_bytes;
+            return Err(BufferError::DeadLettersFull { quota_bytes });
+        }
+        self.commit(batch, changes)
+    }
+
+    pub(super) fn remove_letters(&mut self, keys: &[DeadLetterKey]) -> Result<(), BufferError> {
+        let mut batch = sled::Batch::default();
+        let mut changes = Changes::default();
+        let unique: std::collections::BTreeSet<_> = keys.iter().collect();
+        for key in unique {
+            let old = self.replace(&mut batch, &letter_key(key), None)?;
+            if old != usize::MAX {
+                changes.add(key, -1, -(old as i64));
+            }
+        }
+        self.commit(batch, changes)
+    }
+
+    fn commit(&mut self, mut batch: sled::Batch, changes: Changes) -> Result<(), BufferError> {
+        let total = changes.bytes();
+        for ((sink, stream), (letters, bytes)) in changes.0 {
+            let mut count = self.count(&sink, &stream)?;
+            count.letters = count.letters.saturating_add_signed(letters);
+            count.bytes = count.bytes.saturating_add_signed(bytes);
+            let value = [count.letters.to_be_bytes(), count.bytes.to_be_bytes()].concat();
+            batch.insert(join(COUNT, &[sink.as_str(), stream.as_str()]), value);
+        }
+        self.store.apply(batch)?;
+        self.dead_letter_bytes = self.dead_letter_bytes.saturating_add_signed(total);
+        Ok(())
+    }
+
+    /// Letters in the order of their keys, those that `wanted` takes, at most `limit`.
+    pub(super) fn letters(
+        &self,
+        after: Option<&DeadLetterKey>,
+        limit: usize,
+        wanted: impl Fn(&DeadLetter) -> bool,
+    ) -> Result<Vec<DeadLetter>, BufferError> {
+        let from = after.map_or(LETTER.to_vec(), |key| {
+            let beyond = DeadLetterKey { sequence: key.sequence.next(), ..key.clone() };
+            letter_key(&beyond)
+        });
+        let mut found = Vec::new();
+        let mut value: Vec<u8> = Vec::new();
+        let mut take = |value: &mut Vec<u8>| {
+            let letter = decode_letter(&std::mem::take(value));
+            found.extend(letter.filter(&wanted));
+            found.len() < limit
+        };
+        let mut more = limit > 0;
+        self.store.scan(&from, |key, part| {
+            let Some((_, number)) = split_letter_key(key) else { return ControlFlow::Break(()) };
+            if number == 0 && !value.is_empty() {
+                more = take(&mut value);
+            }
+            if !more {
+                return ControlFlow::Break(());
+            }
+            value.extend_from_slice(part);
+            ControlFlow::Continue(())
+        })?;
+        if more && !value.is_empty() {
+            take(&mut value);
+        }
+        Ok(found)
+    }
+
+    pub(super) fn put_note(&self, key: &str, value: &[u8]) -> Result<(), BufferError> {
+        let mut batch = sled::Batch::default();
+        self.replace(&mut batch, &join(NOTE, &[key]), Some(value))?;
+        self.store.apply(batch)
+    }
+
+    pub(super) fn note(&self, key: &str) -> Result<Option<Vec<u8>>, BufferError> {
+        let (keys, bytes) = self.parts(&join(NOTE, &[key]))?;
+        Ok((!keys.is_empty()).then_some(bytes))
+    }
+}
+
+/// What a batch does to the counts.
+#[derive(Default)]
+struct Changes(std::collections::BTreeMap<(SinkName, StreamName), (i64, i64)>);
+
+impl Changes {
+    fn add(&mut self, key: &DeadLetterKey, letters: i64, bytes: i64) {
+        let change = self.0.entry((key.sink.clone(), key.stream.clone())).or_default();
+        change.0 += letters;
+        change.1 += bytes;
+    }
+
+    fn bytes(&self) -> i64 {
+        self.0.values().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+fn decode_count(value: &[u8]) -> Option<Count> {
+    let (letters, rest) = value.split_first_chunk::<8>()?;
+    let bytes = rest.try_into().ok()?;
+    Some(Count { letters: u64::from_be_bytes(*letters), bytes: u64::from_be_bytes(bytes) })
+}

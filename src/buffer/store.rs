@@ -1,0 +1,115 @@
+//! A narrow door to one sled database: every call is guarded, because sled panics on some damaged files.
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::block::PART_BYTES_MAX;
+use super::{BufferError, disk};
+
+/// Pages sled keeps in memory per open database.
+const CACHE_BYTES: u64 = 8 << 20;
+
+/// An open sled database. Clones share it; it closes with the last one.
+#[derive(Debug, Clone)]
+pub(super) struct Store {
+    db: sled::Db,
+    folder: Arc<Path>,
+}
+
+impl Store {
+    /// Opens or makes the database in `folder`. Opening writes: sled mends a torn end.
+    pub(super) fn open(folder: &Path) -> Result<Store, BufferError> {
+        let config = sled::Config::new()
+            .path(folder)
+            .cache_capacity(CACHE_BYTES)
+            // Its flusher thread would log a failed sync and go on.
+            .flush_every_ms(None);
+        let db = guarded(folder, || config.open())?;
+        Ok(Store { db, folder: folder.into() })
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(super) fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), BufferError> {
+        debug_assert!(value.len() <= PART_BYTES_MAX, "a value that sled would put into a blob");
+        guarded(&self.folder, || self.db.insert(key, value)).map(drop)
+    }
+
+    /// All or nothing, also across a crash.
+    pub(super) fn apply(&self, batch: sled::Batch) -> Result<(), BufferError> {
+        guarded(&self.folder, || self.db.apply_batch(batch))
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, BufferError> {
+        guarded(&self.folder, || self.db.get(key))
+    }
+
+    /// The last key at or before `key`.
+    pub(super) fn at_or_before(&self, key: &[u8]) -> Result<Option<sled::IVec>, BufferError> {
+        let found = guarded(&self.folder, || self.db.range(..=key).next_back().transpose())?;
+        Ok(found.map(|(key, _)| key))
+    }
+
+    /// Visits keys in order from `from` on, until told to stop.
+    pub(super) fn scan(
+        &self,
+        from: &[u8],
+        mut visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), BufferError> {
+        guarded(&self.folder, || {
+            for item in self.db.range(from..) {
+                let (key, value) = item?;
+                if visit(&key, &value).is_break() {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Returns once everything written is on stable storage. After an error nothing may be retried: the kernel
+    /// reports a lost write once.
+    pub(super) fn flush(&self) -> Result<(), BufferError> {
+        guarded(&self.folder, || self.db.flush()).map(drop)
+    }
+
+    /// Bytes of the database's files.
+    pub(super) fn size_on_disk(&self) -> Result<u64, BufferError> {
+        guarded(&self.folder, || self.db.size_on_disk())
+    }
+
+    /// What sled leaves to the system after making a database: its settings file and the names of its files.
+    pub(super) fn sync_creation(&self) -> Result<(), BufferError> {
+        self.flush()?;
+        for file in ["conf", "db"] {
+            disk::sync(&self.folder.join(file))?;
+        }
+        disk::sync(&self.folder)?;
+        self.folder.parent().map_or(Ok(()), disk::sync)
+    }
+}
+
+/// Runs a sled call; a panic becomes an error like any other.
+fn guarded<T>(folder: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, BufferError> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(sled::Error::Io(error))) => Err(BufferError::io("use the database", folder, error)),
+        Ok(Err(error)) => Err(store_error(folder, error.to_string())),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("sled panicked");
+            Err(store_error(folder, text.to_owned()))
+        }
+    }
+}
+
+fn store_error(folder: &Path, reason: String) -> BufferError {
+    BufferError::Store { path: PathBuf::from(folder), reason }
+}

@@ -1,0 +1,199 @@
+//! `telemetry check`: every mistake of a configuration in one report; the tool to write mappings with.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::config::{self, Loaded, Problem, Report, StreamSettings, Warnings};
+use crate::domain::{Arrival, DeliveryFlags, Record, Sequence, StreamName};
+use crate::mapping::{self, MappingError, RecordMapper, RowMapper};
+
+/// Exit code: all is well.
+const FINE: i32 = 0;
+/// Exit code: something else went wrong, e.g. standard input cannot be read.
+const FAILED: i32 = 1;
+/// Exit code: the configuration cannot be used (`EX_CONFIG`).
+pub const BAD_CONFIGURATION: i32 = 78;
+
+#[derive(Debug, clap::Args)]
+pub struct CheckArguments {
+    /// The configuration; conf.d/*.toml beside it counts too
+    #[arg(long, value_name = "FILE", default_value = "/etc/telemetry/telemetry.toml")]
+    pub config: PathBuf,
+    /// Print every value that counts and where it came from, secrets masked
+    #[arg(long)]
+    pub effective: bool,
+    /// Read one message from standard input and show what the stream's mapping makes of it
+    #[arg(long, value_name = "STREAM")]
+    pub explain: Option<String>,
+    /// Topic of the explained message [default: the stream's filter, when it has no wildcard]
+    #[arg(long, requires = "explain")]
+    pub topic: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print docs/configuration.md
+    #[arg(long, hide = true)]
+    pub print_docs: bool,
+    /// Print docs/telemetry.schema.json
+    #[arg(long, hide = true)]
+    pub print_schema: bool,
+}
+
+/// Runs the command and answers the exit code.
+pub fn check(arguments: &CheckArguments) -> i32 {
+    if arguments.print_docs {
+        print!("{}", config::markdown());
+        return FINE;
+    }
+    if arguments.print_schema {
+        println!("{:#}", config::json_schema());
+        return FINE;
+    }
+    match load(&arguments.config) {
+        Ok(loaded) => match &arguments.explain {
+            Some(stream) => explain(&loaded, stream, arguments),
+            None => passed(&loaded, arguments),
+        },
+        Err(report) => {
+            if arguments.json {
+                print_json(&json!({ "ok": false, "report": report }));
+            } else {
+                eprint!("{report}");
+            }
+            BAD_CONFIGURATION
+        }
+    }
+}
+
+/// For commands that need a configuration: warnings and mistakes go to standard error.
+///
+/// # Errors
+/// The exit code, when the configuration cannot be used; its report is printed.
+pub fn load_or_report(path: &Path) -> Result<Loaded, i32> {
+    match load(path) {
+        Ok(loaded) => {
+            if !loaded.warnings.is_empty() {
+                eprint!("{}", Warnings(&loaded.warnings));
+            }
+            Ok(loaded)
+        }
+        Err(report) => {
+            eprint!("{report}");
+            Err(BAD_CONFIGURATION)
+        }
+    }
+}
+
+/// Configuration and mappings, checked together.
+///
+/// # Errors
+/// Every mistake in one report.
+pub fn load(path: &Path) -> Result<Loaded, Report> {
+    let loaded = config::load(path, &|name| std::env::var(name).ok())?;
+    let problems = loaded
+        .settings
+        .streams
+        .values()
+        .flat_map(|stream| mapping_problems(&loaded, stream))
+        .collect::<Vec<_>>();
+    if problems.is_empty() { Ok(loaded) } else { Err(loaded.report(problems)) }
+}
+
+fn mapping_problems(loaded: &Loaded, stream: &StreamSettings) -> Vec<Problem> {
+    let mut errors = RecordMapper::compile(stream).err().unwrap_or_default();
+    for table in stream.tables.values() {
+        errors.extend(RowMapper::compile(stream, table).err().unwrap_or_default());
+    }
+    let mut problems: Vec<Problem> = Vec::new();
+    for error in errors {
+        let problem = mapping_problem(loaded, stream, error);
+        // Record and rows share fields, so each use names the same mistake again.
+        if !problems.contains(&problem) {
+            problems.push(problem);
+        }
+    }
+    problems
+}
+
+fn mapping_problem(loaded: &Loaded, stream: &StreamSettings, error: MappingError) -> Problem {
+    let whole = format!("streams.{}", stream.name);
+    let path = format!("{whole}.fields.{}", error.field);
+    let place = loaded.place_of(&path).or_else(|| loaded.place_of(&whole)).cloned();
+    Problem { place, path, value: None, rule: error.problem, hint: None }
+}
+
+fn passed(loaded: &Loaded, arguments: &CheckArguments) -> i32 {
+    if arguments.json {
+        let mut answer = json!({ "ok": true, "warnings": loaded.warnings });
+        if arguments.effective {
+            answer["effective"] = json!(loaded.effective);
+        }
+        print_json(&answer);
+        return FINE;
+    }
+    if arguments.effective {
+        for line in &loaded.effective {
+            println!("{line}");
+        }
+        return FINE;
+    }
+    if !loaded.warnings.is_empty() {
+        eprintln!("{}", Warnings(&loaded.warnings));
+    }
+    let settings = &loaded.settings;
+    let sinks: usize = settings.streams.values().map(|stream| stream.sinks().len()).sum();
+    println!("{} is fine: {} streams, {sinks} sinks", loaded.file, settings.streams.len());
+    FINE
+}
+
+fn explain(loaded: &Loaded, name: &str, arguments: &CheckArguments) -> i32 {
+    let streams = &loaded.settings.streams;
+    let Some(stream) = StreamName::parse(name).ok().and_then(|name| streams.get(&name)) else {
+        let known: Vec<_> = streams.keys().map(StreamName::as_str).collect();
+        eprintln!("there is no stream {name:?}; defined: {}", known.join(", "));
+        return FAILED;
+    };
+    let filter_topic = config::only_topic(&stream.topic_filter);
+    let Some(topic) = arguments.topic.as_deref().or(filter_topic) else {
+        eprintln!("{:?} has wildcards; say which topic: --topic", stream.topic_filter);
+        return FAILED;
+    };
+    let mut payload = Vec::new();
+    if let Err(error) = std::io::stdin().lock().read_to_end(&mut payload) {
+        eprintln!("cannot read the message from standard input: {error}");
+        return FAILED;
+    }
+    // An editor ends a file with a newline; a device does not.
+    let payload = payload.strip_suffix(b"\n").unwrap_or(&payload);
+    match mapping::explain(stream, &message(topic, payload)) {
+        Ok(explanation) => {
+            print_explanation(&explanation, arguments.json);
+            FINE
+        }
+        Err(errors) => {
+            errors.iter().for_each(|error| eprintln!("{error}"));
+            BAD_CONFIGURATION
+        }
+    }
+}
+
+fn message<'a>(topic: &'a str, payload: &'a [u8]) -> Record<'a> {
+    Record {
+        sequence: Sequence(1),
+        arrival: Arrival::now(),
+        topic,
+        payload,
+        flags: DeliveryFlags { qos: 1, ..DeliveryFlags::default() },
+        packet_id: 1,
+    }
+}
+
+fn print_explanation(explanation: &mapping::Explanation, _json: bool) {
+    print_json(&json!(explanation));
+}
+
+fn print_json(value: &serde_json::Value) {
+    println!("{value:#}");
+}

@@ -1,0 +1,140 @@
+//! What only shows when the whole configuration is in view: names used twice, things nobody uses, limits that do not
+//! fit each other.
+
+use super::access;
+use super::report::Problems;
+use super::section::Section;
+use super::settings::*;
+use super::topic::{Overlap, overlap};
+
+pub fn check(root: &Section, settings: &Settings, problems: &mut Problems) {
+    if root.sections("streams").next().is_none() {
+        let mut at = root.itself();
+        at.path = "streams".into();
+        problems.error(at, "no stream is defined: add [streams.<name>]");
+    }
+    streams_do_not_meet(root, settings, problems);
+    payloads_fit_their_broker(root, settings, problems);
+    latest_tables_have_one_writer(root, settings, problems);
+    pools_are_large_enough(root, settings, problems);
+    everything_is_used(root, settings, problems);
+}
+
+fn section<'s>(root: &'s Section, table: &'static str, name: &str) -> Option<&'s Section> {
+    root.sections(table).find(|(key, _)| *key == name).map(|(_, section)| section)
+}
+
+/// The server behind a broker's name: two names may lead to one.
+fn server<'s>(settings: &'s Settings, stream: &StreamSettings) -> Option<(&'s str, u16)> {
+    let broker = settings.brokers.get(&stream.broker)?;
+    let host = if access::is_local(&broker.host) { "localhost" } else { broker.host.as_str() };
+    Some((host, broker.port))
+}
+
+fn streams_do_not_meet(root: &Section, settings: &Settings, problems: &mut Problems) {
+    let streams: Vec<&StreamSettings> = settings.streams.values().collect();
+    for (index, later) in streams.iter().enumerate() {
+        let Some(section) = section(root, "streams", later.name.as_str()) else { continue };
+        let Some(server_of_later) = server(settings, later) else { continue };
+        let beside = |earlier: &&&StreamSettings| server(settings, earlier) == Some(server_of_later);
+        for earlier in streams[..index].iter().filter(beside) {
+            let other = &earlier.name;
+            if earlier.client_id == later.client_id {
+                let rule = format!(
+                    "client id {:?} is used by stream {other} too: at one broker they throw each other out for ever",
+                    later.client_id
+                );
+                problems.error(section.at("client_id"), rule);
+            }
+            if later.topic_filter.is_empty() || earlier.topic_filter.is_empty() {
+                continue;
+            }
+            let at = section.at("topic_filter");
+            match overlap(&earlier.topic_filter, &later.topic_filter) {
+                Overlap::Equal => problems.error_with(
+                    at,
+                    format!("stream {other} claims this topic already"),
+                    Some(format!("one stream can feed several sinks: add them to stream {other}")),
+                ),
+                Overlap::Some => problems.warn(
+                    at,
+                    format!(
+                        "overlaps {:?} of stream {other}: a message that matches both is kept twice",
+                        earlier.topic_filter
+                    ),
+                ),
+                Overlap::None => {}
+            }
+        }
+    }
+}
+
+fn payloads_fit_their_broker(root: &Section, settings: &Settings, problems: &mut Problems) {
+    for stream in settings.streams.values() {
+        let Some(broker) = settings.brokers.get(&stream.broker) else { continue };
+        let Some(section) = section(root, "streams", stream.name.as_str()) else { continue };
+        if stream.mapping.payload_bytes_max > broker.packet_bytes_max {
+            let rule = format!(
+                "above packet_bytes_max = {} of broker {}: such a message is cut off before",
+                broker.packet_bytes_max, stream.broker
+            );
+            problems.error(section.at("payload_bytes_max"), rule);
+        }
+    }
+}
+
+fn latest_tables_have_one_writer(root: &Section, settings: &Settings, problems: &mut Problems) {
+    let mut writers: Vec<(&str, &str, &StreamSettings)> = Vec::new();
+    for stream in settings.streams.values() {
+        let latest = |table: &&TableSettings| matches!(table.kind, TableKind::Latest { .. });
+        for table in stream.tables.values().filter(latest) {
+            let same = |(database, name, _): &&(&str, &str, &StreamSettings)| {
+                *database == table.database && *name == table.table
+            };
+            let first = writers.iter().find(same);
+            if let (Some((.., other)), Some(section)) =
+                (first, section(root, "streams", stream.name.as_str()))
+                && let Some((_, at)) =
+                    section.sections("tables").find(|(key, _)| *key == table.sink.as_str())
+            {
+                let rule = format!(
+                    "stream {} writes {} too: fine only while their keys differ",
+                    other.name, table.table
+                );
+                problems.warn(at.itself(), rule);
+            }
+            writers.push((&table.database, &table.table, stream));
+        }
+    }
+}
+
+fn pools_are_large_enough(root: &Section, settings: &Settings, problems: &mut Problems) {
+    for (name, database) in &settings.databases {
+        let Some(section) = section(root, "databases", name) else { continue };
+        let tables = settings.streams.values().flat_map(|stream| stream.tables.values());
+        let sinks = tables.filter(|table| table.database == *name).count();
+        if sinks > database.connections_max as usize {
+            let rule = format!(
+                "{sinks} table sinks share {} connections: they will wait for each other; raise connections_max",
+                database.connections_max
+            );
+            problems.warn(section.at("connections_max"), rule);
+        }
+    }
+}
+
+fn everything_is_used(root: &Section, settings: &Settings, problems: &mut Problems) {
+    let streams = || settings.streams.values();
+    let used = |table: &str, name: &str| match table {
+        "brokers" => streams().any(|stream| stream.broker == name),
+        "clusters" => streams().flat_map(|stream| &stream.kafka).any(|sink| sink.cluster == name),
+        _ => streams().flat_map(|stream| stream.tables.values()).any(|sink| sink.database == name),
+    };
+    for table in ["brokers", "clusters", "databases"] {
+        for (name, section) in root.sections(table) {
+            if !used(table, name) {
+                problems.warn(section.itself(), "no stream uses it");
+            }
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! `[clusters.<name>]`.
+
+use super::Context;
+use super::access::{self, PASSWORD_CREDENTIAL, PASSWORD_ENV, PASSWORD_FILE, PASSWORD_REFUSED, TLS};
+use super::node::backoff;
+use super::schema::*;
+use super::section::Section;
+use super::settings::*;
+use crate::domain::Secret;
+
+pub static CLUSTER: Group = Group {
+    doc: "A Kafka cluster, or Redpanda. Producers are idempotent and wait for all replicas.",
+    settings: &[
+        required("bootstrap_servers", Kind::Texts, "`host:port` of some of its brokers."),
+        optional_section("tls", &TLS, "no TLS"),
+        optional_section("sasl", &SASL, "no authentication"),
+        text(
+            "compression",
+            Kind::Choice(&["none", "gzip", "snappy", "lz4", "zstd"]),
+            "snappy",
+            "Of the batches. `zstd` is smaller and costs more CPU.",
+        ),
+        integer(
+            "linger_ms",
+            (0, HOUR_MS),
+            5,
+            "A record waits this long for company. 0 = lowest latency, smaller batches.",
+        ),
+        integer("batch_bytes", (KIB, 100 * MIB), 128 * KIB, "A batch this large is sent at once."),
+        integer(
+            "message_timeout_seconds",
+            (1, 3600),
+            30,
+            "A record not confirmed by then is sent again from the buffer.",
+        ),
+        integer("operation_timeout_seconds", (1, 3600), 30, "For metadata and topic requests."),
+        integer(
+            "in_flight_max",
+            (1, 1_000_000),
+            10_000,
+            "Records handed over and not yet confirmed, per stream: memory, and what a crash may repeat.",
+        ),
+        integer(
+            "message_bytes_max",
+            (KIB, GIB),
+            1_000_000,
+            "Largest record the brokers take (`message.max.bytes`). A larger one becomes a dead letter.",
+        ),
+        integer(
+            "cursor_save_ms",
+            (10, HOUR_MS),
+            200,
+            "Between two durable saves of the cursor: what a crash may repeat.",
+        ),
+        integer("retry_min_ms", (10, HOUR_MS), 500, "First pause before trying again; it doubles."),
+        integer("retry_max_ms", (10, HOUR_MS), 30_000, "Longest pause before trying again."),
+        optional(
+            "properties",
+            Kind::TextMap,
+            "none",
+            "Further librdkafka properties, as they are, e.g. `\"socket.keepalive.enable\" = \"true\"`.",
+        ),
+    ],
+    refused: &[("brokers", "called `bootstrap_servers` here")],
+};
+
+pub static SASL: Group = Group {
+    doc: "User and password at a Kafka cluster.",
+    settings: &[
+        required(
+            "mechanism",
+            Kind::Choice(&["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]),
+            "PLAIN only together with TLS.",
+        ),
+        required("username", Kind::Text, "User."),
+        PASSWORD_FILE,
+        PASSWORD_CREDENTIAL,
+        PASSWORD_ENV,
+    ],
+    refused: &[PASSWORD_REFUSED],
+};
+
+/// librdkafka properties that the node sets itself, by their beginning: order, durability and secrets depend on them.
+const OWN_PROPERTIES: [(&str, &str); 16] = [
+    ("bootstrap.servers", "use bootstrap_servers"),
+    ("metadata.broker.list", "use bootstrap_servers"),
+    ("compression.", "use compression"),
+    ("linger.ms", "use linger_ms"),
+    ("queue.buffering.max", "use linger_ms and in_flight_max"),
+    ("batch.size", "use batch_bytes"),
+    ("message.timeout.ms", "use message_timeout_seconds"),
+    ("delivery.timeout.ms", "use message_timeout_seconds"),
+    ("message.max.bytes", "use message_bytes_max"),
+    ("enable.idempotence", "always on"),
+    ("acks", "always all"),
+    ("request.required.acks", "always all"),
+    ("sasl.", "use [clusters.<name>.sasl]"),
+    ("ssl.", "use [clusters.<name>.tls]"),
+    ("security.protocol", "follows from tls and sasl"),
+    ("transactional.id", "not used"),
+];
+
+pub fn cluster(section: &Section, context: &mut Context<'_>) -> ClusterSettings {
+    let tls = section.section("tls").map(|tls| access::tls(tls, context));
+    let sasl = section.section("sasl").map(|sasl| sasl_settings(sasl, context));
+    let bootstrap_servers = section.texts("bootstrap_servers");
+    for server in &bootstrap_servers {
+        if !is_host_and_port(server) {
+            let rule = format!("{server:?} is not host:port");
+            context.problems.error(section.at("bootstrap_servers"), rule);
+        }
+    }
+    let local = bootstrap_servers
+        .iter()
+        .filter_map(|server| server.rsplit_once(':'))
+        .all(|(host, _)| access::is_local(host));
+    let plain = sasl.as_ref().is_some_and(|sasl| sasl.mechanism == SaslMechanism::Plain);
+    if plain && tls.is_none() && !local {
+        let rule = "the password travels in clear text; add TLS";
+        context.problems.warn(section.at("sasl"), rule);
+    }
+    ClusterSettings {
+        bootstrap_servers,
+        tls,
+        sasl,
+        compression: section.text("compression"),
+        linger: section.duration("linger_ms"),
+        batch_bytes: section.integer("batch_bytes"),
+        message_timeout: section.duration("message_timeout_seconds"),
+        operation_timeout: section.duration("operation_timeout_seconds"),
+        in_flight_max: section.integer("in_flight_max"),
+        message_bytes_max: section.integer("message_bytes_max"),
+        cursor_save_interval: section.duration("cursor_save_ms"),
+        retry: backoff(section, "retry_min_ms", "retry_max_ms", &mut context.problems),
+        properties: properties(section, context),
+    }
+}
+
+fn properties(section: &Section, context: &mut Context<'_>) -> indexmap::IndexMap<String, String> {
+    let properties = section.text_map("properties");
+    for name in properties.keys() {
+        let own = OWN_PROPERTIES.iter().find(|(beginning, _)| name.starts_with(beginning));
+        if let Some((_, instead)) = own {
+            let rule = format!("{name} is set by the node: {instead}");
+            context.problems.error(section.at("properties"), rule);
+        }
+    }
+    properties
+}
+
+fn sasl_settings(section: &Section, context: &mut Context<'_>) -> SaslSettings {
+    let mechanisms = [
+        ("PLAIN", SaslMechanism::Plain),
+        ("SCRAM-SHA-256", SaslMechanism::ScramSha256),
+        ("SCRAM-SHA-512", SaslMechanism::ScramSha512),
+    ];
+    let places = ["password_file", "password_credential", "password_env"];
+    if !places.into_iter().any(|name| section.has(name)) {
+        let rule = "a password is required: password_file, password_credential or password_env";
+        context.problems.error(section.itself(), rule);
+    }
+    SaslSettings {
+        mechanism: section.pick("mechanism", &mechanisms),
+        username: section.text("username"),
+        // Without one there is a problem, and the settings are not used.
+        password: access::password(section, context).unwrap_or_else(|| Secret::new(String::new())),
+    }
+}
+
+fn is_host_and_port(server: &str) -> bool {
+    server.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}

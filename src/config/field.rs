@@ -1,0 +1,336 @@
+//! `[streams.<name>.fields.<field>]`: where a value comes from and what becomes of it.
+
+use indexmap::IndexMap;
+use serde_json::Value;
+
+use super::report::Problems;
+use super::schema::*;
+use super::section::Section;
+use super::settings::*;
+
+pub static FIELD: Group = Group {
+    doc: "One value: its source, its type, its rules. The key is its name in the Kafka record and, unless renamed, its column. Exactly one of `path`, `topic_level`, `constant`, `arrival`, `flags` says where it comes from.",
+    settings: &[
+        optional(
+            "path",
+            Kind::JsonPath,
+            "another source",
+            "The member of the JSON payload, an RFC 9535 singular path without the leading `$.`: `a.b`, `list[0]`, `params['temperature:0'].tC`.",
+        ),
+        optional("aliases", Kind::JsonPaths, "no other path", "Further paths, tried in order when `path` is missing."),
+        optional("topic_level", Kind::Integer(1, 128), "another source", "A level of the topic, 1 = first. An empty level counts as missing."),
+        optional("constant", Kind::Scalar, "another source", "The same value in every message."),
+        optional("arrival", Kind::Boolean, "another source", "`true`: the time the message arrived."),
+        optional("flags", Kind::Boolean, "another source", "`true`: the quality flags of the message, joined by commas; null when there are none."),
+        optional(
+            "type",
+            Kind::Choice(&["int2", "int4", "int8", "float8", "boolean", "text", "timestamp"]),
+            "follows from bit, constant, topic_level, arrival, flags; required with a path",
+            "As PostgreSQL calls it. The width of an integer is its range: what does not fit is a dead letter.",
+        ),
+        flag("device_id", false, "This value is the device id: the key in Kafka. Missing or empty is a dead letter; one field of each stream has it."),
+        flag("tag", false, "Shown under `tags` of the record instead of `fields`."),
+        flag("required", false, "Missing or null makes the message incomplete for each table with this column; the record is still made."),
+        optional(
+            "round",
+            Kind::Choice(&["floor", "nearest", "reject"]),
+            "\"reject\"",
+            "A fraction for an integer: down, to the nearest (half away from zero), or a dead letter.",
+        ),
+        optional(
+            "record_type",
+            Kind::Choice(&["int2", "int4", "int8", "float8"]),
+            "the same as type",
+            "The record's own type where it differs; `float8` keeps the value as sent, unrounded.",
+        ),
+        optional("min", Kind::Number, "the type's limit", "Least value, after scale and offset."),
+        optional("max", Kind::Number, "the type's limit", "Greatest value, after scale and offset."),
+        optional(
+            "out_of_range",
+            Kind::Choice(&["dead_letter", "null", "clamp", "flag"]),
+            "\"dead_letter\"",
+            "What a value outside becomes. `flag` keeps it and sets the flag `out_of_range`.",
+        ),
+        optional("default", Kind::Scalar, "null", "Used when the value is missing or null."),
+        number("scale", 1.0, "value = raw × scale + offset, before rounding."),
+        number("offset", 0.0, "See `scale`."),
+        optional("bit", Kind::Integer(0, 62), "the whole value", "This bit of an integer, 0 = lowest, as a boolean."),
+        optional("values", Kind::ScalarMap, "as sent", "Value sent → value kept, e.g. `{ ON = true, OFF = false }`. Anything else is a dead letter, never a guess."),
+        flag("boolean_as_number", false, "A numeric field takes `true` as 1 and `false` as 0."),
+        flag("text_as_number", false, "A numeric field takes the text \"237\" as 237."),
+        optional(
+            "timestamp_format",
+            Kind::Choice(&["auto", "rfc3339", "epoch_seconds", "epoch_ms", "epoch_us"]),
+            "\"auto\"",
+            "`auto`: RFC 3339 or ISO without zone (UTC); a number is seconds, milliseconds or microseconds, whichever falls into the window.",
+        ),
+        optional(
+            "timestamp_age_max_seconds",
+            Kind::Integer(1, 100 * YEAR_SECONDS),
+            "604800, 7 days",
+            "A device time further before arrival is replaced by the arrival time and flagged `device_time_invalid`.",
+        ),
+        optional(
+            "timestamp_skew_max_seconds",
+            Kind::Integer(0, YEAR_SECONDS),
+            "300",
+            "The same for a device time after arrival.",
+        ),
+    ],
+    refused: &[
+        ("optional", "a field is optional unless required = true"),
+        ("column", "columns are renamed in the table: columns = { field = \"column\" }"),
+    ],
+};
+
+const TYPES: [(&str, FieldType); 7] = [
+    ("int2", FieldType::Int2),
+    ("int4", FieldType::Int4),
+    ("int8", FieldType::Int8),
+    ("float8", FieldType::Float8),
+    ("boolean", FieldType::Boolean),
+    ("text", FieldType::Text),
+    ("timestamp", FieldType::Timestamp),
+];
+
+const SOURCES: [&str; 5] = ["path", "topic_level", "constant", "arrival", "flags"];
+
+/// `levels`: how many levels the stream's topics have, where that is known.
+pub fn field(section: &Section, levels: Option<usize>, problems: &mut Problems) -> FieldSettings {
+    let source = source(section, levels, problems);
+    let field_type = field_type(section, &source, problems);
+    options_fit(section, field_type, problems);
+    values_fit(section, field_type, problems);
+    device_id_fits(section, field_type, problems);
+    let roundings =
+        [("reject", Rounding::Reject), ("floor", Rounding::Floor), ("nearest", Rounding::Nearest)];
+    let ranges = [
+        ("dead_letter", OutOfRange::DeadLetter),
+        ("null", OutOfRange::Null),
+        ("clamp", OutOfRange::Clamp),
+        ("flag", OutOfRange::Flag),
+    ];
+    FieldSettings {
+        source,
+        field_type,
+        tag: section.boolean("tag"),
+        required: section.boolean("required"),
+        rounding: section.pick("round", &roundings),
+        record_type: section.optional_text("record_type").map(|_| section.pick("record_type", &TYPES)),
+        min: section.optional_number("min"),
+        max: section.optional_number("max"),
+        out_of_range: section.pick("out_of_range", &ranges),
+        default: section.scalar("default"),
+        scale: section.optional_number("scale").unwrap_or(1.0),
+        offset: section.optional_number("offset").unwrap_or(0.0),
+        bit: section.optional_integer("bit"),
+        values: section.scalar_map("values"),
+        boolean_as_number: section.boolean("boolean_as_number"),
+        text_as_number: section.boolean("text_as_number"),
+        timestamp: timestamp(section),
+    }
+}
+
+fn source(section: &Section, levels: Option<usize>, problems: &mut Problems) -> FieldSource {
+    let given: Vec<_> = SOURCES.into_iter().filter(|name| section.has(name)).collect();
+    match given.as_slice() {
+        [] => problems.error(section.itself(), format!("no source: set one of {}", SOURCES.join(", "))),
+        [_] => {}
+        [first, second, ..] => {
+            problems.error(section.at(second), format!("two sources: {first} is set already"));
+        }
+    }
+    for name in ["arrival", "flags"] {
+        if section.has(name) && !section.boolean(name) {
+            problems.error(section.at(name), "must be true, or left out");
+        }
+    }
+    if section.has("aliases") && !section.has("path") {
+        problems.error(section.at("aliases"), "aliases are further paths; path is missing");
+    }
+    if let (Some(level), Some(levels)) = (section.optional_integer::<usize>("topic_level"), levels)
+        && level > levels
+    {
+        let rule = format!("the topics of this stream have {levels} levels");
+        problems.error(section.at("topic_level"), rule);
+    }
+    match given.first().copied() {
+        Some("topic_level") => FieldSource::TopicLevel(section.integer("topic_level")),
+        Some("constant") => FieldSource::Constant(section.scalar("constant").unwrap_or_default()),
+        Some("arrival") => FieldSource::Arrival,
+        Some("flags") => FieldSource::Flags,
+        _ => {
+            let first = section.optional_text("path").into_iter();
+            FieldSource::Paths(first.chain(section.texts("aliases")).collect())
+        }
+    }
+}
+
+fn field_type(section: &Section, source: &FieldSource, problems: &mut Problems) -> FieldType {
+    let natural = match source {
+        _ if section.has("bit") => Some("boolean"),
+        FieldSource::TopicLevel(_) | FieldSource::Flags => Some("text"),
+        FieldSource::Arrival => Some("timestamp"),
+        FieldSource::Constant(Value::String(_)) => Some("text"),
+        FieldSource::Constant(Value::Bool(_)) => Some("boolean"),
+        FieldSource::Constant(Value::Number(number)) if number.is_f64() => Some("float8"),
+        FieldSource::Constant(_) => Some("int8"),
+        FieldSource::Paths(_) => None,
+    };
+    if section.has("type") {
+        let chosen = section.pick("type", &TYPES);
+        let fixed = matches!(source, FieldSource::Arrival | FieldSource::Flags) || section.has("bit");
+        if let Some(natural) = natural.filter(|_| fixed)
+            && section.text("type") != natural
+            && !section.text("type").is_empty()
+        {
+            problems.error(section.at("type"), format!("must be {natural:?} with this source"));
+        }
+        return chosen;
+    }
+    match natural {
+        Some(natural) => {
+            section.derive("type", natural);
+            TYPES.iter().find(|(name, _)| *name == natural).map_or(FieldType::Text, |(_, kind)| *kind)
+        }
+        None => {
+            if section.has("path") {
+                let rule = "no type: one of int2, int4, int8, float8, boolean, text, timestamp";
+                problems.error(section.at("type"), rule);
+            }
+            FieldType::Text
+        }
+    }
+}
+
+fn is_integer(kind: FieldType) -> bool {
+    matches!(kind, FieldType::Int2 | FieldType::Int4 | FieldType::Int8)
+}
+
+fn is_numeric(kind: FieldType) -> bool {
+    is_integer(kind) || kind == FieldType::Float8
+}
+
+/// The settings that mean something for some types only.
+const NUMERIC_ONLY: [&str; 8] = [
+    "record_type",
+    "min",
+    "max",
+    "out_of_range",
+    "scale",
+    "offset",
+    "boolean_as_number",
+    "text_as_number",
+];
+const TIMESTAMP_ONLY: [&str; 3] =
+    ["timestamp_format", "timestamp_age_max_seconds", "timestamp_skew_max_seconds"];
+
+fn options_fit(section: &Section, kind: FieldType, problems: &mut Problems) {
+    // A wrong type is reported already; what depends on it cannot be judged.
+    if section.has("type") && section.optional_text("type").is_none() {
+        return;
+    }
+    let mut only = |names: &[&'static str], fits: bool, what: &str| {
+        for name in names.iter().copied().filter(|name| !fits && section.has(name)) {
+            problems.error(section.at(name), format!("only for {what}"));
+        }
+    };
+    only(&NUMERIC_ONLY, is_numeric(kind), "int2, int4, int8 and float8");
+    only(&["round"], is_integer(kind), "int2, int4 and int8");
+    only(&["bit"], kind == FieldType::Boolean, "boolean");
+    only(&TIMESTAMP_ONLY, kind == FieldType::Timestamp, "timestamp");
+    only(&["bit", "aliases"], section.has("path"), "a value with a path");
+    if section.optional_number("scale") == Some(0.0) {
+        problems.error(section.at("scale"), "must not be 0: every value would be the offset");
+    }
+    let (min, max) = (section.optional_number("min"), section.optional_number("max"));
+    if let (Some(min), Some(max)) = (min, max)
+        && min > max
+    {
+        problems.error(section.at("min"), format!("must not be above max = {max}"));
+    }
+    if kind == FieldType::Float8 && section.has("out_of_range") && min.is_none() && max.is_none() {
+        problems.error(section.at("out_of_range"), "a float8 has no range without min or max");
+    }
+    if kind == FieldType::Boolean && section.has("bit") && section.has("values") {
+        problems.error(section.at("values"), "bit and values exclude each other");
+    }
+    if section.has("topic_level") && is_numeric(kind) && !section.boolean("text_as_number") {
+        let rule = "a topic level is text; add text_as_number = true";
+        problems.error(section.at("topic_level"), rule);
+    }
+    if section.boolean("required") && section.has("default") {
+        problems.warn(section.at("required"), "never missing, for it has a default");
+    }
+}
+
+/// Constants, defaults and mapped values must be values of the type.
+fn values_fit(section: &Section, kind: FieldType, problems: &mut Problems) {
+    if section.has("type") && section.optional_text("type").is_none() {
+        return;
+    }
+    for name in ["constant", "default"] {
+        if let Some(value) = section.scalar(name)
+            && let Err(rule) = value_fits(&value, kind)
+        {
+            problems.error(section.at(name), rule);
+        }
+    }
+    for (key, value) in section.scalar_map("values").unwrap_or_default() {
+        if let Err(rule) = value_fits(&value, kind) {
+            problems.error(section.at("values"), format!("{key}: {rule}"));
+        }
+    }
+}
+
+fn value_fits(value: &Value, kind: FieldType) -> Result<(), String> {
+    let range = match kind {
+        FieldType::Int2 => i64::from(i16::MIN)..=i64::from(i16::MAX),
+        FieldType::Int4 => i64::from(i32::MIN)..=i64::from(i32::MAX),
+        _ => i64::MIN..=i64::MAX,
+    };
+    let (fits, name) = match kind {
+        FieldType::Boolean => (value.is_boolean(), "boolean"),
+        FieldType::Text => (value.is_string(), "text"),
+        FieldType::Float8 => (value.is_number(), "number"),
+        FieldType::Timestamp => (value.is_string() || value.is_number(), "timestamp"),
+        _ => match value.as_i64() {
+            Some(number) if !range.contains(&number) => {
+                return Err(format!("{number} does not fit the type: {} to {}", range.start(), range.end()));
+            }
+            found => (found.is_some(), "integer"),
+        },
+    };
+    if fits { Ok(()) } else { Err(format!("{value} is no {name}, as the type asks for")) }
+}
+
+fn device_id_fits(section: &Section, kind: FieldType, problems: &mut Problems) {
+    if section.boolean("device_id") && section.optional_text("type").is_some() && kind != FieldType::Text {
+        problems.error(section.at("type"), "a device id is text");
+    }
+    if section.boolean("device_id") && section.has("default") {
+        problems.error(section.at("default"), "a device id is never invented");
+    }
+}
+
+fn timestamp(section: &Section) -> TimestampSettings {
+    let formats = [
+        ("auto", TimestampFormat::Auto),
+        ("rfc3339", TimestampFormat::Rfc3339),
+        ("epoch_seconds", TimestampFormat::EpochSeconds),
+        ("epoch_ms", TimestampFormat::EpochMillis),
+        ("epoch_us", TimestampFormat::EpochMicros),
+    ];
+    let age = section.optional_duration("timestamp_age_max_seconds");
+    let skew = section.optional_duration("timestamp_skew_max_seconds");
+    TimestampSettings {
+        format: section.pick("timestamp_format", &formats),
+        max_age: age.unwrap_or(std::time::Duration::from_secs(7 * 86_400)),
+        max_skew: skew.unwrap_or(std::time::Duration::from_secs(300)),
+    }
+}
+
+/// For messages about a field that is not there.
+pub fn names(fields: &IndexMap<String, FieldSettings>) -> Vec<&str> {
+    fields.keys().map(String::as_str).collect()
+}
