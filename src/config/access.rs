@@ -56,7 +56,10 @@ pub static TLS: Group = Group {
             "The name the server's certificate must carry.",
         ),
     ],
-    refused: &[("insecure", "there is no way to skip the check of a certificate; give its ca_file")],
+    refused: &[(
+        "insecure",
+        "there is no way to skip the check of a certificate; give its ca_file",
+    )],
 };
 
 pub fn tls(section: &Section, context: &mut Context<'_>) -> TlsSettings {

@@ -36,7 +36,8 @@ fn streams_do_not_meet(root: &Section, settings: &Settings, problems: &mut Probl
     for (index, later) in streams.iter().enumerate() {
         let Some(section) = section(root, "streams", later.name.as_str()) else { continue };
         let Some(server_of_later) = server(settings, later) else { continue };
-        let beside = |earlier: &&&StreamSettings| server(settings, earlier) == Some(server_of_later);
+        let beside =
+            |earlier: &&&StreamSettings| server(settings, earlier) == Some(server_of_later);
         for earlier in streams[..index].iter().filter(beside) {
             let other = &earlier.name;
             if earlier.client_id == later.client_id {

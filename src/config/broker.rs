@@ -1,7 +1,9 @@
 //! `[brokers.<name>]`.
 
 use super::Context;
-use super::access::{self, PASSWORD_CREDENTIAL, PASSWORD_ENV, PASSWORD_FILE, PASSWORD_REFUSED, TLS};
+use super::access::{
+    self, PASSWORD_CREDENTIAL, PASSWORD_ENV, PASSWORD_FILE, PASSWORD_REFUSED, TLS,
+};
 use super::node::backoff;
 use super::schema::*;
 use super::section::Section;
@@ -35,15 +37,30 @@ pub static BROKER: Group = Group {
             7 * DAY_SECONDS,
             "The broker keeps the session of an absent node this long. After a longer absence what was published meanwhile is lost.",
         ),
-        integer("connect_timeout_seconds", (1, 3600), 10, "For the connection, TLS and the broker's welcome."),
+        integer(
+            "connect_timeout_seconds",
+            (1, 3600),
+            10,
+            "For the connection, TLS and the broker's welcome.",
+        ),
         integer(
             "operation_timeout_seconds",
             (1, 3600),
             30,
             "For the broker's answer to a subscription, and for one write.",
         ),
-        integer("reconnect_min_ms", (10, HOUR_MS), 1000, "First pause before connecting again; it doubles."),
-        integer("reconnect_max_ms", (10, HOUR_MS), 60_000, "Longest pause before connecting again."),
+        integer(
+            "reconnect_min_ms",
+            (10, HOUR_MS),
+            1000,
+            "First pause before connecting again; it doubles.",
+        ),
+        integer(
+            "reconnect_max_ms",
+            (10, HOUR_MS),
+            60_000,
+            "Longest pause before connecting again.",
+        ),
         integer(
             "receive_maximum",
             (1, 65_535),
@@ -71,7 +88,10 @@ pub static BROKER: Group = Group {
     ],
     refused: &[
         PASSWORD_REFUSED,
-        ("clean_session", "the session is always persistent: a clean one loses what is published while the node is away"),
+        (
+            "clean_session",
+            "the session is always persistent: a clean one loses what is published while the node is away",
+        ),
         ("client_id", "belongs to a stream: [streams.<name>] client_id"),
     ],
 };
@@ -108,8 +128,11 @@ pub fn broker(section: &Section, context: &mut Context<'_>) -> BrokerSettings {
     };
     section.derive("port", settings.port);
     if settings.packet_bytes_max > settings.unacknowledged_bytes_max {
-        let name =
-            if section.has("packet_bytes_max") { "packet_bytes_max" } else { "unacknowledged_bytes_max" };
+        let name = if section.has("packet_bytes_max") {
+            "packet_bytes_max"
+        } else {
+            "unacknowledged_bytes_max"
+        };
         let rule = "packet_bytes_max must not be above unacknowledged_bytes_max";
         context.problems.error(section.at(name), rule);
     }

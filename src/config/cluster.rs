@@ -1,7 +1,9 @@
 //! `[clusters.<name>]`.
 
 use super::Context;
-use super::access::{self, PASSWORD_CREDENTIAL, PASSWORD_ENV, PASSWORD_FILE, PASSWORD_REFUSED, TLS};
+use super::access::{
+    self, PASSWORD_CREDENTIAL, PASSWORD_ENV, PASSWORD_FILE, PASSWORD_REFUSED, TLS,
+};
 use super::node::backoff;
 use super::schema::*;
 use super::section::Section;

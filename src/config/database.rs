@@ -1,7 +1,9 @@
 //! `[databases.<name>]`.
 
 use super::Context;
-use super::access::{self, PASSWORD_CREDENTIAL, PASSWORD_ENV, PASSWORD_FILE, PASSWORD_REFUSED, TLS};
+use super::access::{
+    self, PASSWORD_CREDENTIAL, PASSWORD_ENV, PASSWORD_FILE, PASSWORD_REFUSED, TLS,
+};
 use super::leaf;
 use super::node::backoff;
 use super::report::Problems;
@@ -15,7 +17,11 @@ pub static DATABASE: Group = Group {
         required("host", Kind::Text, "Name, address, or the folder of a Unix socket."),
         integer("port", (1, 65_535), 5432, "Port."),
         required("dbname", Kind::Text, "The database on that server."),
-        required("user", Kind::Text, "Role. It needs rights to write the tables, and to create them if it migrates."),
+        required(
+            "user",
+            Kind::Text,
+            "Role. It needs rights to write the tables, and to create them if it migrates.",
+        ),
         PASSWORD_FILE,
         PASSWORD_CREDENTIAL,
         PASSWORD_ENV,
@@ -40,7 +46,12 @@ pub static DATABASE: Group = Group {
         ),
         integer("connect_timeout_seconds", (1, 3600), 10, "For connecting and logging in."),
         integer("pool_timeout_seconds", (1, 3600), 30, "Waiting for a free connection."),
-        integer("statement_timeout_seconds", (1, 3600), 30, "For one statement of a writer; then it is tried again."),
+        integer(
+            "statement_timeout_seconds",
+            (1, 3600),
+            30,
+            "For one statement of a writer; then it is tried again.",
+        ),
         integer("query_timeout_seconds", (1, DAY_SECONDS), 300, "For a migration or a job."),
         integer("retry_min_ms", (10, HOUR_MS), 500, "First pause before trying again; it doubles."),
         integer("retry_max_ms", (10, HOUR_MS), 30_000, "Longest pause before trying again."),
@@ -70,7 +81,11 @@ pub static DATABASE: Group = Group {
 pub static JOB: Group = Group {
     doc: "A SQL function the node calls on a schedule: `SELECT function(from, to)`, e.g. a roll-up.",
     settings: &[
-        required("function", Kind::Text, "Its name, without parentheses; it takes two `timestamptz`."),
+        required(
+            "function",
+            Kind::Text,
+            "Its name, without parentheses; it takes two `timestamptz`.",
+        ),
         integer("interval_seconds", (1, 30 * DAY_SECONDS), 60, "Between two calls."),
         integer(
             "lookback_seconds",
@@ -84,8 +99,8 @@ pub static JOB: Group = Group {
 
 pub fn database(section: &Section, context: &mut Context<'_>) -> DatabaseSettings {
     let password = access::password(section, context);
-    let tls_mode =
-        section.pick("tls_mode", &[("verify_full", DatabaseTls::VerifyFull), ("off", DatabaseTls::Off)]);
+    let tls_mode = section
+        .pick("tls_mode", &[("verify_full", DatabaseTls::VerifyFull), ("off", DatabaseTls::Off)]);
     let tls = section.section("tls").map(|tls| access::tls(tls, context));
     let host = section.text("host");
     if tls_mode == DatabaseTls::Off {
@@ -137,7 +152,8 @@ fn job(section: &Section, problems: &mut Problems) -> JobSettings {
     let parts: Vec<&str> = function.split('.').collect();
     let named = parts.len() <= 2 && parts.iter().all(|part| leaf::identifier(part).is_ok());
     if section.has("function") && (!named || function.contains(['(', ')', ' '])) {
-        let rule = "must be a function's name, e.g. \"refresh_rollups\" or \"public.refresh_rollups\"";
+        let rule =
+            "must be a function's name, e.g. \"refresh_rollups\" or \"public.refresh_rollups\"";
         problems.error(section.at("function"), rule);
     }
     JobSettings {

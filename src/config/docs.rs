@@ -43,7 +43,8 @@ fn placeholder(tables: &str) -> &str {
 }
 
 fn leaves(group: &'static Group) -> impl Iterator<Item = &'static Setting> {
-    let is_leaf = |setting: &&Setting| !matches!(setting.kind, Kind::Section(_) | Kind::Sections(..));
+    let is_leaf =
+        |setting: &&Setting| !matches!(setting.kind, Kind::Section(_) | Kind::Sections(..));
     group.settings.iter().filter(is_leaf)
 }
 

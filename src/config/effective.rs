@@ -82,7 +82,10 @@ fn written(path: String, setting: &Setting, node: &Node, folder: &Path) -> Vec<E
         (Kind::TextMap, Raw::Table(table)) => {
             let member = |(key, member): (&String, &super::tree::Member)| {
                 let hidden = secretive(key);
-                format!("{key:?} = {}", if hidden { MASK.into() } else { member.node.raw.to_string() })
+                format!(
+                    "{key:?} = {}",
+                    if hidden { MASK.into() } else { member.node.raw.to_string() }
+                )
             };
             format!("{{ {} }}", table.iter().map(member).collect::<Vec<_>>().join(", "))
         }

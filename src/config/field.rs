@@ -17,20 +17,48 @@ pub static FIELD: Group = Group {
             "another source",
             "The member of the JSON payload, an RFC 9535 singular path without the leading `$.`: `a.b`, `list[0]`, `params['temperature:0'].tC`.",
         ),
-        optional("aliases", Kind::JsonPaths, "no other path", "Further paths, tried in order when `path` is missing."),
-        optional("topic_level", Kind::Integer(1, 128), "another source", "A level of the topic, 1 = first. An empty level counts as missing."),
+        optional(
+            "aliases",
+            Kind::JsonPaths,
+            "no other path",
+            "Further paths, tried in order when `path` is missing.",
+        ),
+        optional(
+            "topic_level",
+            Kind::Integer(1, 128),
+            "another source",
+            "A level of the topic, 1 = first. An empty level counts as missing.",
+        ),
         optional("constant", Kind::Scalar, "another source", "The same value in every message."),
-        optional("arrival", Kind::Boolean, "another source", "`true`: the time the message arrived."),
-        optional("flags", Kind::Boolean, "another source", "`true`: the quality flags of the message, joined by commas; null when there are none."),
+        optional(
+            "arrival",
+            Kind::Boolean,
+            "another source",
+            "`true`: the time the message arrived.",
+        ),
+        optional(
+            "flags",
+            Kind::Boolean,
+            "another source",
+            "`true`: the quality flags of the message, joined by commas; null when there are none.",
+        ),
         optional(
             "type",
             Kind::Choice(&["int2", "int4", "int8", "float8", "boolean", "text", "timestamp"]),
             "follows from bit, constant, topic_level, arrival, flags; required with a path",
             "As PostgreSQL calls it. The width of an integer is its range: what does not fit is a dead letter.",
         ),
-        flag("device_id", false, "This value is the device id: the key in Kafka. Missing or empty is a dead letter; one field of each stream has it."),
+        flag(
+            "device_id",
+            false,
+            "This value is the device id: the key in Kafka. Missing or empty is a dead letter; one field of each stream has it.",
+        ),
         flag("tag", false, "Shown under `tags` of the record instead of `fields`."),
-        flag("required", false, "Missing or null makes the message incomplete for each table with this column; the record is still made."),
+        flag(
+            "required",
+            false,
+            "Missing or null makes the message incomplete for each table with this column; the record is still made.",
+        ),
         optional(
             "round",
             Kind::Choice(&["floor", "nearest", "reject"]),
@@ -44,7 +72,12 @@ pub static FIELD: Group = Group {
             "The record's own type where it differs; `float8` keeps the value as sent, unrounded.",
         ),
         optional("min", Kind::Number, "the type's limit", "Least value, after scale and offset."),
-        optional("max", Kind::Number, "the type's limit", "Greatest value, after scale and offset."),
+        optional(
+            "max",
+            Kind::Number,
+            "the type's limit",
+            "Greatest value, after scale and offset.",
+        ),
         optional(
             "out_of_range",
             Kind::Choice(&["dead_letter", "null", "clamp", "flag"]),
@@ -54,8 +87,18 @@ pub static FIELD: Group = Group {
         optional("default", Kind::Scalar, "null", "Used when the value is missing or null."),
         number("scale", 1.0, "value = raw × scale + offset, before rounding."),
         number("offset", 0.0, "See `scale`."),
-        optional("bit", Kind::Integer(0, 62), "the whole value", "This bit of an integer, 0 = lowest, as a boolean."),
-        optional("values", Kind::ScalarMap, "as sent", "Value sent → value kept, e.g. `{ ON = true, OFF = false }`. Anything else is a dead letter, never a guess."),
+        optional(
+            "bit",
+            Kind::Integer(0, 62),
+            "the whole value",
+            "This bit of an integer, 0 = lowest, as a boolean.",
+        ),
+        optional(
+            "values",
+            Kind::ScalarMap,
+            "as sent",
+            "Value sent → value kept, e.g. `{ ON = true, OFF = false }`. Anything else is a dead letter, never a guess.",
+        ),
         flag("boolean_as_number", false, "A numeric field takes `true` as 1 and `false` as 0."),
         flag("text_as_number", false, "A numeric field takes the text \"237\" as 237."),
         optional(
@@ -116,7 +159,9 @@ pub fn field(section: &Section, levels: Option<usize>, problems: &mut Problems) 
         tag: section.boolean("tag"),
         required: section.boolean("required"),
         rounding: section.pick("round", &roundings),
-        record_type: section.optional_text("record_type").map(|_| section.pick("record_type", &TYPES)),
+        record_type: section
+            .optional_text("record_type")
+            .map(|_| section.pick("record_type", &TYPES)),
         min: section.optional_number("min"),
         max: section.optional_number("max"),
         out_of_range: section.pick("out_of_range", &ranges),
@@ -134,7 +179,8 @@ pub fn field(section: &Section, levels: Option<usize>, problems: &mut Problems) 
 fn source(section: &Section, levels: Option<usize>, problems: &mut Problems) -> FieldSource {
     let given: Vec<_> = SOURCES.into_iter().filter(|name| section.has(name)).collect();
     match given.as_slice() {
-        [] => problems.error(section.itself(), format!("no source: set one of {}", SOURCES.join(", "))),
+        [] => problems
+            .error(section.itself(), format!("no source: set one of {}", SOURCES.join(", "))),
         [_] => {}
         [first, second, ..] => {
             problems.error(section.at(second), format!("two sources: {first} is set already"));
@@ -179,7 +225,8 @@ fn field_type(section: &Section, source: &FieldSource, problems: &mut Problems) 
     };
     if section.has("type") {
         let chosen = section.pick("type", &TYPES);
-        let fixed = matches!(source, FieldSource::Arrival | FieldSource::Flags) || section.has("bit");
+        let fixed =
+            matches!(source, FieldSource::Arrival | FieldSource::Flags) || section.has("bit");
         if let Some(natural) = natural.filter(|_| fixed)
             && section.text("type") != natural
             && !section.text("type").is_empty()
@@ -191,7 +238,10 @@ fn field_type(section: &Section, source: &FieldSource, problems: &mut Problems) 
     match natural {
         Some(natural) => {
             section.derive("type", natural);
-            TYPES.iter().find(|(name, _)| *name == natural).map_or(FieldType::Text, |(_, kind)| *kind)
+            TYPES
+                .iter()
+                .find(|(name, _)| *name == natural)
+                .map_or(FieldType::Text, |(_, kind)| *kind)
         }
         None => {
             if section.has("path") {
@@ -296,7 +346,11 @@ fn value_fits(value: &Value, kind: FieldType) -> Result<(), String> {
         FieldType::Timestamp => (value.is_string() || value.is_number(), "timestamp"),
         _ => match value.as_i64() {
             Some(number) if !range.contains(&number) => {
-                return Err(format!("{number} does not fit the type: {} to {}", range.start(), range.end()));
+                return Err(format!(
+                    "{number} does not fit the type: {} to {}",
+                    range.start(),
+                    range.end()
+                ));
             }
             found => (found.is_some(), "integer"),
         },
@@ -305,7 +359,10 @@ fn value_fits(value: &Value, kind: FieldType) -> Result<(), String> {
 }
 
 fn device_id_fits(section: &Section, kind: FieldType, problems: &mut Problems) {
-    if section.boolean("device_id") && section.optional_text("type").is_some() && kind != FieldType::Text {
+    if section.boolean("device_id")
+        && section.optional_text("type").is_some()
+        && kind != FieldType::Text
+    {
         problems.error(section.at("type"), "a device id is text");
     }
     if section.boolean("device_id") && section.has("default") {

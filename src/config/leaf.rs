@@ -1,9 +1,9 @@
 //! One value against its kind.
 
+use super::path;
 use super::report::did_you_mean;
 use super::schema::Kind;
 use super::tree::{Node, Raw};
-use super::path;
 use crate::domain::NodeName;
 
 /// What a value must be and is not.
@@ -32,7 +32,9 @@ pub fn check(kind: &Kind, node: &Node) -> Result<(), Wrong> {
             None => Err(format!("{} is no text, number or boolean", item.raw)),
         }),
         (Kind::Texts, Raw::List(items)) => all(items, |item| text_of(item).and_then(not_empty)),
-        (Kind::JsonPaths, Raw::List(items)) => all(items, |item| text_of(item).and_then(path::check)),
+        (Kind::JsonPaths, Raw::List(items)) => {
+            all(items, |item| text_of(item).and_then(path::check))
+        }
         (Kind::TextMap, Raw::Table(table)) => table.iter().try_for_each(|(key, member)| {
             let problem = |_| format!("{key} must be a text, not {}", member.node.raw.kind());
             text_of(&member.node).map(|_| ()).map_err(problem)

@@ -60,7 +60,10 @@ static ROOT: Group = Group {
         ("broker", "brokers are named: [brokers.<name>]"),
         ("stream", "streams are named: [streams.<name>]"),
         ("database", "databases are named: [databases.<name>]"),
-        ("kafka", "Kafka clusters are [clusters.<name>], a stream's topic is [streams.<name>.kafka]"),
+        (
+            "kafka",
+            "Kafka clusters are [clusters.<name>], a stream's topic is [streams.<name>.kafka]",
+        ),
     ],
 };
 
@@ -108,10 +111,7 @@ impl Context<'_> {
 ///
 /// # Errors
 /// Every mistake of the files in one report.
-pub fn load(
-    path: &Path,
-    environment: &dyn Fn(&str) -> Option<String>,
-) -> Result<Loaded, Report> {
+pub fn load(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Report> {
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let mut context = Context { folder, environment, problems: Problems::default() };
     let file = path.display().to_string();

@@ -131,10 +131,25 @@ pub static SUPERVISION: Group = Group {
             5,
             "Restarts within `restart_window_seconds` before a part is parked. The other parts never notice.",
         ),
-        integer("restart_window_seconds", (1, DAY_SECONDS), 60, "Window in which restarts are counted."),
-        integer("backoff_min_ms", (10, HOUR_MS), 200, "Pause before the first restart; it doubles."),
+        integer(
+            "restart_window_seconds",
+            (1, DAY_SECONDS),
+            60,
+            "Window in which restarts are counted.",
+        ),
+        integer(
+            "backoff_min_ms",
+            (10, HOUR_MS),
+            200,
+            "Pause before the first restart; it doubles.",
+        ),
         integer("backoff_max_ms", (10, HOUR_MS), 10_000, "Longest pause between restarts."),
-        integer("parked_retry_seconds", (1, DAY_SECONDS), 300, "A parked part is tried again this often."),
+        integer(
+            "parked_retry_seconds",
+            (1, DAY_SECONDS),
+            300,
+            "A parked part is tried again this often.",
+        ),
         integer(
             "stall_timeout_seconds",
             (5, DAY_SECONDS),

@@ -73,7 +73,9 @@ fn index(inside: &str) -> Result<&str, String> {
     if plain && canonical && number.parse::<i32>().is_ok() {
         Ok(rest)
     } else {
-        Err(format!("[{number}] is neither an index nor a quoted name; only singular paths can be used"))
+        Err(format!(
+            "[{number}] is neither an index nor a quoted name; only singular paths can be used"
+        ))
     }
 }
 

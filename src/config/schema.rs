@@ -96,7 +96,12 @@ pub const fn optional(
     Setting { name, kind, absent: Absent::Nothing(otherwise), doc }
 }
 
-pub const fn text(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Setting {
+pub const fn text(
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    doc: &'static str,
+) -> Setting {
     Setting { name, kind, absent: Absent::Default(Literal::Text(default)), doc }
 }
 

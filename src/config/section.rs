@@ -134,9 +134,8 @@ impl Section {
             return problems.error(At { place, path, value: None }, *reason);
         }
         let names = || self.group.settings.iter().map(|setting| setting.name);
-        let hint = did_you_mean(key, names()).unwrap_or_else(|| {
-            format!("known here: {}", names().collect::<Vec<_>>().join(", "))
-        });
+        let hint = did_you_mean(key, names())
+            .unwrap_or_else(|| format!("known here: {}", names().collect::<Vec<_>>().join(", ")));
         let value = (!secretive(key)).then(|| cut(member.node.raw.to_string()));
         problems.error_with(At { place, path, value }, "unknown setting", Some(hint));
     }
@@ -260,7 +259,9 @@ impl Section {
 
     pub fn scalars(&self, name: &'static str) -> Option<Vec<serde_json::Value>> {
         match self.raw(name)? {
-            Raw::List(items) => Some(items.iter().filter_map(|item| leaf::json(&item.raw)).collect()),
+            Raw::List(items) => {
+                Some(items.iter().filter_map(|item| leaf::json(&item.raw)).collect())
+            }
             _ => None,
         }
     }
@@ -370,7 +371,9 @@ fn named(
 /// Values that must not be repeated anywhere.
 pub fn secretive(key: &str) -> bool {
     let key = key.to_lowercase();
-    ["password", "secret", "token", "jaas", "pem", "credential"].iter().any(|part| key.contains(part))
+    ["password", "secret", "token", "jaas", "pem", "credential"]
+        .iter()
+        .any(|part| key.contains(part))
 }
 
 fn shown(setting: &Setting, node: &tree::Node) -> Option<String> {

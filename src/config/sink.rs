@@ -34,7 +34,12 @@ pub static ENSURE: Group = Group {
     settings: &[
         integer("partitions", (1, 10_000), 1, "Order holds per device within its partition."),
         integer("replication", (1, 100), 1, "Copies on different brokers."),
-        integer("retention_days", (1, 3650), 7, "The topic keeps records this long; consumers that are away longer lose them."),
+        integer(
+            "retention_days",
+            (1, 3650),
+            7,
+            "The topic keeps records this long; consumers that are away longer lose them.",
+        ),
     ],
     refused: &[],
 };
@@ -43,20 +48,79 @@ pub static TABLE: Group = Group {
     doc: "One table the stream writes to. The key names the sink and, unless `table` says otherwise, the table.",
     settings: &[
         required("database", Kind::Text, "Name of a `[databases.<name>]`."),
-        optional("table", Kind::Identifier, "the key", "The table, where the sink's name is not the table's."),
-        required("kind", Kind::Choice(&["append", "latest"]), "`append`: a row per message. `latest`: a row per key, changed only when a value changes; null never erases."),
+        optional(
+            "table",
+            Kind::Identifier,
+            "the key",
+            "The table, where the sink's name is not the table's.",
+        ),
+        required(
+            "kind",
+            Kind::Choice(&["append", "latest"]),
+            "`append`: a row per message. `latest`: a row per key, changed only when a value changes; null never erases.",
+        ),
         optional("fields", Kind::Texts, "all fields", "The fields that become columns."),
-        optional("columns", Kind::TextMap, "each column is called like its field", "Other names: `{ field = \"column\" }`."),
+        optional(
+            "columns",
+            Kind::TextMap,
+            "each column is called like its field",
+            "Other names: `{ field = \"column\" }`.",
+        ),
         text("time_column", Kind::Identifier, "time", "append: takes the arrival time."),
-        optional("node_column", Kind::Text, "\"node\"", "append: takes the node's name; \"\" where the table has none."),
-        optional("retention_days", Kind::Integer(1, 36_500), "kept for ever", "append: older rows are dropped with their partition."),
-        integer("partition_days", (1, 366), 7, "append: width of a partition (chunk). Retention drops whole partitions."),
-        optional("key", Kind::Text, "only append has none", "latest: the field that is the key; required there."),
-        text("updated_at_column", Kind::Identifier, "updated_at", "latest: arrival time of the message that last changed something."),
-        optional("insert_only", Kind::TextMap, "none", "latest: columns set when the row is first made and never again, `{ column = \"field\" }`."),
-        integer("batch_rows_max", (1, 1_000_000), 10_000, "Rows of one transaction at most, when lagging."),
-        integer("batch_bytes_max", (64 * KIB, 256 * MIB), 8 * MIB, "Bytes of one transaction at most: memory per sink."),
-        integer("batch_linger_ms", (0, HOUR_MS), 5, "A caught-up writer waits at most this long for company. 0 = lowest latency."),
+        optional(
+            "node_column",
+            Kind::Text,
+            "\"node\"",
+            "append: takes the node's name; \"\" where the table has none.",
+        ),
+        optional(
+            "retention_days",
+            Kind::Integer(1, 36_500),
+            "kept for ever",
+            "append: older rows are dropped with their partition.",
+        ),
+        integer(
+            "partition_days",
+            (1, 366),
+            7,
+            "append: width of a partition (chunk). Retention drops whole partitions.",
+        ),
+        optional(
+            "key",
+            Kind::Text,
+            "only append has none",
+            "latest: the field that is the key; required there.",
+        ),
+        text(
+            "updated_at_column",
+            Kind::Identifier,
+            "updated_at",
+            "latest: arrival time of the message that last changed something.",
+        ),
+        optional(
+            "insert_only",
+            Kind::TextMap,
+            "none",
+            "latest: columns set when the row is first made and never again, `{ column = \"field\" }`.",
+        ),
+        integer(
+            "batch_rows_max",
+            (1, 1_000_000),
+            10_000,
+            "Rows of one transaction at most, when lagging.",
+        ),
+        integer(
+            "batch_bytes_max",
+            (64 * KIB, 256 * MIB),
+            8 * MIB,
+            "Bytes of one transaction at most: memory per sink.",
+        ),
+        integer(
+            "batch_linger_ms",
+            (0, HOUR_MS),
+            5,
+            "A caught-up writer waits at most this long for company. 0 = lowest latency.",
+        ),
     ],
     refused: &[("retention", "called `retention_days` here")],
 };
@@ -244,7 +308,8 @@ fn columns_are_written_once(
     let mut seen = own;
     for (field, column) in columns {
         if seen.contains(&column) {
-            let rule = format!("column {column:?} is written twice, the second time by field {field}");
+            let rule =
+                format!("column {column:?} is written twice, the second time by field {field}");
             problems.error(section.itself(), rule);
         }
         seen.push(column);

@@ -69,10 +69,20 @@ pub static FILTER: Group = Group {
     doc: "A condition on the message. What does not pass is counted as filtered: no row, no record, no error. A missing value is incomplete.",
     settings: &[
         optional("path", Kind::JsonPath, "topic_level says where", "The member that is tested."),
-        optional("topic_level", Kind::Integer(1, 128), "path says where", "The level of the topic that is tested, 1 = first."),
+        optional(
+            "topic_level",
+            Kind::Integer(1, 128),
+            "path says where",
+            "The level of the topic that is tested, 1 = first.",
+        ),
         optional("one_of", Kind::Scalars, "another test", "Passes when equal to one of these."),
         optional("none_of", Kind::Scalars, "another test", "Passes when equal to none of these."),
-        optional("exists", Kind::Boolean, "another test", "`true`: passes when present and not null."),
+        optional(
+            "exists",
+            Kind::Boolean,
+            "another test",
+            "`true`: passes when present and not null.",
+        ),
     ],
     refused: &[("equals", "write one_of = [\"…\"]")],
 };
@@ -85,8 +95,18 @@ pub static DEDUPE: Group = Group {
             Kind::Choice(&["payload", "message_id"]),
             "`payload`: topic and payload, byte for byte. `message_id`: the members named below.",
         ),
-        optional("message_id_paths", Kind::JsonPaths, "by = \"payload\"", "Members that name the message."),
-        integer("window_seconds", (1, 30 * DAY_SECONDS), 900, "How far back messages are compared."),
+        optional(
+            "message_id_paths",
+            Kind::JsonPaths,
+            "by = \"payload\"",
+            "Members that name the message.",
+        ),
+        integer(
+            "window_seconds",
+            (1, 30 * DAY_SECONDS),
+            900,
+            "How far back messages are compared.",
+        ),
         integer(
             "window_messages",
             (1, 10_000_000),
@@ -162,7 +182,8 @@ fn silent(
 ) -> (Option<std::time::Duration>, Option<std::time::Duration>) {
     let warning = section.optional_duration("silent_warning_after_seconds");
     let critical = section.optional_duration("silent_critical_after_seconds");
-    if !section.has("silent_warning_after_seconds") && !section.has("silent_critical_after_seconds") {
+    if !section.has("silent_warning_after_seconds") && !section.has("silent_critical_after_seconds")
+    {
         let rule = "no silent limit: nobody hears when this stream stops; set silent_warning_after_seconds or silent_critical_after_seconds";
         problems.warn(section.itself(), rule);
     }

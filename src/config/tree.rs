@@ -100,8 +100,10 @@ impl fmt::Display for Raw {
                 write!(f, "[{}]", items.join(", "))
             }
             Raw::Table(table) => {
-                let members: Vec<_> =
-                    table.iter().map(|(key, member)| format!("{key} = {}", member.node.raw)).collect();
+                let members: Vec<_> = table
+                    .iter()
+                    .map(|(key, member)| format!("{key} = {}", member.node.raw))
+                    .collect();
                 write!(f, "{{ {} }}", members.join(", "))
             }
         }
@@ -209,7 +211,9 @@ impl File<'_> {
                 let items = items.into_iter().map(|item| self.node(item, key)).collect();
                 Node { raw: Raw::List(items), place }
             }
-            DeValue::Table(table) => Node { raw: Raw::Table(self.table(table)), place: key.clone() },
+            DeValue::Table(table) => {
+                Node { raw: Raw::Table(self.table(table)), place: key.clone() }
+            }
         }
     }
 }

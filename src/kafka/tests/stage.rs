@@ -179,7 +179,8 @@ impl Stage {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = settings(folder.path(), streams, mock.bootstrap_servers());
         change(&mut settings);
-        let names: Vec<_> = settings.streams.keys().cloned().collect();
+        let names: Vec<_> =
+            settings.streams.values().map(|s| (s.name.clone(), s.sinks())).collect();
         let board = Board::new(&settings);
         let buffer = Buffer::open(folder.path(), &settings.buffer, &names, board.clone()).unwrap();
         Stage { mock, buffer, board, settings, _folder: folder }
