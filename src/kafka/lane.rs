@@ -147,10 +147,9 @@ impl Lane {
     /// False when the phase ended it.
     async fn prepare(&mut self, session: &Arc<Session>) -> Result<bool, KafkaError> {
         let preparing = topics::prepare(&self.cluster, session, &self.sink);
-        let mut control = self.control.clone();
         let facts = tokio::select! {
             facts = preparing => facts?,
-            () = control.changed() => return Ok(false),
+            () = interrupted(&mut self.control) => return Ok(false),
         };
         self.prepared = true;
         let configured = self.cluster.settings.message_bytes_max;
@@ -321,5 +320,15 @@ impl Lane {
             _ => pause,
         };
         self.control.sleep(pause).await;
+    }
+}
+
+/// Returns when the phase or a pause changes, or a drain reaches its deadline.
+async fn interrupted(control: &mut Control) {
+    match control.phase() {
+        Phase::Draining { deadline } => {
+            control.sleep(deadline.saturating_duration_since(Instant::now())).await;
+        }
+        Phase::Running | Phase::Stopping => control.changed().await,
     }
 }

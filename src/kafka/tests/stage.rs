@@ -124,7 +124,7 @@ fn cluster(bootstrap: String) -> ClusterSettings {
         linger: Duration::from_millis(5),
         batch_bytes: 1_000_000,
         message_timeout: Duration::from_secs(5),
-        operation_timeout: Duration::from_secs(2),
+        operation_timeout: Duration::from_millis(500),
         in_flight_max: 1_000,
         message_bytes_max: 500_000,
         cursor_save_interval: Duration::from_millis(50),
