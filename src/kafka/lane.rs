@@ -195,6 +195,8 @@ impl Lane {
             (None, Stop::Single) => {
                 self.single_until = None;
                 self.own_session = None;
+                // The shared producer may still remember the topic as refused or missing.
+                self.prepared = false;
                 Ok(())
             }
             (None, Stop::Stuck) => {
@@ -286,13 +288,16 @@ impl Lane {
         self.ledger.view().meters.retries.inc();
         self.control.progress.beat();
         self.prepared = false;
+        self.own_session = None;
+        if error.is_unreachable() {
+            self.cluster.health.lost(&error.to_string());
+        }
         let pause = match class {
             ErrorClass::Standing => {
                 self.ledger.show(SinkState::Held, Some(error.to_string()));
                 self.cluster.settings.retry.max
             }
             ErrorClass::Transient | ErrorClass::Data => {
-                self.cluster.health.lost(&error.to_string());
                 self.ledger.show(SinkState::Waiting, Some(error.to_string()));
                 self.backoff.next_pause()
             }

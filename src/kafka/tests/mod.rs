@@ -106,6 +106,39 @@ async fn a_batch_called_too_large_is_sent_again_one_by_one() {
 }
 
 #[tokio::test]
+async fn a_record_refused_as_too_large_on_its_own_is_set_aside_and_the_rest_delivered() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.keep_good("energy", 500).await;
+    let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    stage.mock.request_errors(RDKafkaApiKey::Produce, &[too_large, too_large]);
+    stage.run(async |_| stage.until_cursor("energy", 500).await).await;
+    let letters = stage.letters().await;
+    let set_aside: Vec<_> = letters.iter().map(|l| (l.key.sequence.0, l.reason)).collect();
+    assert_eq!(set_aside, [(1, Reason::KafkaTooLarge)]);
+    assert_whole_and_in_order(&stage.read("energy", 499), 2..=500);
+    stage.assert_balanced("energy");
+}
+
+#[tokio::test]
+async fn rights_revoked_while_running_hold_the_stream_until_they_are_back() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.keep_good("energy", 10).await;
+    stage
+        .run(async |_| {
+            stage.until_cursor("energy", 10).await;
+            let revoked = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+            stage.mock.request_errors(RDKafkaApiKey::Produce, &[revoked; 3]);
+            stage.keep_good("energy", 10).await;
+            let held = |stage: &Stage| stage.status("energy").state == SinkState::Held;
+            stage.until("the stream is held", held).await;
+            stage.until_cursor("energy", 20).await;
+        })
+        .await;
+    assert_eq!(stage.status("energy").state, SinkState::Delivering);
+    assert_whole_and_in_order(&stage.read("energy", 20), 1..=20);
+}
+
+#[tokio::test]
 async fn an_authorization_refused_once_leaves_no_hole() {
     survives(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED).await;
 }
@@ -194,6 +227,25 @@ async fn a_replayed_letter_is_delivered_with_its_own_time_and_moves_in_the_books
         .await;
     stage.assert_balanced("energy");
     assert_eq!(stage.status("energy").books.unwrap().delivered, 2);
+}
+
+#[tokio::test]
+async fn a_pause_holds_what_is_new_and_ends() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.keep_good("energy", 10).await;
+    stage
+        .run_with_pause(async |paused| {
+            stage.until_cursor("energy", 10).await;
+            paused.send_replace(true);
+            let is_paused = |stage: &Stage| stage.status("energy").state == SinkState::Paused;
+            stage.until("the sink is paused", is_paused).await;
+            stage.keep_good("energy", 10).await;
+            assert_eq!(stage.cursor("energy"), 10);
+            paused.send_replace(false);
+            stage.until_cursor("energy", 20).await;
+        })
+        .await;
+    assert_whole_and_in_order(&stage.read("energy", 20), 1..=20);
 }
 
 #[tokio::test]

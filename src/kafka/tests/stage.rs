@@ -227,23 +227,33 @@ impl Stage {
 
     /// Runs the producer while `play` lasts, then drains and stops it.
     pub async fn run(&self, play: impl AsyncFnOnce(&KafkaReplayer)) {
-        self.run_and_drain(play, PATIENCE).await;
+        self.run_and_drain(async |replayer, _| play(replayer).await, PATIENCE).await;
+    }
+
+    pub async fn run_with_pause(&self, play: impl AsyncFnOnce(&watch::Sender<bool>)) {
+        self.run_and_drain(async |_, paused| play(paused).await, PATIENCE).await;
     }
 
     /// Starts a producer that has to end after `drain`.
     pub async fn run_until_deadline(&self, drain: Duration) {
-        self.run_and_drain(async |_| {}, drain).await;
+        self.run_and_drain(async |_, _| {}, drain).await;
     }
 
-    async fn run_and_drain(&self, play: impl AsyncFnOnce(&KafkaReplayer), drain: Duration) {
+    async fn run_and_drain(
+        &self,
+        play: impl AsyncFnOnce(&KafkaReplayer, &watch::Sender<bool>),
+        drain: Duration,
+    ) {
         let (phase, phase_watch) = watch::channel(Phase::Running);
-        let (_paused, paused_watch) = watch::channel(false);
+        let (paused, paused_watch) = watch::channel(false);
         let progress = Arc::new(Progress::default());
         let producer = self.producer();
         let replayer = producer.replayer();
         let running = producer.run(Control::new(phase_watch, paused_watch, progress));
         let playing = async {
-            tokio::time::timeout(PATIENCE, play(&replayer)).await.expect("the play ends in time");
+            tokio::time::timeout(PATIENCE, play(&replayer, &paused))
+                .await
+                .expect("the play ends in time");
             phase.send_replace(Phase::Draining { deadline: Instant::now() + drain });
         };
         let (ended, ()) =
