@@ -1,4 +1,5 @@
-//! `telemetry check`: every mistake of a configuration in one report; the tool to write mappings with.
+//! `telemetry check`: every mistake of a configuration in one report; the tool to write mappings
+//! with.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -169,7 +170,11 @@ fn explain(loaded: &Loaded, name: &str, arguments: &CheckArguments) -> i32 {
     let payload = payload.strip_suffix(b"\n").unwrap_or(&payload);
     match mapping::explain(stream, &message(topic, payload)) {
         Ok(explanation) => {
-            print_explanation(&explanation, arguments.json);
+            if arguments.json {
+                print_json(&json!(explanation));
+            } else {
+                print!("{explanation}");
+            }
             FINE
         }
         Err(errors) => {
@@ -188,10 +193,6 @@ fn message<'a>(topic: &'a str, payload: &'a [u8]) -> Record<'a> {
         flags: DeliveryFlags { qos: 1, ..DeliveryFlags::default() },
         packet_id: 1,
     }
-}
-
-fn print_explanation(explanation: &mapping::Explanation, _json: bool) {
-    print_json(&json!(explanation));
 }
 
 fn print_json(value: &serde_json::Value) {

@@ -1,13 +1,19 @@
 //! RFC 9535 singular paths, written without the leading `$.`: is this one?
 
-/// Names (`a.b`), quoted names (`['a:0']`), indexes (`[0]`, `[-1]`). The answer says what is wrong and where.
+/// Deeper than any message, and far below the depth a payload may have.
+const STEPS_MAX: usize = 32;
+
+/// Names (`a.b`), quoted names (`['a:0']`), indexes (`[0]`). The answer says what is wrong and
+/// where.
 pub fn check(path: &str) -> Result<(), String> {
     let mut rest = path.strip_prefix('$').unwrap_or(path);
     if rest.is_empty() {
         return Err("a path names at least one member".into());
     }
     let mut first = rest.len() == path.len();
+    let mut steps = 0;
     while !rest.is_empty() {
+        steps += 1;
         let after = if let Some(inside) = rest.strip_prefix('[') {
             bracket(inside)
         } else if let Some(name) = rest.strip_prefix('.') {
@@ -22,6 +28,9 @@ pub fn check(path: &str) -> Result<(), String> {
             format!("{problem} (at character {position})")
         })?;
         first = false;
+    }
+    if steps > STEPS_MAX {
+        return Err(format!("has {steps} steps; at most {STEPS_MAX} are possible"));
     }
     Ok(())
 }
@@ -67,14 +76,18 @@ fn index(inside: &str) -> Result<&str, String> {
     let Some((number, rest)) = inside.split_once(']') else {
         return Err("'[' without ']'".into());
     };
-    let digits = number.strip_prefix('-').unwrap_or(number);
-    let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    let canonical = digits == "0" && number == "0" || !digits.starts_with('0');
-    if plain && canonical && number.parse::<i32>().is_ok() {
+    let plain = number.bytes().all(|byte| byte.is_ascii_digit());
+    let canonical = number == "0" || !number.starts_with('0');
+    if plain && canonical && number.parse::<u32>().is_ok() {
         Ok(rest)
     } else {
         Err(format!(
+<<<<<<< HEAD
+            "[{number}] is neither an index counted from 0 nor a quoted name: a path names \
+             one member"
+=======
             "[{number}] is neither an index nor a quoted name; only singular paths can be used"
+>>>>>>> stream
         ))
     }
 }
@@ -91,7 +104,7 @@ mod tests {
             "params['temperature:0'].tC",
             "$.params[\"a b\"][0]",
             "['a.b']",
-            "list[-1].x",
+            "list[1].x",
             "größe",
             "a['it\\'s']",
         ] {
@@ -107,9 +120,9 @@ mod tests {
             (".a", "begins with a dot (at character 1)"),
             ("a..b", "missing (at character 2)"),
             ("a.temperature:0.tC", "write it as ['temperature:0'] (at character 2)"),
-            ("a[*]", "singular"),
-            ("a[01]", "singular"),
-            ("a[-0]", "singular"),
+            ("a[*]", "neither an index"),
+            ("a[01]", "neither an index"),
+            ("a[-1]", "neither an index"),
             ("a['b]", "does not end"),
             ("a[0", "without"),
             ("a[0]b", "a dot or a bracket"),

@@ -1,5 +1,5 @@
-//! What a configuration may say: one description of every setting, from which the reader, `docs/configuration.md` and
-//! the JSON Schema are made, so that they cannot disagree.
+//! What a configuration may say: one description of every setting, from which the reader,
+//! `docs/configuration.md` and the JSON Schema are made, so that they cannot disagree.
 
 /// A table of the file.
 #[derive(Debug)]

@@ -2,12 +2,12 @@
 
 use indexmap::IndexMap;
 
+use super::leaf;
 use super::node::reference;
 use super::report::{At, Problems, did_you_mean};
 use super::schema::*;
 use super::section::Section;
 use super::settings::*;
-use super::{field, leaf};
 use crate::domain::SinkName;
 
 /// The name of every stream's Kafka sink; no table sink may have it.
@@ -22,7 +22,8 @@ pub static KAFKA: Group = Group {
             "raw",
             Kind::Choice(&["none", "root"]),
             "none",
-            "`root` merges the source document into the top level of the record; `ts`, `tags`, `fields` win a clash.",
+            "`root` merges the source document into the top level of the record; `ts`, \
+             `tags`, `fields` win a clash.",
         ),
         optional_section("ensure", &ENSURE, "a missing topic holds the sink"),
     ],
@@ -45,7 +46,8 @@ pub static ENSURE: Group = Group {
 };
 
 pub static TABLE: Group = Group {
-    doc: "One table the stream writes to. The key names the sink and, unless `table` says otherwise, the table.",
+    doc: "One table the stream writes to. The key names the sink and, unless `table` \
+             says otherwise, the table.",
     settings: &[
         required("database", Kind::Text, "Name of a `[databases.<name>]`."),
         optional(
@@ -57,7 +59,12 @@ pub static TABLE: Group = Group {
         required(
             "kind",
             Kind::Choice(&["append", "latest"]),
+<<<<<<< HEAD
+            "`append`: a row per message. `latest`: a row per key, changed only when a \
+             value changes; null never erases.",
+=======
             "`append`: a row per message. `latest`: a row per key, changed only when a value changes; null never erases.",
+>>>>>>> stream
         ),
         optional("fields", Kind::Texts, "all fields", "The fields that become columns."),
         optional(
@@ -101,7 +108,12 @@ pub static TABLE: Group = Group {
             "insert_only",
             Kind::TextMap,
             "none",
+<<<<<<< HEAD
+            "latest: columns set when the row is first made and never again, `{ column = \
+             \"field\" }`.",
+=======
             "latest: columns set when the row is first made and never again, `{ column = \"field\" }`.",
+>>>>>>> stream
         ),
         integer(
             "batch_rows_max",
@@ -162,7 +174,8 @@ pub fn table(
     // A name that is none is reported and left out where tables are read.
     let sink = SinkName::parse(key).ok()?;
     if key == KAFKA_SINK {
-        let rule = "\"kafka\" is the name of the stream's Kafka sink; give the sink another name and set table";
+        let rule = "\"kafka\" is the name of the stream's Kafka sink; give the sink another name \
+             and set table";
         problems.error(section.itself(), rule);
     }
     let table = section.optional_text("table").unwrap_or_else(|| key.to_owned());
@@ -221,7 +234,7 @@ pub fn unknown_field(
     fields: &IndexMap<String, FieldSettings>,
     problems: &mut Problems,
 ) {
-    let names = field::names(fields);
+    let names: Vec<&str> = fields.keys().map(String::as_str).collect();
     let hint = did_you_mean(name, names.iter().copied())
         .unwrap_or_else(|| format!("its fields: {}", names.join(", ")));
     problems.error_with(at, format!("the stream has no field {name:?}"), Some(hint));
@@ -235,14 +248,18 @@ fn kind(section: &Section, mapping: &MappingSettings, problems: &mut Problems) -
         }
     };
     match kind.as_deref() {
-        Some("append") => only(&LATEST_ONLY, "latest"),
-        Some("latest") => only(&APPEND_ONLY, "append"),
-        _ => {}
-    }
-    if kind.as_deref() == Some("latest") {
-        latest(section, mapping, problems)
-    } else {
-        append(section, problems)
+        Some("latest") => {
+            only(&APPEND_ONLY, "append");
+            section.leave_out(&APPEND_ONLY);
+            latest(section, mapping, problems)
+        }
+        Some("append") => {
+            only(&LATEST_ONLY, "latest");
+            section.leave_out(&LATEST_ONLY);
+            append(section, problems)
+        }
+        // Wrong or missing, and reported: nothing can be said about the rest.
+        _ => append(section, &mut Problems::default()),
     }
 }
 

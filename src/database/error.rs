@@ -17,6 +17,9 @@ pub enum DatabaseError {
     TimedOut { doing: &'static str, limit: Duration },
     #[error("no connection free within {} s: raise connections_max or look for a writer that hangs", limit.as_secs_f32())]
     PoolTimedOut { limit: Duration },
+    /// No connection could be made; the last attempt says why.
+    #[error("{cause}")]
+    Unreachable { cause: std::sync::Arc<DatabaseError> },
     #[error(transparent)]
     Tls(#[from] crate::tls::TlsError),
     #[error("{problem}; {remedy}")]
@@ -26,15 +29,19 @@ pub enum DatabaseError {
         "another node writes {stream} → {sink} of log {log}: stop one of the two; this one has stopped writing"
     )]
     Fenced { stream: String, sink: String, log: String },
+    /// The compare-and-set on the cursor row touched nothing: who moved it is found out by reading it.
+    #[error("the cursor row is not where this writer left it")]
+    CursorMoved,
 }
 
 impl DatabaseError {
     pub fn class(&self) -> ErrorClass {
         match self {
             DatabaseError::Postgres { source, .. } => class_of(source),
-            DatabaseError::TimedOut { .. } | DatabaseError::PoolTimedOut { .. } => {
-                ErrorClass::Transient
-            }
+            DatabaseError::Unreachable { cause } => cause.class(),
+            DatabaseError::TimedOut { .. }
+            | DatabaseError::PoolTimedOut { .. }
+            | DatabaseError::CursorMoved => ErrorClass::Transient,
             DatabaseError::Tls(_)
             | DatabaseError::Standing { .. }
             | DatabaseError::Fenced { .. } => ErrorClass::Standing,
@@ -45,6 +52,7 @@ impl DatabaseError {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             DatabaseError::Postgres { source, .. } => source.code().map(SqlState::code),
+            DatabaseError::Unreachable { cause } => cause.sqlstate(),
             _ => None,
         }
     }
@@ -55,6 +63,25 @@ impl DatabaseError {
             DatabaseError::Postgres { source, .. } => source.as_db_error()?.column(),
             _ => None,
         }
+    }
+
+    /// The database could not be talked to, as opposed to: it answered with a refusal of this one statement.
+    pub fn is_connection_trouble(&self) -> bool {
+        match self {
+            DatabaseError::Unreachable { .. }
+            | DatabaseError::TimedOut { .. }
+            | DatabaseError::Tls(_) => true,
+            DatabaseError::Postgres { source, .. } => {
+                source.code().is_none_or(|code| matches!(&code.code()[..2], "08" | "57" | "28"))
+            }
+            _ => false,
+        }
+    }
+
+    /// The transaction may have been committed all the same: only the cursor row knows.
+    pub fn leaves_outcome_unknown(&self) -> bool {
+        !matches!(self, DatabaseError::CursorMoved | DatabaseError::Unreachable { .. })
+            && self.class() == ErrorClass::Transient
     }
 
     /// A row lies in no partition: ours to mend by making it, not bad data.
@@ -74,12 +101,16 @@ pub fn postgres(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Da
 }
 
 fn class_of(error: &tokio_postgres::Error) -> ErrorClass {
-    let Some(code) = error.code() else {
+    match error.code() {
+        Some(code) => class_of_code(code.code()),
         // A failed TLS handshake or authentication method has no SQLSTATE either, but waiting does not mend it.
-        return if is_tls(error) { ErrorClass::Standing } else { ErrorClass::Transient };
-    };
-    let code = code.code();
-    match (code, &code[..2]) {
+        None if is_tls(error) => ErrorClass::Standing,
+        None => ErrorClass::Transient,
+    }
+}
+
+fn class_of_code(code: &str) -> ErrorClass {
+    match (code, code.get(..2).unwrap_or_default()) {
         // Read-only after a failover: a new connection leads to the new primary.
         ("25006", _) | (_, "08" | "40" | "55" | "57") => ErrorClass::Transient,
         ("54000" | "P0001", _) | (_, "22" | "23") => ErrorClass::Data,
@@ -124,4 +155,23 @@ fn describe(error: &tokio_postgres::Error) -> String {
         source = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_sqlstate_says_whether_to_wait_to_set_aside_or_to_ask_a_person() {
+        let of = |class| move |code: &&str| class_of_code(code) == class;
+        let transient = ["08006", "40001", "40P01", "55P03", "57P01", "57014", "25006"];
+        let data = ["22001", "22003", "22P02", "23502", "23505", "23514", "54000", "P0001"];
+        let standing = [
+            "42P01", "42501", "3D000", "3F000", "28P01", "53100", "53300", "0P000", "25P02",
+            "XX000", "",
+        ];
+        assert!(transient.iter().all(of(ErrorClass::Transient)));
+        assert!(data.iter().all(of(ErrorClass::Data)));
+        assert!(standing.iter().all(of(ErrorClass::Standing)));
+    }
 }

@@ -1,7 +1,36 @@
 //! PostgreSQL and TimescaleDB: rows and cursor in one transaction.
+//!
+//! ```text
+//!  buffer ──► Source ──► Batch ──► Target ──► one transaction: rows · books · cursor (last)
+//!             maps,      rows and  halves what      │
+//!             converts   specials  is refused       └─► refused row ──► dead letter, stored first
+//! ```
+//!
+//! [`BatchWriter`] is the part that drives it; [`replay`] gives a dead letter a second chance beside it.
 
+mod append;
+mod batch;
+pub mod bookkeeping;
+mod catalog;
 mod connect;
+mod cursor;
+mod encode;
 mod error;
+mod fold;
+mod latest;
+pub mod maintenance;
+mod pool;
+mod replay;
+mod source;
+mod sql;
+mod table_sink;
+mod target;
+mod transaction;
+mod writer;
 
 pub use connect::connect;
 pub use error::{DatabaseError, postgres};
+pub use pool::{Lease, Pool};
+pub use replay::{ReplayOutcome, replay};
+pub use table_sink::TableSink;
+pub use writer::BatchWriter;

@@ -260,7 +260,9 @@ fn beyond_type<'p>(rule: &Rule, raw: Raw<'p>, negative: bool) -> Conversion<'p> 
     match rule.out_of_range {
         OutOfRange::Null => Ok(Converted::Null),
         OutOfRange::Clamp => {
-            let (low, high) = (*range.start(), *range.end());
+            // A cast from a double saturates, so bounds beyond 64 bits are no bounds.
+            let low = rule.min.map_or(i64::MIN, |min| min.ceil() as i64).max(*range.start());
+            let high = rule.max.map_or(i64::MAX, |max| max.floor() as i64).min(*range.end());
             Ok(Converted::Int(if negative { low } else { high }))
         }
         OutOfRange::DeadLetter | OutOfRange::Flag => {

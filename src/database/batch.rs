@@ -1,0 +1,241 @@
+//! One batch on its way: rows as the table takes them, and what became of every other record in between.
+//!
+//! A batch is delivered whole, or, when the server refuses a row, in halves: [`Segment`] is the unit of a transaction.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use bytes::BytesMut;
+
+use super::cursor::Tally;
+use super::fold::Message;
+use crate::buffer::Block;
+use crate::domain::{Arrival, DeadLetter, Record, Sequence};
+use crate::mapping::Observed;
+
+/// Records between two cursor positions.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Everything up to here is in this batch or was before it.
+    pub last: Sequence,
+    pub rows: Vec<RowMark>,
+    /// Encoded rows, for a time series.
+    pub encoded: BytesMut,
+    /// Messages, for latest state; one per row mark.
+    pub messages: Vec<Message>,
+    /// Records that became no row, in order.
+    specials: Vec<Special>,
+    pub letters: Vec<DeadLetter>,
+    /// The records' own bytes, for the one the server refuses.
+    pub blocks: Vec<Block>,
+    pub records: usize,
+    pub payload_bytes: usize,
+    /// When the first record came in: the age that ends the wait for company.
+    pub opened: Option<Instant>,
+    pub oldest: Option<Arrival>,
+    pub observed: Observed,
+}
+
+/// A row of the batch.
+#[derive(Debug, Clone, Copy)]
+pub struct RowMark {
+    pub sequence: Sequence,
+    pub arrival: Arrival,
+    /// Where its bytes end in `encoded`.
+    pub end: usize,
+}
+
+/// What became of a record that is no row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Special {
+    Filtered(Sequence),
+    Incomplete(Sequence),
+    Dead(Sequence),
+    /// The log lost this many, the last of which is named.
+    Lost(Sequence, u64),
+}
+
+impl Special {
+    fn sequence(self) -> Sequence {
+        match self {
+            Special::Filtered(at)
+            | Special::Incomplete(at)
+            | Special::Dead(at)
+            | Special::Lost(at, _) => at,
+        }
+    }
+}
+
+/// The rows of one transaction, and how far it moves the cursor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    pub rows: Range<usize>,
+    pub to: Sequence,
+}
+
+impl Batch {
+    /// An empty batch behind `last`.
+    pub fn behind(last: Sequence) -> Batch {
+        Batch { last, ..Batch::default() }
+    }
+
+    /// Nothing to move the cursor for.
+    pub fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
+    /// Counts a record in, whatever becomes of it.
+    pub fn take(&mut self, record: &Record<'_>) {
+        self.last = record.sequence;
+        self.records += 1;
+        self.payload_bytes += record.payload.len();
+        self.opened.get_or_insert_with(Instant::now);
+        self.oldest.get_or_insert(record.arrival);
+    }
+
+    pub fn mark_row(&mut self, record: &Record<'_>) {
+        let end = self.encoded.len();
+        self.rows.push(RowMark { sequence: record.sequence, arrival: record.arrival, end });
+    }
+
+    pub fn mark(&mut self, special: Special) {
+        self.specials.push(special);
+    }
+
+    pub fn take_lost(&mut self, last: Sequence, count: u64) {
+        self.last = last;
+        self.records += 1;
+        self.opened.get_or_insert_with(Instant::now);
+        self.specials.push(Special::Lost(last, count));
+    }
+
+    pub fn whole(&self) -> Segment {
+        Segment { rows: 0..self.rows.len(), to: self.last }
+    }
+
+    /// Two halves, in order; `None` when there is at most one row left to blame.
+    pub fn halves(&self, segment: &Segment) -> Option<(Segment, Segment)> {
+        let Range { start, end } = segment.rows;
+        if end - start < 2 {
+            return None;
+        }
+        let middle = start + (end - start) / 2;
+        let to = Sequence(self.rows[middle].sequence.0 - 1);
+        Some((Segment { rows: start..middle, to }, Segment { rows: middle..end, to: segment.to }))
+    }
+
+    /// Takes the only row of a segment out as a dead letter; the segment that then moves the cursor past it.
+    pub fn bury(&mut self, segment: &Segment, letter: DeadLetter) -> Segment {
+        let at = self.specials.partition_point(|s| s.sequence() < letter.key.sequence);
+        self.specials.insert(at, Special::Dead(letter.key.sequence));
+        self.letters.push(letter);
+        Segment { rows: segment.rows.end..segment.rows.end, to: segment.to }
+    }
+
+    /// The encoded bytes of a segment's rows.
+    pub fn encoded_range(&self, rows: &Range<usize>) -> Range<usize> {
+        let end_of = |row: usize| row.checked_sub(1).map_or(0, |before| self.rows[before].end);
+        end_of(rows.start)..end_of(rows.end)
+    }
+
+    /// What the segment adds to the books when the cursor comes from `from`.
+    pub fn tally(&self, segment: &Segment, from: Sequence) -> Tally {
+        let mut tally = Tally { delivered: segment.rows.len() as i64, ..Tally::default() };
+        let first = self.specials.partition_point(|s| s.sequence() <= from);
+        for special in self.specials[first..].iter().take_while(|s| s.sequence() <= segment.to) {
+            match special {
+                Special::Filtered(_) => tally.filtered += 1,
+                Special::Incomplete(_) => tally.incomplete += 1,
+                Special::Dead(_) => tally.dead_lettered += 1,
+                Special::Lost(_, count) => tally.lost += *count as i64,
+            }
+        }
+        tally
+    }
+
+    /// Finds a record of the batch again and does something with it.
+    pub fn with_record<T>(
+        &self,
+        sequence: Sequence,
+        then: impl FnOnce(&Record<'_>) -> T,
+    ) -> Option<T> {
+        let block = self.blocks.iter().find(|block| {
+            let range = block.range();
+            range.first <= sequence && sequence <= range.last
+        })?;
+        let before = Sequence(sequence.0.saturating_sub(1));
+        let record = block.records_after(before).next()?;
+        (record.sequence == sequence).then(|| then(&record))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(sequence: u64) -> Record<'static> {
+        Record {
+            sequence: Sequence(sequence),
+            arrival: Arrival(0),
+            topic: "t",
+            payload: b"{}",
+            flags: Default::default(),
+            packet_id: 0,
+        }
+    }
+
+    /// Rows at 1, 2, 4, 6, 7; 3 filtered, 5 incomplete, 8 to 9 lost.
+    fn batch() -> Batch {
+        let mut batch = Batch::behind(Sequence::ZERO);
+        for sequence in 1..=7 {
+            batch.take(&record(sequence));
+            match sequence {
+                3 => batch.mark(Special::Filtered(Sequence(3))),
+                5 => batch.mark(Special::Incomplete(Sequence(5))),
+                _ => {
+                    batch.encoded.extend_from_slice(&[sequence as u8; 3]);
+                    batch.mark_row(&record(sequence));
+                }
+            }
+        }
+        batch.take_lost(Sequence(9), 2);
+        batch
+    }
+
+    fn accounted(tally: Tally) -> i64 {
+        tally.delivered + tally.filtered + tally.incomplete + tally.dead_lettered + tally.lost
+    }
+
+    #[test]
+    fn halves_cover_the_whole_without_gap_or_overlap() {
+        let batch = batch();
+        let whole = batch.whole();
+        assert_eq!(whole, Segment { rows: 0..5, to: Sequence(9) });
+        let (first, second) = batch.halves(&whole).unwrap();
+        assert_eq!(first, Segment { rows: 0..2, to: Sequence(3) });
+        assert_eq!(second, Segment { rows: 2..5, to: Sequence(9) });
+        assert_eq!(batch.encoded_range(&second.rows), 6..15);
+        assert_eq!(batch.halves(&Segment { rows: 2..3, to: Sequence(5) }), None);
+    }
+
+    #[test]
+    fn however_a_batch_is_split_its_tallies_add_up_to_the_records_passed() {
+        let batch = batch();
+        let mut waiting = vec![batch.whole()];
+        let mut from = Sequence::ZERO;
+        let mut seen = Vec::new();
+        while let Some(segment) = waiting.pop() {
+            if let Some((first, second)) = batch.halves(&segment) {
+                waiting.extend([second, first]);
+                continue;
+            }
+            let tally = batch.tally(&segment, from);
+            assert_eq!(accounted(tally), segment.to.since(from) as i64, "{segment:?}");
+            from = segment.to;
+            seen.extend(segment.rows);
+        }
+        assert_eq!(from, Sequence(9));
+        assert_eq!(seen, [0, 1, 2, 3, 4]);
+        assert_eq!(accounted(batch.tally(&batch.whole(), Sequence::ZERO)), 9);
+    }
+}

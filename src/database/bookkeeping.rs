@@ -1,0 +1,50 @@
+//! The node's own tables: where each sink stands, what was replayed, what each latest-state row has seen.
+
+use super::sql::qualified;
+
+/// One statement each, safe to repeat, for a schema that exists. The migrator runs them before any migration of the
+/// operator's.
+pub fn statements(schema: &str) -> Vec<String> {
+    let cursors = cursors(schema);
+    let replayed = replayed(schema);
+    let seen = latest_seen(schema);
+    vec![
+        // One row per sink, updated with each batch: room in the page keeps these updates out of the index.
+        format!(
+            "CREATE TABLE IF NOT EXISTS {cursors} (\
+             node text NOT NULL, log text NOT NULL, stream text NOT NULL, sink text NOT NULL, \
+             sequence bigint NOT NULL, base bigint NOT NULL, \
+             delivered bigint NOT NULL DEFAULT 0, filtered bigint NOT NULL DEFAULT 0, \
+             incomplete bigint NOT NULL DEFAULT 0, dead_lettered bigint NOT NULL DEFAULT 0, \
+             lost bigint NOT NULL DEFAULT 0, unchanged bigint NOT NULL DEFAULT 0, \
+             stale bigint NOT NULL DEFAULT 0, updated_at timestamptz NOT NULL DEFAULT now(), \
+             PRIMARY KEY (node, log, stream, sink)) WITH (fillfactor = 20)"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {replayed} (\
+             log text NOT NULL, stream text NOT NULL, sink text NOT NULL, sequence bigint NOT NULL, \
+             replayed_at timestamptz NOT NULL DEFAULT now(), \
+             PRIMARY KEY (log, stream, sink, sequence))"
+        ),
+        format!(
+            "CREATE TABLE IF NOT EXISTS {seen} (\
+             sink text NOT NULL, key text NOT NULL, seen_at timestamptz NOT NULL, \
+             PRIMARY KEY (sink, key)) WITH (fillfactor = 70)"
+        ),
+    ]
+}
+
+/// The cursor and books of each sink.
+pub fn cursors(schema: &str) -> String {
+    qualified(schema, "telemetry_cursors")
+}
+
+/// The ledger that makes a replay happen once.
+pub fn replayed(schema: &str) -> String {
+    qualified(schema, "telemetry_replayed")
+}
+
+/// The newest message each latest-state row has seen; `sink` holds `<stream>/<sink>`.
+pub fn latest_seen(schema: &str) -> String {
+    qualified(schema, "telemetry_latest_seen")
+}

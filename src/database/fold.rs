@@ -1,0 +1,200 @@
+//! The rule of a latest-state table, applied in memory to the rows as they are, message by message:
+//!
+//! 1. only values that are present take part; null never erases;
+//! 2. a row changes only when a value becomes different, and then `updated_at` is the arrival of that message;
+//! 3. a message older than the newest one *seen* for its key changes nothing. A message that changes nothing still
+//!    moves "newest seen", so `updated_at` cannot stand in for it.
+//!
+//! The result is what one transaction per message would have left behind, at the price of one write per row.
+
+use std::collections::BTreeMap;
+
+use super::encode::Cell;
+use crate::domain::Arrival;
+
+/// One message for a latest-state table.
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub key: String,
+    pub arrival: Arrival,
+    /// One per mapped column, the key among them.
+    pub cells: Vec<Cell<'static>>,
+}
+
+/// A row and what is known of its key.
+#[derive(Debug, Clone, Default)]
+pub struct Row {
+    /// Values of the mapped columns; `None` when the table has no such row.
+    pub cells: Option<Vec<Cell<'static>>>,
+    pub seen: Option<Arrival>,
+    /// Set by the fold: arrival of the last message that changed something.
+    pub updated_at: Option<Arrival>,
+    /// Set by the fold: a message moved `seen`.
+    pub seen_moved: bool,
+    /// Set by the fold: the message that (first) changed it, for columns set at insert only.
+    pub first: Vec<Cell<'static>>,
+}
+
+/// Rows by key; ordered, so that two writers lock in the same order.
+pub type Rows = BTreeMap<String, Row>;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Folded {
+    pub unchanged: u64,
+    pub stale: u64,
+}
+
+/// Applies the messages in order.
+pub fn fold<'m>(rows: &mut Rows, messages: impl IntoIterator<Item = &'m Message>) -> Folded {
+    let mut folded = Folded::default();
+    for message in messages {
+        let row = rows.entry(message.key.clone()).or_default();
+        if row.seen.is_some_and(|seen| message.arrival < seen) {
+            folded.stale += 1;
+            continue;
+        }
+        row.seen_moved |= row.seen != Some(message.arrival);
+        row.seen = Some(message.arrival);
+        if apply(row, message) {
+            row.updated_at = Some(message.arrival);
+        } else {
+            folded.unchanged += 1;
+        }
+    }
+    folded
+}
+
+/// True when a value became different.
+fn apply(row: &mut Row, message: &Message) -> bool {
+    let changed = match &mut row.cells {
+        None => {
+            row.cells = Some(message.cells.clone());
+            true
+        }
+        Some(cells) => {
+            let mut changed = false;
+            for (cell, new) in cells.iter_mut().zip(&message.cells) {
+                if !new.is_null() && cell != new {
+                    cell.clone_from(new);
+                    changed = true;
+                }
+            }
+            changed
+        }
+    };
+    if changed && row.first.is_empty() {
+        row.first.clone_from(&message.cells);
+    }
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(key: &str, arrival: i64, values: &[Option<i64>]) -> Message {
+        let cells = values.iter().map(|value| value.map_or(Cell::Null, Cell::Int8)).collect();
+        Message { key: key.to_owned(), arrival: Arrival(arrival), cells }
+    }
+
+    fn values(row: &Row) -> Vec<Option<i64>> {
+        let value = |cell: &Cell<'_>| match cell {
+            Cell::Int8(value) => Some(*value),
+            _ => None,
+        };
+        row.cells.iter().flatten().map(value).collect()
+    }
+
+    #[test]
+    fn a_partial_message_leaves_the_other_columns_as_they_are() {
+        let mut rows = Rows::new();
+        let messages = [message("a", 1, &[Some(1), Some(2)]), message("a", 2, &[None, Some(3)])];
+        assert_eq!(fold(&mut rows, &messages), Folded::default());
+        assert_eq!(values(&rows["a"]), [Some(1), Some(3)]);
+        assert_eq!(rows["a"].updated_at, Some(Arrival(2)));
+    }
+
+    #[test]
+    fn an_equal_message_changes_nothing_and_still_counts_as_seen() {
+        let mut rows = Rows::new();
+        let messages = [
+            message("a", 1, &[Some(1)]),
+            message("a", 9, &[Some(1)]),
+            message("a", 5, &[Some(2)]),
+            message("a", 9, &[Some(3)]),
+        ];
+        assert_eq!(fold(&mut rows, &messages), Folded { unchanged: 1, stale: 1 });
+        assert_eq!(values(&rows["a"]), [Some(3)]);
+        assert_eq!(rows["a"].seen, Some(Arrival(9)));
+    }
+
+    /// What one transaction per message would do, written down as plainly as the rule.
+    #[derive(Default, Clone)]
+    struct Naive {
+        rows: BTreeMap<String, (Vec<Option<i64>>, i64)>,
+        seen: BTreeMap<String, i64>,
+        folded: Folded,
+    }
+
+    impl Naive {
+        fn take(&mut self, key: &str, arrival: i64, values: &[Option<i64>]) {
+            if self.seen.get(key).is_some_and(|seen| arrival < *seen) {
+                self.folded.stale += 1;
+                return;
+            }
+            self.seen.insert(key.to_owned(), arrival);
+            let Some((row, updated_at)) = self.rows.get_mut(key) else {
+                self.rows.insert(key.to_owned(), (values.to_vec(), arrival));
+                return;
+            };
+            let merged: Vec<_> =
+                values.iter().zip(row.iter()).map(|(new, old)| new.or(*old)).collect();
+            if merged == *row {
+                self.folded.unchanged += 1;
+            } else {
+                *row = merged;
+                *updated_at = arrival;
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_folded_batch_leaves_what_single_messages_would(
+            messages in prop::collection::vec(
+                ("[abc]", 0i64..20, prop::array::uniform3(prop::option::of(0i64..3))), 0..60),
+            cut in 0usize..60,
+        ) {
+            let mut naive = Naive::default();
+            let mut rows = Rows::new();
+            let mut updated: BTreeMap<String, i64> = BTreeMap::new();
+            let mut total = Folded::default();
+            let cut = cut.min(messages.len());
+            for batch in [&messages[..cut], &messages[cut..]] {
+                let batch: Vec<_> =
+                    batch.iter().map(|(key, at, values)| message(key, *at, values)).collect();
+                let folded = fold(&mut rows, &batch);
+                total.unchanged += folded.unchanged;
+                total.stale += folded.stale;
+                // As the table would hand the rows to the next batch.
+                for (key, row) in &mut rows {
+                    if let Some(at) = row.updated_at.take() {
+                        updated.insert(key.clone(), at.0);
+                    }
+                    row.first.clear();
+                }
+            }
+            for (key, at, values) in &messages {
+                naive.take(key, *at, values);
+            }
+            prop_assert_eq!(total, naive.folded);
+            for (key, (expected, updated_at)) in &naive.rows {
+                prop_assert_eq!(&values(&rows[key]), expected);
+                prop_assert_eq!(updated[key], *updated_at);
+                prop_assert_eq!(rows[key].seen.map(|seen| seen.0), naive.seen.get(key).copied());
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Latest state: the current rows, locked; the fold; the rows that changed.
+
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row as SqlRow};
+
+use super::bookkeeping;
+use super::catalog::{ColumnType, PlannedColumn};
+use super::encode::{Cell, convert};
+use super::error::{DatabaseError, postgres};
+use super::fold::{Folded, Message, Row, Rows, fold};
+use super::sql::{Timestamptz, qualified, quoted};
+use crate::config::TableSettings;
+use crate::domain::{Arrival, SinkName, StreamName};
+use crate::mapping::{Column, Fault, Value};
+
+/// Keys of one statement at most: parameters and locks stay small.
+const KEYS_PER_STATEMENT: usize = 1000;
+
+type Parameter = Box<dyn ToSql + Sync + Send>;
+
+/// How rows of this table are read and written.
+#[derive(Debug, Clone)]
+pub struct LatestPlan {
+    pub columns: Vec<PlannedColumn>,
+    key: usize,
+    /// Which mapped column feeds each column that is set at insert only.
+    insert_only: Vec<usize>,
+    scope: String,
+    select: String,
+    select_seen: String,
+    upsert: String,
+    upsert_seen: String,
+}
+
+/// What [`LatestPlan::new`] is made from.
+pub struct LatestTable<'a> {
+    pub schema: &'a str,
+    pub table: &'a TableSettings,
+    pub stream: &'a StreamName,
+    pub sink: &'a SinkName,
+    pub mapped: &'a [Column],
+    /// Field that is the key.
+    pub key: &'a str,
+    pub updated_at: &'a str,
+    /// Column → field.
+    pub insert_only: &'a indexmap::IndexMap<String, String>,
+}
+
+impl LatestPlan {
+    /// After the catalog check, which has proven that the key and the fields of `insert_only` are mapped.
+    pub fn new(of: &LatestTable<'_>, columns: Vec<PlannedColumn>) -> Option<LatestPlan> {
+        let index = |field: &str| of.mapped.iter().position(|column| column.field == field);
+        let key = index(of.key)?;
+        let insert_only: Vec<usize> =
+            of.insert_only.values().map(|field| index(field)).collect::<Option<_>>()?;
+        let table = qualified(of.schema, &of.table.table);
+        let key_name = quoted(&columns[key].name);
+        let names: Vec<String> = columns.iter().map(|column| quoted(&column.name)).collect();
+        let kept = |name: &String| format!("{name} = COALESCE(EXCLUDED.{name}, present.{name})");
+        let mut sets: Vec<String> =
+            names.iter().filter(|name| **name != key_name).map(kept).collect();
+        let updated_at = quoted(of.updated_at);
+        sets.push(format!("{updated_at} = EXCLUDED.{updated_at}"));
+        let all: Vec<String> = names
+            .iter()
+            .cloned()
+            .chain([updated_at])
+            .chain(of.insert_only.keys().map(|column| quoted(column)))
+            .collect();
+        let parameters: Vec<String> = (1..=all.len()).map(|n| format!("${n}")).collect();
+        let seen = bookkeeping::latest_seen(of.schema);
+        let key_array = array_name(columns[key].column_type);
+        Some(LatestPlan {
+            select: format!(
+                "SELECT {key_name}::text, {} FROM {table} WHERE {key_name} = ANY($1::text[]::{key_array}) \
+                 ORDER BY {key_name} FOR UPDATE",
+                names.join(", ")
+            ),
+            select_seen: format!(
+                "SELECT key, seen_at FROM {seen} WHERE sink = $1 AND key = ANY($2)"
+            ),
+            upsert: format!(
+                "INSERT INTO {table} AS present ({}) SELECT * FROM unnest({}) \
+                 ON CONFLICT ({key_name}) DO UPDATE SET {}",
+                all.join(", "),
+                parameters.join(", "),
+                sets.join(", ")
+            ),
+            upsert_seen: format!(
+                "INSERT INTO {seen} AS present (sink, key, seen_at) \
+                 SELECT $1, * FROM unnest($2::text[], $3::timestamptz[]) \
+                 ON CONFLICT (sink, key) DO UPDATE SET seen_at = EXCLUDED.seen_at \
+                 WHERE present.seen_at < EXCLUDED.seen_at"
+            ),
+            scope: format!("{}/{}", of.stream, of.sink),
+            columns,
+            key,
+            insert_only,
+        })
+    }
+
+    /// The message in the columns' types. `None` when nothing beside the key is present: not a message of this table.
+    pub fn message(
+        &self,
+        values: &[Value<'_>],
+        arrival: Arrival,
+    ) -> Result<Option<Message>, Fault> {
+        let mut cells = Vec::with_capacity(values.len());
+        for (value, column) in values.iter().zip(&self.columns) {
+            // Null leaves the column as it is, so NOT NULL matters to the server only, at the first insert.
+            let cell = match value {
+                Value::Null => Cell::Null,
+                value => convert(value, column)?,
+            };
+            cells.push(cell.into_owned());
+        }
+        let says_something =
+            cells.iter().enumerate().any(|(index, cell)| index != self.key && !cell.is_null());
+        let key = cells.get(self.key).and_then(Cell::key_text);
+        Ok(key.filter(|_| says_something).map(|key| Message { key, arrival, cells }))
+    }
+
+    /// Reads, folds and writes the messages inside an open transaction.
+    pub async fn write(
+        &self,
+        client: &Client,
+        messages: &[Message],
+    ) -> Result<Folded, DatabaseError> {
+        let mut keys: Vec<&str> = messages.iter().map(|message| message.key.as_str()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let mut rows = Rows::new();
+        for keys in keys.chunks(KEYS_PER_STATEMENT) {
+            self.read(client, keys, &mut rows).await?;
+        }
+        let folded = fold(&mut rows, messages);
+        let changed: Vec<&Row> = rows.values().filter(|row| row.updated_at.is_some()).collect();
+        for rows in changed.chunks(KEYS_PER_STATEMENT) {
+            self.upsert(client, rows).await?;
+        }
+        let seen: Vec<(&String, &Row)> = rows.iter().filter(|(_, row)| row.seen_moved).collect();
+        for rows in seen.chunks(KEYS_PER_STATEMENT) {
+            self.upsert_seen(client, rows).await?;
+        }
+        Ok(folded)
+    }
+
+    async fn read(
+        &self,
+        client: &Client,
+        keys: &[&str],
+        rows: &mut Rows,
+    ) -> Result<(), DatabaseError> {
+        let of_keys = [(&keys as _, Type::TEXT_ARRAY)];
+        let of_seen = [(&self.scope as _, Type::TEXT), (&keys as _, Type::TEXT_ARRAY)];
+        let (current, seen) = tokio::try_join!(
+            client.query_typed(&self.select, &of_keys),
+            client.query_typed(&self.select_seen, &of_seen),
+        )
+        .map_err(postgres("read the latest rows"))?;
+        let unreadable = postgres_read;
+        for row in &current {
+            let key: String = row.try_get(0).map_err(unreadable)?;
+            let cells = self
+                .columns
+                .iter()
+                .enumerate()
+                .map(|(index, column)| cell(row, index + 1, column.column_type))
+                .collect::<Result<_, _>>()
+                .map_err(unreadable)?;
+            rows.entry(key).or_default().cells = Some(cells);
+        }
+        for row in &seen {
+            let key: String = row.try_get(0).map_err(unreadable)?;
+            let Timestamptz(micros) = row.try_get(1).map_err(unreadable)?;
+            rows.entry(key).or_default().seen = Some(Arrival(micros));
+        }
+        Ok(())
+    }
+
+    async fn upsert(&self, client: &Client, rows: &[&Row]) -> Result<(), DatabaseError> {
+        let mut parameters: Vec<(Parameter, Type)> = Vec::with_capacity(self.columns.len() + 2);
+        for (index, column) in self.columns.iter().enumerate() {
+            let cells = rows.iter().filter_map(|row| row.cells.as_ref()?.get(index));
+            parameters.push(array(column.column_type, cells));
+        }
+        let times = rows.iter().filter_map(|row| row.updated_at).map(Timestamptz::from);
+        parameters.push((Box::new(times.collect::<Vec<_>>()), Type::TIMESTAMPTZ_ARRAY));
+        for &index in &self.insert_only {
+            let cells = rows.iter().filter_map(|row| row.first.get(index));
+            parameters.push(array(self.columns[index].column_type, cells));
+        }
+        let parameters: Vec<(&(dyn ToSql + Sync), Type)> =
+            parameters.iter().map(|(value, ty)| (&**value as _, ty.clone())).collect();
+        client
+            .query_typed(&self.upsert, &parameters)
+            .await
+            .map(drop)
+            .map_err(postgres("write the latest rows"))
+    }
+
+    async fn upsert_seen(
+        &self,
+        client: &Client,
+        rows: &[(&String, &Row)],
+    ) -> Result<(), DatabaseError> {
+        let keys: Vec<&str> = rows.iter().map(|(key, _)| key.as_str()).collect();
+        let seen: Vec<Option<Timestamptz>> =
+            rows.iter().map(|(_, row)| row.seen.map(Timestamptz::from)).collect();
+        let parameters = [
+            (&self.scope as _, Type::TEXT),
+            (&keys as _, Type::TEXT_ARRAY),
+            (&seen as _, Type::TIMESTAMPTZ_ARRAY),
+        ];
+        client
+            .query_typed(&self.upsert_seen, &parameters)
+            .await
+            .map(drop)
+            .map_err(postgres("write what was seen"))
+    }
+}
+
+fn postgres_read(error: tokio_postgres::Error) -> DatabaseError {
+    postgres("read the latest rows")(error)
+}
+
+fn array_name(column: ColumnType) -> &'static str {
+    match column {
+        ColumnType::Int2 => "smallint[]",
+        ColumnType::Int4 => "integer[]",
+        ColumnType::Int8 => "bigint[]",
+        _ => "text[]",
+    }
+}
+
+fn cell(
+    row: &SqlRow,
+    index: usize,
+    column: ColumnType,
+) -> Result<Cell<'static>, tokio_postgres::Error> {
+    let cell = match column {
+        ColumnType::Bool => row.try_get::<_, Option<bool>>(index)?.map(Cell::Bool),
+        ColumnType::Int2 => row.try_get::<_, Option<i16>>(index)?.map(Cell::Int2),
+        ColumnType::Int4 => row.try_get::<_, Option<i32>>(index)?.map(Cell::Int4),
+        ColumnType::Int8 => row.try_get::<_, Option<i64>>(index)?.map(Cell::Int8),
+        ColumnType::Float4 => row.try_get::<_, Option<f32>>(index)?.map(Cell::Float4),
+        ColumnType::Float8 => row.try_get::<_, Option<f64>>(index)?.map(Cell::Float8),
+        ColumnType::Text { .. } => {
+            row.try_get::<_, Option<String>>(index)?.map(|text| Cell::Text(text.into()))
+        }
+        ColumnType::Timestamp => row
+            .try_get::<_, Option<Timestamptz>>(index)?
+            .map(|Timestamptz(micros)| Cell::Timestamp(micros)),
+    };
+    Ok(cell.unwrap_or(Cell::Null))
+}
+
+/// One column of many rows as an array parameter.
+fn array<'c>(
+    column: ColumnType,
+    cells: impl Iterator<Item = &'c Cell<'static>>,
+) -> (Parameter, Type) {
+    macro_rules! values {
+        ($variant:ident, $ty:ident) => {{
+            let values: Vec<_> = cells
+                .map(|cell| match cell {
+                    Cell::$variant(value) => Some(value.clone()),
+                    _ => None,
+                })
+                .collect();
+            (Box::new(values) as Parameter, Type::$ty)
+        }};
+    }
+    match column {
+        ColumnType::Bool => values!(Bool, BOOL_ARRAY),
+        ColumnType::Int2 => values!(Int2, INT2_ARRAY),
+        ColumnType::Int4 => values!(Int4, INT4_ARRAY),
+        ColumnType::Int8 => values!(Int8, INT8_ARRAY),
+        ColumnType::Float4 => values!(Float4, FLOAT4_ARRAY),
+        ColumnType::Float8 => values!(Float8, FLOAT8_ARRAY),
+        ColumnType::Text { .. } => values!(Text, TEXT_ARRAY),
+        ColumnType::Timestamp => {
+            let values: Vec<Option<Timestamptz>> = cells
+                .map(|cell| match cell {
+                    Cell::Timestamp(micros) => Some(Timestamptz(*micros)),
+                    _ => None,
+                })
+                .collect();
+            (Box::new(values), Type::TIMESTAMPTZ_ARRAY)
+        }
+    }
+}

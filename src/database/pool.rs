@@ -1,0 +1,162 @@
+//! One pool per database, shared by every writer, so that all of the node together never holds more than
+//! `connections_max` connections.
+//!
+//! A connection is lent dirty: unless the borrower says that its transaction has ended and every answer was read, the
+//! connection is closed instead of going back. The next borrower can therefore never inherit a running statement, an
+//! open transaction or a server that no longer answers.
+
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_postgres::Client;
+
+use super::connect::connect;
+use super::error::{DatabaseError, postgres};
+use crate::config::DatabaseSettings;
+
+/// A connection that nobody used for so long is closed.
+const IDLE_MAX: Duration = Duration::from_secs(300);
+/// A connection is renewed after so long: certificates, passwords and a changed address take effect.
+const LIFETIME_MAX: Duration = Duration::from_secs(3600);
+
+/// Cheap to clone; every clone is the same pool.
+#[derive(Clone)]
+pub struct Pool {
+    connections: bb8::Pool<Manager>,
+    failures: Failures,
+    limit: Duration,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("state", &self.connections.state()).finish()
+    }
+}
+
+impl Pool {
+    /// Connects nothing yet: the database may be away.
+    pub fn new(settings: &DatabaseSettings) -> Pool {
+        let failures = Failures::default();
+        let connections = bb8::Pool::builder()
+            .max_size(settings.connections_max.max(1))
+            .min_idle(0)
+            .connection_timeout(settings.pool_timeout.max(Duration::from_millis(1)))
+            .idle_timeout(IDLE_MAX)
+            .max_lifetime(LIFETIME_MAX)
+            // Who borrows retries with a back-off of its own; a second one here would only hide the cause.
+            .retry_connection(false)
+            // A check would cost a round trip per batch; a dead connection fails its first statement just as clearly.
+            .test_on_check_out(false)
+            .error_sink(Box::new(failures.clone()))
+            .build_unchecked(Manager { settings: Arc::new(settings.clone()) });
+        Pool { connections, failures, limit: settings.pool_timeout }
+    }
+
+    /// A connection for one transaction. Waits at most `pool_timeout`; a failed attempt to connect ends the wait with
+    /// its cause.
+    pub async fn get(&self) -> Result<Lease, DatabaseError> {
+        loop {
+            let failed = self.failures.notified.notified();
+            let lent = tokio::select! {
+                biased;
+                lent = self.connections.get_owned() => lent,
+                () = failed => match self.connections.state().connections {
+                    0 => return Err(self.failures.cause(self.limit)),
+                    // No further connection is to be had, but those there are will be given back.
+                    _ => self.connections.get_owned().await,
+                },
+            };
+            match lent {
+                // The server hung up while the connection lay idle.
+                Ok(mut lent) if lent.client.is_closed() => lent.clean = false,
+                Ok(mut lent) => {
+                    lent.clean = false;
+                    return Ok(Lease { lent });
+                }
+                Err(bb8::RunError::User(error)) => return Err(error),
+                Err(bb8::RunError::TimedOut) => return Err(self.failures.cause(self.limit)),
+            }
+        }
+    }
+}
+
+/// A lent connection. Dropping it closes the connection; [`Lease::give_back`] returns it to the pool.
+pub struct Lease {
+    lent: bb8::PooledConnection<'static, Manager>,
+}
+
+impl Lease {
+    /// Only after the last statement was answered and no transaction is open.
+    pub fn give_back(mut self) {
+        self.lent.clean = true;
+    }
+}
+
+impl Deref for Lease {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.lent.client
+    }
+}
+
+struct Connection {
+    client: Client,
+    clean: bool,
+}
+
+struct Manager {
+    settings: Arc<DatabaseSettings>,
+}
+
+impl bb8::ManageConnection for Manager {
+    type Connection = Connection;
+    type Error = DatabaseError;
+
+    async fn connect(&self) -> Result<Connection, DatabaseError> {
+        Ok(Connection { client: connect(&self.settings).await?, clean: true })
+    }
+
+    async fn is_valid(&self, connection: &mut Connection) -> Result<(), DatabaseError> {
+        let limit = self.settings.pool_timeout;
+        match timeout(limit, connection.client.check_connection()).await {
+            Ok(answer) => answer.map_err(postgres("check a pooled connection")),
+            Err(_) => Err(DatabaseError::TimedOut { doing: "check a pooled connection", limit }),
+        }
+    }
+
+    fn has_broken(&self, connection: &mut Connection) -> bool {
+        !connection.clean || connection.client.is_closed()
+    }
+}
+
+/// The last failed attempt to connect, kept so that whoever waits for a connection learns the cause.
+#[derive(Debug, Clone, Default)]
+struct Failures {
+    last: Arc<Mutex<Option<Arc<DatabaseError>>>>,
+    notified: Arc<Notify>,
+}
+
+impl Failures {
+    fn cause(&self, limit: Duration) -> DatabaseError {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match last {
+            Some(cause) => DatabaseError::Unreachable { cause },
+            None => DatabaseError::PoolTimedOut { limit },
+        }
+    }
+}
+
+impl bb8::ErrorSink<DatabaseError> for Failures {
+    fn sink(&self, error: DatabaseError) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(error));
+        self.notified.notify_waiters();
+    }
+
+    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<DatabaseError>> {
+        Box::new(self.clone())
+    }
+}

@@ -1,0 +1,96 @@
+//! One table sink: everything a writer or a replay needs to know, and what is compiled from it.
+
+use std::sync::Arc;
+
+use super::append::AppendPlan;
+use super::catalog::{self, Expected, LiveTable};
+use super::cursor::Cursor;
+use super::error::DatabaseError;
+use super::latest::{LatestPlan, LatestTable};
+use super::pool::Pool;
+use super::source::Plan;
+use crate::buffer::Buffer;
+use crate::config::{DatabaseSettings, StreamSettings, TableKind, TableSettings};
+use crate::domain::NodeName;
+use crate::mapping::{MappingError, RowMapper};
+use crate::observe::{Board, DependencyView, SinkView};
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct TableSink {
+    pub stream: Arc<StreamSettings>,
+    pub table: Arc<TableSettings>,
+    /// Key in `Settings::databases`.
+    pub database_name: String,
+    pub database: Arc<DatabaseSettings>,
+    /// The one pool of this database.
+    pub pool: Pool,
+    pub buffer: Buffer,
+    pub board: Arc<Board>,
+    pub node: NodeName,
+}
+
+impl TableSink {
+    pub fn view(&self) -> Arc<SinkView> {
+        self.board.sink(&self.stream.name, &self.table.sink)
+    }
+
+    pub fn dependency(&self) -> Arc<DependencyView> {
+        self.board.dependency(&format!("postgresql:{}", self.database_name))
+    }
+
+    pub fn cursor(&self) -> Cursor {
+        let log = self.buffer.identity();
+        Cursor::new(&self.database.schema, &self.node, log, &self.stream.name, &self.table.sink)
+    }
+
+    /// The configuration's check has compiled the same mapping before: an error here is a mistake in our own wiring.
+    pub fn mapper(&self) -> Result<RowMapper, anyhow::Error> {
+        let words = |mistakes: Vec<MappingError>| {
+            let all: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+            anyhow::anyhow!("the mapping of stream {}: {}", self.stream.name, all.join("; "))
+        };
+        RowMapper::compile(&self.stream, &self.table).map_err(words)
+    }
+
+    /// Checks the mapping against the live table and plans the statements.
+    pub async fn plan(
+        &self,
+        client: &tokio_postgres::Client,
+        mapper: &RowMapper,
+    ) -> Result<Plan, DatabaseError> {
+        let schema = &self.database.schema;
+        let live = LiveTable::read(client, schema, &self.table).await?;
+        let expected = Expected {
+            schema,
+            stream: &self.stream,
+            table: &self.table,
+            columns: mapper.columns(),
+        };
+        let columns = catalog::plan(&expected, live.as_ref())?;
+        match &self.table.kind {
+            TableKind::Append { time_column, node_column, .. } => {
+                let node = node_column.as_deref().map(|column| (column, &self.node));
+                Ok(Plan::Append(AppendPlan::new(schema, &self.table, columns, time_column, node)))
+            }
+            TableKind::Latest { key, updated_at_column, insert_only } => {
+                let table = LatestTable {
+                    schema,
+                    table: &self.table,
+                    stream: &self.stream.name,
+                    sink: &self.table.sink,
+                    mapped: mapper.columns(),
+                    key,
+                    updated_at: updated_at_column,
+                    insert_only,
+                };
+                LatestPlan::new(&table, columns).map(Plan::Latest).ok_or_else(|| {
+                    DatabaseError::Standing {
+                        problem: format!("the key of table {} is not mapped", self.table.table),
+                        remedy: "map the key field in the table's columns".to_owned(),
+                    }
+                })
+            }
+        }
+    }
+}

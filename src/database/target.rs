@@ -1,0 +1,281 @@
+//! The way out of a table writer: a batch becomes transactions, whatever the server says to single rows of it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::batch::{Batch, Segment};
+use super::cursor::{Cursor, Tally};
+use super::error::DatabaseError;
+use super::maintenance;
+use super::source::{Plan, letter};
+use super::table_sink::TableSink;
+use super::transaction::{self, Move};
+use crate::buffer::BufferError;
+use crate::domain::{Arrival, Books, DeadLetter, Delivered, ErrorClass, Reason, Sequence, Stage};
+use crate::mapping::Fault;
+use crate::observe::SinkView;
+use crate::part::Progress;
+
+/// Latencies observed per batch at most: enough for quantiles, at a bounded price.
+const LATENCY_SAMPLES: usize = 64;
+
+/// Why a batch could not be delivered.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
+}
+
+/// Delivers batches, one at a time.
+pub struct Target {
+    sink: TableSink,
+    view: Arc<SinkView>,
+    progress: Arc<Progress>,
+    plan: Arc<Plan>,
+    cursor: Cursor,
+    begin: String,
+    /// As the cursor row last said.
+    pub books: Books,
+    /// Where a transaction of unknown outcome would have moved the cursor.
+    pub uncertain: Vec<Sequence>,
+}
+
+impl Target {
+    pub fn new(sink: &TableSink, progress: Arc<Progress>, plan: Arc<Plan>, books: Books) -> Target {
+        Target {
+            view: sink.view(),
+            cursor: sink.cursor(),
+            begin: transaction::begin(&sink.database),
+            sink: sink.clone(),
+            progress,
+            plan,
+            books,
+            uncertain: Vec::new(),
+        }
+    }
+
+    /// Delivers the batch: whole, or in halves around the rows that the server refuses, which become dead letters.
+    /// After an error the cursor row says how much of it was taken.
+    pub async fn deliver(&mut self, mut batch: Batch) -> Result<(), Trouble> {
+        let started = Instant::now();
+        // Before the cursor passes them: a crash may repeat a letter under its own key, never lose it.
+        self.store(batch.letters.clone()).await?;
+        let encoded = std::mem::take(&mut batch.encoded).freeze();
+        let mut waiting = vec![batch.whole()];
+        let mut partitions_made = false;
+        while let Some(segment) = waiting.pop() {
+            match self.write(&batch, &encoded, &segment).await {
+                Ok((books, tally)) => self.confirmed(&batch, &segment, books, tally),
+                Err(error) if error.is_missing_partition() => {
+                    if std::mem::replace(&mut partitions_made, true) {
+                        return Err(no_partition(&error).into());
+                    }
+                    self.make_partitions(&batch, &segment).await?;
+                    waiting.push(segment);
+                }
+                Err(error) if error.class() == ErrorClass::Data => {
+                    self.isolate(&mut batch, segment, &error, &mut waiting).await?;
+                }
+                Err(error) => {
+                    if error.leaves_outcome_unknown() {
+                        self.uncertain.push(segment.to);
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        self.finished(&batch, started).await
+    }
+
+    async fn write(
+        &self,
+        batch: &Batch,
+        encoded: &Bytes,
+        segment: &Segment,
+    ) -> Result<(Books, Tally), DatabaseError> {
+        let from = self.books.cursor;
+        let tally = batch.tally(segment, from);
+        let cursor = Move { cursor: &self.cursor, from, to: segment.to, tally };
+        transaction::run(&self.sink.pool, &self.sink.database, async |client| match &*self.plan {
+            Plan::Append(plan) => {
+                let rows = encoded.slice(batch.encoded_range(&segment.rows));
+                let books = plan.write(client, &self.begin, rows, cursor).await?;
+                Ok((books, tally))
+            }
+            Plan::Latest(plan) => {
+                client.batch_execute(&self.begin).await.map_err(super::error::postgres("begin"))?;
+                let messages = &batch.messages[segment.rows.clone()];
+                let folded = plan.write(client, messages).await?;
+                let tally = Tally {
+                    unchanged: folded.unchanged as i64,
+                    stale: folded.stale as i64,
+                    ..tally
+                };
+                Ok((Move { tally, ..cursor }.commit(client).await?, tally))
+            }
+        })
+        .await
+    }
+
+    /// Halves the segment, or sets its only row aside.
+    async fn isolate(
+        &self,
+        batch: &mut Batch,
+        segment: Segment,
+        error: &DatabaseError,
+        waiting: &mut Vec<Segment>,
+    ) -> Result<(), Trouble> {
+        if let Some((first, second)) = batch.halves(&segment) {
+            waiting.extend([second, first]);
+            return Ok(());
+        }
+        self.view.meters.error(ErrorClass::Data).inc();
+        let Some(mark) = batch.rows.get(segment.rows.clone()).and_then(|rows| rows.first()) else {
+            return Err(DatabaseError::Standing {
+                problem: format!("the database refuses the cursor of this sink: {error}"),
+                remedy: "look for a trigger or a constraint on telemetry_cursors".to_owned(),
+            }
+            .into());
+        };
+        let sequence = mark.sequence;
+        let refused = batch.with_record(sequence, |record| {
+            let sqlstate = error.sqlstate().map(str::to_owned);
+            letter(&self.sink.stream.name, &self.sink.table.sink, record, refusal(error), sqlstate)
+        });
+        let Some(refused) = refused else {
+            return Err(DatabaseError::Standing {
+                problem: format!("record {sequence} was refused and is no longer at hand: {error}"),
+                remedy: "restart this writer".to_owned(),
+            }
+            .into());
+        };
+        self.store(vec![refused.clone()]).await?;
+        let rest = batch.bury(&segment, refused);
+        waiting.push(rest);
+        Ok(())
+    }
+
+    async fn store(&self, letters: Vec<DeadLetter>) -> Result<(), BufferError> {
+        if letters.is_empty() {
+            return Ok(());
+        }
+        self.sink.buffer.state().put_dead_letters(letters).await
+    }
+
+    async fn make_partitions(&self, batch: &Batch, segment: &Segment) -> Result<(), DatabaseError> {
+        let arrivals = batch.rows[segment.rows.clone()].iter().map(|row| row.arrival.as_micros());
+        let (Some(from), Some(to)) = (arrivals.clone().min(), arrivals.max()) else {
+            return Ok(());
+        };
+        let lease = self.sink.pool.get().await?;
+        // The session's settings may have changed: the connection does not go back.
+        maintenance::ensure_partitions(&lease, &self.sink.database, &self.sink.table, from, to)
+            .await
+    }
+
+    /// A transaction is committed: from here on nothing of it comes again.
+    fn confirmed(&mut self, batch: &Batch, segment: &Segment, books: Books, tally: Tally) {
+        let before = std::mem::replace(&mut self.books, books).cursor;
+        self.uncertain.clear();
+        self.progress.beat();
+        let stream = &self.sink.stream.name;
+        self.sink.buffer.delivered(stream, &self.sink.table.sink, Delivered(books.cursor));
+        count(&self.view, tally);
+        let passed = |letter: &&DeadLetter| {
+            let at = letter.key.sequence;
+            before < at && at <= segment.to
+        };
+        for letter in batch.letters.iter().filter(passed) {
+            self.view.meters.dead_letter_reason(letter.reason).inc();
+        }
+        let rows = &batch.rows[segment.rows.clone()];
+        let now = Arrival::now();
+        for row in rows.iter().step_by(rows.len().div_ceil(LATENCY_SAMPLES).max(1)) {
+            let waited = now.as_micros().saturating_sub(row.arrival.as_micros()).max(0);
+            self.view.meters.end_to_end_duration.observe(waited as f64 / 1e6);
+        }
+        self.view.update(|status| {
+            status.books = Some(books);
+            status.last_success = Some(now);
+            if let Some(row) = rows.last() {
+                status.newest_delivered = Some(row.arrival);
+            }
+        });
+    }
+
+    async fn finished(&self, batch: &Batch, started: Instant) -> Result<(), Trouble> {
+        let meters = &self.view.meters;
+        meters.batch_duration.observe(started.elapsed().as_secs_f64());
+        meters.batch_messages.observe(batch.records as f64);
+        let seen = &batch.observed;
+        for (flag, counter) in &meters.flagged {
+            counter.inc_by(match *flag {
+                "device_time_invalid" => seen.device_time_invalid,
+                _ => seen.out_of_range,
+            });
+        }
+        let stream = &self.sink.stream.name;
+        if !seen.unmapped.is_empty() {
+            self.sink
+                .board
+                .stream(stream)
+                .update(|status| merge(&mut status.unmapped, &seen.unmapped));
+        }
+        if !batch.letters.is_empty() {
+            let sink = &self.sink.table.sink;
+            let letters = self.sink.buffer.state().dead_letter_count(stream, sink).await?;
+            self.view.update(|status| status.dead_letters = letters);
+        }
+        Ok(())
+    }
+}
+
+/// Names of members no mapping uses that are remembered per stream.
+const UNMAPPED_NAMES_MAX: usize = 100;
+
+fn merge(known: &mut std::collections::BTreeMap<String, u64>, seen: &[(String, u64)]) {
+    for (name, count) in seen {
+        if let Some(total) = known.get_mut(name) {
+            *total += count;
+        } else if known.len() < UNMAPPED_NAMES_MAX {
+            known.insert(name.clone(), *count);
+        }
+    }
+}
+
+/// Adds to the counters of this process what a committed transaction added to the books.
+pub fn count(view: &SinkView, tally: Tally) {
+    let meters = &view.meters;
+    for (counter, count) in [
+        (&meters.delivered_messages, tally.delivered),
+        (&meters.filtered_messages, tally.filtered),
+        (&meters.incomplete_messages, tally.incomplete),
+        (&meters.dead_lettered_messages, tally.dead_lettered),
+        (&meters.unchanged_messages, tally.unchanged),
+        (&meters.stale_messages, tally.stale),
+    ] {
+        counter.inc_by(u64::try_from(count).unwrap_or(0));
+    }
+}
+
+/// What the server said to a single row.
+pub fn refusal(error: &DatabaseError) -> Fault {
+    Fault {
+        stage: Stage::Deliver,
+        reason: Reason::DatabaseRefused,
+        field: error.column().map(str::to_owned),
+        detail: error.to_string(),
+    }
+}
+
+/// Making the partition worked and the row still has no place.
+pub fn no_partition(error: &DatabaseError) -> DatabaseError {
+    DatabaseError::Standing {
+        problem: format!("no partition takes these rows: {error}"),
+        remedy: "look at the table's partitions: their key should be the time column".to_owned(),
+    }
+}

@@ -1,0 +1,61 @@
+//! Why a database is not at its version.
+
+use std::path::PathBuf;
+
+use crate::database::DatabaseError;
+use crate::domain::ErrorClass;
+
+use super::plan::Refusal;
+
+/// Nothing of a failed file stays, unless the text says so. Its text tells what to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error("{}: {source}; correct `migrations_dir` or the file's permissions", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{}: larger than {limit} bytes; a migration holds SQL, not data", path.display())]
+    TooLarge { path: PathBuf, limit: u64 },
+    #[error("nothing was applied: {}", listed(refusals))]
+    Refused { refusals: Vec<Refusal> },
+    #[error("{file}{}: {source}; rolled back, correct the file", at(*line))]
+    File { file: String, line: Option<usize>, source: DatabaseError },
+    #[error(
+        "{file}{}: {source}; it ran without a transaction, so look what it left (e.g. an invalid index), undo that and correct the file",
+        at(*line)
+    )]
+    FileWithoutTransaction { file: String, line: Option<usize>, source: DatabaseError },
+    #[error(
+        "{file}: ends its transaction itself; take BEGIN, COMMIT and ROLLBACK out of it, and look what it has left in the database"
+    )]
+    EndsItsTransaction { file: String },
+    #[error("another node or `telemetry migrate` has held the migration lock for {} s{holder}", waited.as_secs())]
+    Locked { waited: std::time::Duration, holder: String },
+}
+
+impl MigrateError {
+    /// `Transient`: the database is away or busy. Everything else waits for a person, and is tried again slowly.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            MigrateError::Database(source)
+            | MigrateError::File { source, .. }
+            | MigrateError::FileWithoutTransaction { source, .. } => match source.class() {
+                ErrorClass::Transient => ErrorClass::Transient,
+                ErrorClass::Data | ErrorClass::Standing => ErrorClass::Standing,
+            },
+            MigrateError::Locked { .. } => ErrorClass::Transient,
+            MigrateError::Unreadable { .. }
+            | MigrateError::TooLarge { .. }
+            | MigrateError::Refused { .. }
+            | MigrateError::EndsItsTransaction { .. } => ErrorClass::Standing,
+        }
+    }
+}
+
+fn listed(refusals: &[Refusal]) -> String {
+    refusals.iter().map(Refusal::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn at(line: Option<usize>) -> String {
+    line.map(|line| format!(", line {line}")).unwrap_or_default()
+}

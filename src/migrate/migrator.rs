@@ -1,0 +1,182 @@
+//! The supervised part of one database: migrations first, then upkeep for as long as the node runs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::apply::Session;
+use super::error::MigrateError;
+use super::upkeep::Upkeep;
+use crate::config::{DatabaseSettings, TableSettings};
+use crate::database::maintenance::detect_tier;
+use crate::domain::ErrorClass;
+use crate::observe::{Board, DependencyView, MigrationState};
+use crate::part::{Control, Part, PartResult, Phase};
+use crate::retry::Backoff;
+
+/// After a refusal or a failed file: the files are read again this often, so mending them is enough.
+const FAILED_RETRY: Duration = Duration::from_secs(30);
+
+/// Waits for its database, applies what is pending, opens the gate, keeps the tables in shape. What fails here keeps
+/// this database's writers off and nothing else: the node stays up and goes on keeping messages.
+pub struct Migrator {
+    /// Key in `Settings::databases`; the files name it too.
+    pub database: String,
+    pub settings: DatabaseSettings,
+    /// Every table sink of this database.
+    pub tables: Vec<TableSettings>,
+    pub board: Arc<Board>,
+    /// The writers of this database wait for `Done`. Once open it is never shut again, whatever a restart of this part
+    /// finds: the tables are there.
+    pub gate: watch::Sender<MigrationState>,
+    /// [`Migrator::failed_retry`] by default.
+    pub failed_retry: Duration,
+}
+
+impl Part for Migrator {
+    async fn run(self, control: Control) -> PartResult {
+        let mut phase = control.clone();
+        let over = async {
+            while phase.phase() == Phase::Running {
+                phase.changed().await;
+            }
+        };
+        // Ending in the middle of a file drops the connection, and the server rolls the file back.
+        tokio::select! {
+            () = over => {}
+            never = self.live(control) => match never {},
+        }
+        Ok(())
+    }
+}
+
+impl Migrator {
+    /// How often a failed migration is tried again.
+    pub const fn failed_retry() -> Duration {
+        FAILED_RETRY
+    }
+
+    async fn live(self, mut control: Control) -> std::convert::Infallible {
+        let view = self.board.dependency(&format!("postgresql:{}", self.database));
+        self.show(&view, MigrationState::Waiting);
+        let session = self.migrate(&view, &mut control).await;
+        self.say_tier(&session).await;
+        let upkeep = Upkeep::new(self.database, self.settings, self.tables, view);
+        upkeep.run(session, control).await
+    }
+
+    async fn migrate(&self, view: &DependencyView, control: &mut Control) -> Session {
+        let mut backoff = Backoff::new(self.settings.retry);
+        let mut told = Told { since: Instant::now(), waiting: false, failure: String::new() };
+        loop {
+            while control.paused() {
+                control.changed().await;
+            }
+            let attempt = self.attempt(view).await;
+            control.progress.beat();
+            let error = match attempt {
+                Ok(session) => {
+                    view.update(|status| {
+                        status.migrations_pending = 0;
+                        status.trouble = None;
+                    });
+                    self.show(view, MigrationState::Done);
+                    return session;
+                }
+                Err(error) => error,
+            };
+            let pause = match error.class() {
+                ErrorClass::Transient => {
+                    self.report_waiting(view, &error, &mut told);
+                    backoff.next_pause()
+                }
+                ErrorClass::Data | ErrorClass::Standing => {
+                    self.report_failed(view, &error, &mut told);
+                    self.failed_retry
+                }
+            };
+            control.sleep(pause).await;
+        }
+    }
+
+    async fn attempt(&self, view: &DependencyView) -> Result<Session, MigrateError> {
+        let session = Session::open(&self.database, &self.settings).await?;
+        if view.reachable() {
+            tracing::info!(
+                event = "database_reachable",
+                database = self.database,
+                "the database answers"
+            );
+        }
+        let pending = session.standing().await?.plan.pending.len();
+        view.update(|status| status.migrations_pending = pending as u64);
+        session.apply().await?;
+        Ok(session)
+    }
+
+    fn report_waiting(&self, view: &DependencyView, error: &MigrateError, told: &mut Told) {
+        let text = error.to_string();
+        if view.unreachable(&text) {
+            tracing::warn!(
+                event = "database_unreachable",
+                database = self.database,
+                %error,
+                "the database is away; its writers start when it has been migrated"
+            );
+        }
+        if !told.waiting && told.since.elapsed() >= self.settings.migration_wait {
+            told.waiting = true;
+            tracing::warn!(
+                event = "migration_waiting",
+                database = self.database,
+                waited_seconds = told.since.elapsed().as_secs(),
+                %error,
+                "still waiting to migrate the database; messages are kept meanwhile"
+            );
+        }
+    }
+
+    fn report_failed(&self, view: &DependencyView, error: &MigrateError, told: &mut Told) {
+        let text = error.to_string();
+        view.update(|status| status.trouble = Some(text.clone()));
+        self.show(view, MigrationState::Failed);
+        if told.failure != text {
+            tracing::error!(
+                event = "migration_failed",
+                database = self.database,
+                retry_seconds = self.failed_retry.as_secs(),
+                %error,
+                "the database is not migrated; its writers stay off, messages are kept"
+            );
+            told.failure = text;
+        }
+    }
+
+    fn show(&self, view: &DependencyView, state: MigrationState) {
+        let changed = |current: &mut MigrationState| {
+            let change = *current != MigrationState::Done && *current != state;
+            if change {
+                *current = state;
+            }
+            change
+        };
+        self.gate.send_if_modified(changed);
+        let shown = *self.gate.borrow();
+        view.update(|status| status.migration = Some(shown));
+    }
+
+    async fn say_tier(&self, session: &Session) {
+        // Only said: each table's own shape decides what is done with it.
+        if let Ok(tier) = detect_tier(session.client()).await {
+            tracing::info!(event = "database_tier", database = self.database, %tier, "the database is ready");
+        }
+    }
+}
+
+/// What was said, so that it is said once.
+struct Told {
+    since: Instant,
+    waiting: bool,
+    failure: String,
+}

@@ -1,0 +1,311 @@
+//! After the migrations: partitions ahead, old ones dropped, jobs on their interval. A failure here is told and tried
+//! again; it never stops the writers.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+use tokio_postgres::Client;
+
+use super::apply::Session;
+use crate::config::{DatabaseSettings, JobSettings, TableKind, TableSettings};
+use crate::database::DatabaseError;
+use crate::database::maintenance::{Tier, apply_retention, detect_tier, make_partitions, run_job};
+use crate::domain::{Arrival, ErrorClass};
+use crate::observe::DependencyView;
+use crate::part::Control;
+use crate::retry::Backoff;
+
+/// Between two looks at the tables.
+const TABLES_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Partitions beyond the current one: a database that cannot make any more for a while still takes rows.
+const PARTITIONS_AHEAD: i64 = 2;
+
+/// So that a paused part, or a task that is due at once, does not spin.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+
+pub(super) struct Upkeep {
+    database: String,
+    settings: DatabaseSettings,
+    view: Arc<DependencyView>,
+    tasks: Vec<Task>,
+    /// What is failing, by task.
+    troubles: BTreeMap<String, String>,
+}
+
+#[derive(Clone)]
+struct Task {
+    name: String,
+    work: Work,
+    interval: Duration,
+    due: Instant,
+}
+
+#[derive(Clone)]
+enum Work {
+    Table(Box<TableSettings>),
+    Job(JobSettings),
+}
+
+impl Upkeep {
+    pub fn new(
+        database: String,
+        settings: DatabaseSettings,
+        tables: Vec<TableSettings>,
+        view: Arc<DependencyView>,
+    ) -> Self {
+        let due = Instant::now();
+        let tables = looked_after_once(tables).into_iter().map(|table| Task {
+            name: format!("table {}", table.table),
+            work: Work::Table(Box::new(table)),
+            interval: TABLES_INTERVAL,
+            due,
+        });
+        let jobs = settings.jobs.iter().map(|(name, job)| Task {
+            name: format!("job {name}"),
+            work: Work::Job(job.clone()),
+            interval: job.interval,
+            due,
+        });
+        let tasks = tables.chain(jobs).collect();
+        Upkeep { database, settings, view, tasks, troubles: BTreeMap::new() }
+    }
+
+    pub async fn run(mut self, session: Session, mut control: Control) -> Infallible {
+        let mut session = Some(session);
+        let mut backoff = Backoff::new(self.settings.retry);
+        loop {
+            let connected = match session.take().filter(|s| !s.client().is_closed()) {
+                Some(session) => Ok(session),
+                None => Session::open(&self.database, &self.settings).await,
+            };
+            control.progress.beat();
+            let lost = match connected {
+                Ok(connected) => {
+                    backoff.reset();
+                    self.look_after(connected, &mut control).await.to_string()
+                }
+                Err(error) => error.to_string(),
+            };
+            self.say_lost(&lost);
+            control.sleep(backoff.next_pause()).await;
+        }
+    }
+
+    /// Does what is due, for as long as the connection serves.
+    async fn look_after(&mut self, session: Session, control: &mut Control) -> DatabaseError {
+        let tier = match detect_tier(session.client()).await {
+            Ok(tier) => tier,
+            Err(error) => return error,
+        };
+        if self.view.reachable() {
+            tracing::info!(
+                event = "database_reachable",
+                database = self.database,
+                "the database answers"
+            );
+        }
+        loop {
+            let now = Instant::now();
+            let next = self.tasks.iter().map(|task| task.due).min();
+            let pause = next.map_or(TABLES_INTERVAL, |due| due.saturating_duration_since(now));
+            if control.paused() || !pause.is_zero() {
+                control.sleep(pause.max(PAUSE_MIN)).await;
+                continue;
+            }
+            for number in 0..self.tasks.len() {
+                if self.tasks[number].due > Instant::now() {
+                    continue;
+                }
+                let task = self.tasks[number].clone();
+                let result = self.bounded(&session, &tier, &task).await;
+                control.progress.beat();
+                if let Err(error) = &result
+                    && breaks_connection(error)
+                {
+                    return result.expect_err("just seen to be an error");
+                }
+                self.note(&task, result.err());
+                self.tasks[number].due = Instant::now() + task.interval;
+            }
+        }
+    }
+
+    /// A server that does not answer at all is given up on; everything else the server's own limit ends.
+    async fn bounded(
+        &self,
+        session: &Session,
+        tier: &Tier,
+        task: &Task,
+    ) -> Result<(), DatabaseError> {
+        let limit = self.settings.query_timeout + self.settings.statement_timeout;
+        let work = async {
+            match &task.work {
+                Work::Table(table) => self.keep_table(session.client(), tier, table).await,
+                Work::Job(job) => run_job(session.client(), &self.settings, job).await,
+            }
+        };
+        let timed_out = DatabaseError::TimedOut { doing: "look after the tables", limit };
+        timeout(limit, work).await.unwrap_or(Err(timed_out))
+    }
+
+    async fn keep_table(
+        &self,
+        client: &Client,
+        tier: &Tier,
+        table: &TableSettings,
+    ) -> Result<(), DatabaseError> {
+        let TableKind::Append { partition, retention, .. } = &table.kind else { return Ok(()) };
+        let now = Arrival::now().as_micros();
+        let width = i64::try_from(partition.as_micros()).unwrap_or(i64::MAX);
+        let ahead = now.saturating_add(width.saturating_mul(PARTITIONS_AHEAD));
+        let made = make_partitions(client, &self.settings, table, now, ahead).await?;
+        if !made.is_empty() {
+            tracing::info!(
+                event = "partitions_made",
+                database = self.database,
+                table = table.table,
+                partitions = made.join(" "),
+                "partitions were made ahead"
+            );
+        }
+        let dropped = apply_retention(client, &self.settings, tier, table).await?;
+        if !dropped.names.is_empty() {
+            tracing::info!(
+                event = "partitions_dropped",
+                database = self.database,
+                table = table.table,
+                partitions = dropped.names.join(" "),
+                retention_days = retention.map_or(0, |kept| kept.as_secs() / 86_400),
+                "partitions older than the retention were dropped"
+            );
+        }
+        if dropped.not_partitioned {
+            return Err(DatabaseError::Standing {
+                problem: format!(
+                    "retention has no effect on {}: it is not partitioned",
+                    table.table
+                ),
+                remedy: "partition it by a migration, or take `retention` out".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Tells a task's failure once, and its end.
+    fn note(&mut self, task: &Task, failure: Option<DatabaseError>) {
+        let name = &task.name;
+        match failure.map(|error| error.to_string()) {
+            Some(text) if self.troubles.get(name) == Some(&text) => return,
+            Some(text) => {
+                tracing::warn!(
+                    event = "upkeep_failed",
+                    database = self.database,
+                    task = name,
+                    retry_seconds = task.interval.as_secs(),
+                    error = text,
+                    "a task of the database failed; rows are written all the same"
+                );
+                self.troubles.insert(name.clone(), text);
+            }
+            None if self.troubles.remove(name).is_some() => {
+                tracing::info!(
+                    event = "upkeep_recovered",
+                    database = self.database,
+                    task = name,
+                    "a task of the database works again"
+                );
+            }
+            None => return,
+        }
+        let troubles = self.troubles.iter().map(|(name, text)| format!("{name}: {text}"));
+        let trouble = troubles.collect::<Vec<_>>().join("; ");
+        self.view.update(|status| {
+            // What other parts say of a database that is away comes first.
+            if status.up == Some(true) {
+                status.trouble = (!trouble.is_empty()).then_some(trouble);
+            }
+        });
+    }
+
+    fn say_lost(&self, why: &str) {
+        if self.view.unreachable(why) {
+            tracing::warn!(
+                event = "database_unreachable",
+                database = self.database,
+                error = why,
+                "the database is away"
+            );
+        }
+    }
+}
+
+/// After these the session may be unusable or still busy; a statement the server itself ended leaves it sound.
+fn breaks_connection(error: &DatabaseError) -> bool {
+    let ended_by_server = matches!(error.sqlstate(), Some("57014" | "55P03" | "40P01" | "40001"));
+    error.class() == ErrorClass::Transient && !ended_by_server
+}
+
+/// Several sinks may share a table: it is kept for as long as the longest of them asks.
+fn looked_after_once(tables: Vec<TableSettings>) -> Vec<TableSettings> {
+    let mut once: Vec<TableSettings> = Vec::new();
+    for table in tables {
+        let TableKind::Append { retention, .. } = &table.kind else { continue };
+        let same = once.iter_mut().find(|other| other.table == table.table);
+        match same.map(|other| &mut other.kind) {
+            Some(TableKind::Append { retention: kept, .. }) => {
+                *kept = kept.zip(*retention).map(|(a, b)| a.max(b));
+            }
+            _ => once.push(table),
+        }
+    }
+    once
+}
+
+#[cfg(test)]
+mod tests {
+    use indexmap::IndexMap;
+
+    use super::*;
+    use crate::domain::SinkName;
+
+    fn table(name: &str, days: Option<u64>) -> TableSettings {
+        TableSettings {
+            sink: SinkName::parse(name).unwrap(),
+            database: "telemetry".to_owned(),
+            table: name.to_owned(),
+            kind: TableKind::Append {
+                time_column: "time".to_owned(),
+                node_column: None,
+                retention: days.map(|days| Duration::from_secs(days * 86_400)),
+                partition: Duration::from_secs(86_400),
+            },
+            columns: IndexMap::new(),
+            batch_rows_max: 1,
+            batch_bytes_max: 1,
+            batch_linger: Duration::ZERO,
+        }
+    }
+
+    fn kept(tables: Vec<TableSettings>) -> Vec<(String, Option<u64>)> {
+        let days = |table: TableSettings| match table.kind {
+            TableKind::Append { retention, .. } => {
+                (table.table, retention.map(|kept| kept.as_secs() / 86_400))
+            }
+            TableKind::Latest { .. } => unreachable!("only append tables are looked after"),
+        };
+        looked_after_once(tables).into_iter().map(days).collect()
+    }
+
+    #[test]
+    fn a_shared_table_is_kept_for_the_longest_that_is_asked() {
+        let days = |days| table("temperature_sensors", days);
+        let name = || "temperature_sensors".to_owned();
+        assert_eq!(kept(vec![days(Some(60)), days(Some(90))]), [(name(), Some(90))]);
+        assert_eq!(kept(vec![days(Some(60)), days(None)]), [(name(), None)]);
+        assert_eq!(kept(vec![days(None), table("energy", Some(1))]).len(), 2);
+    }
+}

@@ -1,0 +1,453 @@
+//! Which arriving messages were kept already.
+//!
+//! Three kinds, each with its own memory:
+//! - **A DUP copy.** The broker sends again what it has no PUBACK for. A message counts as such a copy when it carries DUP, the
+//!   session was resumed, and packet id, topic and payload are those of a record whose PUBACK may not have arrived. The id
+//!   alone will not do (ids are used again), nor the payload alone (a switch says "on" many times). A record leaves this
+//!   memory when the broker answers a ping that was sent after its PUBACK: from then on the id can belong to another message
+//!   with the same bytes, and dropping that one would be a loss. What is not proved stays, over any number of connections.
+//! - **A retained copy**, sent again at a new subscription, equal to the last kept message of its topic.
+//! - **A declared repeat**: same message id (or same bytes) within a window, where the stream declares one.
+//!
+//! Fingerprints stand in for the bytes: 64 bits of SipHash over topic and payload.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::Hasher as _;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use lru::LruCache;
+
+use super::codec::Publish;
+use super::message_id::MessageIdPath;
+use crate::config::{DedupeKey, DedupeSettings};
+use crate::domain::{Arrival, Record, Sequence};
+use crate::observe::Redelivery;
+
+/// Topics whose last kept message is remembered; beyond it the one unused for longest is forgotten, and its retained copy
+/// would be kept once more.
+pub const RETAINED_TOPICS_MAX: usize = 10_000;
+
+/// A message in 16 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint {
+    pub topic: u64,
+    /// Of topic and payload.
+    pub message: u64,
+}
+
+impl Fingerprint {
+    pub fn of(topic: &[u8], payload: &[u8]) -> Self {
+        // Without random keys: fingerprints outlive the process.
+        let mut hasher = std::hash::DefaultHasher::new();
+        hasher.write(topic);
+        hasher.write_u8(0);
+        let topic = hasher.finish();
+        hasher.write(payload);
+        Fingerprint { topic, message: hasher.finish() }
+    }
+}
+
+/// How far acknowledgement has come: the messages taken in by this process, and the sequence of the last record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Acknowledged {
+    pub taken: u64,
+    pub sequence: Sequence,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Unproved {
+    message: u64,
+    taken: u64,
+}
+
+/// The memory of one stream. It lives as long as the part, over all its connections.
+#[derive(Debug)]
+pub struct Repeats {
+    /// By packet id, so bounded by the id space.
+    unproved: HashMap<u16, Unproved>,
+    resumed: bool,
+    taken: u64,
+    /// Everything up to here is proved to be acknowledged at the broker.
+    proved: Sequence,
+    retained: LruCache<u64, u64>,
+    declared: Option<Declared>,
+}
+
+impl Repeats {
+    pub fn new(dedupe: Option<&DedupeSettings>) -> Self {
+        let topics = NonZeroUsize::new(RETAINED_TOPICS_MAX).expect("a constant above zero");
+        Repeats {
+            unproved: HashMap::new(),
+            resumed: false,
+            taken: 0,
+            proved: Sequence::ZERO,
+            retained: LruCache::new(topics),
+            declared: dedupe.map(Declared::new),
+        }
+    }
+
+    /// The broker let us in. Ids of a session it does not know any more mean nothing.
+    pub fn on_let_in(&mut self, session_present: bool, durable: Sequence) {
+        self.resumed = session_present;
+        if !session_present {
+            self.unproved.clear();
+            self.proved = self.proved.max(durable);
+        }
+    }
+
+    /// Counts a message, and says why it is not to be kept, if so. One that is to be kept is remembered by its id and by its
+    /// declared id from here on, though not yet durable: acknowledgements leave in order, so a copy's waits for the original.
+    ///
+    /// `kept_last` answers what was last kept for a topic among what is not yet durable.
+    pub fn judge(
+        &mut self,
+        publish: &Publish,
+        fingerprint: Fingerprint,
+        arrival: Arrival,
+        kept_last: impl FnOnce(u64) -> Option<u64>,
+    ) -> Option<Redelivery> {
+        self.taken += 1;
+        let verdict = self.repeat(publish, fingerprint, arrival, kept_last);
+        if matches!(verdict, None | Some(Redelivery::Dup)) && publish.packet_id != 0 {
+            let unproved = Unproved { message: fingerprint.message, taken: self.taken };
+            self.unproved.insert(publish.packet_id, unproved);
+        } else {
+            // The broker uses the id again, so it has the PUBACK of whatever had it before.
+            self.unproved.remove(&publish.packet_id);
+        }
+        verdict
+    }
+
+    fn repeat(
+        &mut self,
+        publish: &Publish,
+        fingerprint: Fingerprint,
+        arrival: Arrival,
+        kept_last: impl FnOnce(u64) -> Option<u64>,
+    ) -> Option<Redelivery> {
+        if publish.flags.dup && self.resumed {
+            let known = self.unproved.get(&publish.packet_id);
+            if known.is_some_and(|known| known.message == fingerprint.message) {
+                return Some(Redelivery::Dup);
+            }
+        }
+        if publish.flags.retain {
+            let last = kept_last(fingerprint.topic)
+                .or_else(|| self.retained.get(&fingerprint.topic).copied());
+            if last == Some(fingerprint.message) {
+                return Some(Redelivery::Retained);
+            }
+        }
+        let declared = self.declared.as_mut()?;
+        let repeated = declared.seen(&publish.topic, &publish.payload, fingerprint, arrival);
+        repeated.then_some(Redelivery::MessageId)
+    }
+
+    /// Messages judged so far.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// A kept message is durable.
+    pub fn on_durable(&mut self, fingerprint: Fingerprint) {
+        self.retained.put(fingerprint.topic, fingerprint.message);
+    }
+
+    /// The broker has read every acknowledgement up to here.
+    pub fn on_proved(&mut self, upto: Acknowledged) {
+        self.unproved.retain(|_, unproved| unproved.taken > upto.taken);
+        self.proved = self.proved.max(upto.sequence);
+    }
+
+    pub fn proved(&self) -> Sequence {
+        self.proved
+    }
+
+    /// Topic and message of each remembered topic, the one unused for longest first.
+    pub fn retained(&self) -> impl Iterator<Item = Fingerprint> {
+        self.retained.iter().rev().map(|(&topic, &message)| Fingerprint { topic, message })
+    }
+
+    /// At the start of the part: what an earlier life had proved and noted.
+    pub fn restore_notes(&mut self, proved: Sequence, retained: &[Fingerprint]) {
+        self.proved = proved;
+        for fingerprint in retained {
+            self.on_durable(*fingerprint);
+        }
+    }
+
+    /// At the start of the part: a kept record, in order. `fresh` when the saved fingerprints do not cover it.
+    pub fn restore(&mut self, record: &Record<'_>, fresh: bool) {
+        let fingerprint = Fingerprint::of(record.topic.as_bytes(), record.payload);
+        if record.packet_id != 0 && record.sequence > self.proved {
+            self.taken += 1;
+            let unproved = Unproved { message: fingerprint.message, taken: self.taken };
+            self.unproved.insert(record.packet_id, unproved);
+        }
+        if fresh {
+            self.on_durable(fingerprint);
+        }
+        if let Some(declared) = &mut self.declared {
+            let (topic, payload) = (record.topic.as_bytes(), record.payload);
+            declared.seen(topic, payload, fingerprint, record.arrival);
+        }
+    }
+}
+
+/// Which ping was sent after which acknowledgements. One is followed at a time; it dies with the connection.
+#[derive(Debug, Default)]
+pub struct Proof {
+    asked: u64,
+    answered: u64,
+    followed: Option<(u64, Acknowledged)>,
+}
+
+impl Proof {
+    /// A ping was written behind these acknowledgements.
+    pub fn on_ping(&mut self, acknowledged: Acknowledged) {
+        self.asked += 1;
+        if self.followed.is_none() {
+            self.followed = Some((self.asked, acknowledged));
+        }
+    }
+
+    /// What an answered ping proves.
+    pub fn on_answer(&mut self) -> Option<Acknowledged> {
+        self.answered += 1;
+        let (_, acknowledged) = self.followed.take_if(|(ping, _)| *ping <= self.answered)?;
+        Some(acknowledged)
+    }
+}
+
+/// Message ids (or whole messages) of the last while.
+#[derive(Debug)]
+struct Declared {
+    /// Empty: topic and payload are the id.
+    paths: Vec<MessageIdPath>,
+    window: Duration,
+    window_messages: usize,
+    seen: HashSet<u64>,
+    order: VecDeque<(u64, Arrival)>,
+}
+
+impl Declared {
+    fn new(settings: &DedupeSettings) -> Self {
+        let paths = match &settings.key {
+            DedupeKey::Payload => Vec::new(),
+            DedupeKey::MessageId(paths) => paths.iter().map(|p| MessageIdPath::parse(p)).collect(),
+        };
+        Declared {
+            paths,
+            window: settings.window,
+            window_messages: settings.window_messages,
+            seen: HashSet::new(),
+            order: VecDeque::new(),
+        }
+    }
+
+    /// True when it came before within the window; else it is remembered. A message without an id never repeats.
+    fn seen(
+        &mut self,
+        topic: &[u8],
+        payload: &[u8],
+        fingerprint: Fingerprint,
+        arrival: Arrival,
+    ) -> bool {
+        let Some(id) = self.id(topic, payload, fingerprint) else { return false };
+        self.forget_older_than_the_window(arrival);
+        if self.seen.contains(&id) {
+            return true;
+        }
+        while self.order.len() >= self.window_messages.max(1) {
+            self.forget_oldest();
+        }
+        self.seen.insert(id);
+        self.order.push_back((id, arrival));
+        false
+    }
+
+    fn id(&self, topic: &[u8], payload: &[u8], fingerprint: Fingerprint) -> Option<u64> {
+        if self.paths.is_empty() {
+            return Some(fingerprint.message);
+        }
+        let document: serde_json::Value = serde_json::from_slice(payload).ok()?;
+        let mut id = Vec::new();
+        for path in &self.paths {
+            let value = path.find(&document).filter(|value| !value.is_null())?;
+            // Writing a value to a Vec cannot fail.
+            serde_json::to_writer(&mut id, value).ok()?;
+            id.push(0);
+        }
+        // The topic belongs to the id: it often names the device, and counters of two devices meet.
+        Some(Fingerprint::of(topic, &id).message)
+    }
+
+    fn forget_older_than_the_window(&mut self, now: Arrival) {
+        let window = i64::try_from(self.window.as_micros()).unwrap_or(i64::MAX);
+        while let Some(&(_, arrival)) = self.order.front()
+            && now.as_micros().saturating_sub(arrival.as_micros()) > window
+        {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((id, _)) = self.order.pop_front() {
+            self.seen.remove(&id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::domain::DeliveryFlags;
+
+    struct Memory {
+        repeats: Repeats,
+        now: i64,
+    }
+
+    impl Memory {
+        fn new(dedupe: Option<&DedupeSettings>) -> Self {
+            Memory { repeats: Repeats::new(dedupe), now: 0 }
+        }
+
+        /// In a session the broker knew.
+        fn resumed() -> Self {
+            let mut memory = Memory::new(None);
+            memory.repeats.on_let_in(true, Sequence::ZERO);
+            memory
+        }
+
+        fn judge(&mut self, packet_id: u16, payload: &str, marks: &str) -> Option<Redelivery> {
+            let flags = DeliveryFlags {
+                qos: 1,
+                dup: marks.contains("dup"),
+                retain: marks.contains("retain"),
+                truncated: false,
+            };
+            let topic = Bytes::from_static(b"topic");
+            let payload = Bytes::copy_from_slice(payload.as_bytes());
+            let fingerprint = Fingerprint::of(&topic, &payload);
+            let publish = Publish { topic, payload, packet_id, flags };
+            let verdict = self.repeats.judge(&publish, fingerprint, Arrival(self.now), |_| None);
+            if verdict.is_none() {
+                self.repeats.on_durable(fingerprint);
+            }
+            verdict
+        }
+
+        fn proved(&mut self, taken: u64) {
+            self.repeats.on_proved(Acknowledged { taken, sequence: Sequence(taken) });
+        }
+    }
+
+    #[test]
+    fn a_dup_copy_in_a_resumed_session_is_recognised_over_any_number_of_connections() {
+        let mut memory = Memory::resumed();
+        assert_eq!(memory.judge(7, "on", ""), None);
+        for _ in 0..3 {
+            memory.repeats.on_let_in(true, Sequence(1));
+            assert_eq!(memory.judge(7, "on", "dup"), Some(Redelivery::Dup));
+        }
+    }
+
+    #[test]
+    fn id_payload_mark_and_session_must_all_agree() {
+        let mut memory = Memory::resumed();
+        assert_eq!(memory.judge(7, "on", ""), None);
+        assert_eq!(memory.judge(8, "on", "dup"), None, "another id");
+        assert_eq!(memory.judge(7, "off", "dup"), None, "another payload");
+        assert_eq!(memory.judge(7, "off", ""), None, "no mark: a second publication");
+        memory.repeats.on_let_in(false, Sequence(4));
+        assert_eq!(memory.judge(7, "off", "dup"), None, "another session");
+    }
+
+    #[test]
+    fn once_the_broker_has_the_puback_the_id_belongs_to_another_message() {
+        let mut memory = Memory::resumed();
+        memory.judge(7, "on", "");
+        memory.judge(8, "on", "");
+        memory.proved(1);
+        assert_eq!(memory.judge(7, "on", "dup"), None, "proved");
+        assert_eq!(memory.judge(8, "on", "dup"), Some(Redelivery::Dup), "not proved");
+        assert_eq!(memory.repeats.proved(), Sequence(1));
+    }
+
+    #[test]
+    fn an_id_that_carried_a_retained_copy_is_free_of_its_past() {
+        let mut memory = Memory::resumed();
+        memory.judge(7, "on", "");
+        memory.judge(9, "off", "");
+        assert_eq!(memory.judge(7, "off", "retain"), Some(Redelivery::Retained));
+        assert_eq!(memory.judge(7, "on", "dup"), None);
+    }
+
+    #[test]
+    fn a_retained_copy_counts_only_against_the_last_message_of_its_topic() {
+        let mut memory = Memory::new(None);
+        assert_eq!(memory.judge(1, "a", "retain"), None);
+        assert_eq!(memory.judge(2, "a", "retain"), Some(Redelivery::Retained));
+        assert_eq!(memory.judge(3, "a", ""), None, "without the mark it is a publication");
+        assert_eq!(memory.judge(4, "b", ""), None);
+        assert_eq!(memory.judge(5, "a", "retain"), None);
+    }
+
+    #[test]
+    fn a_declared_id_repeats_within_its_window_of_time_and_count() {
+        let settings = DedupeSettings {
+            key: DedupeKey::MessageId(vec!["id".to_owned()]),
+            window: Duration::from_secs(10),
+            window_messages: 2,
+        };
+        let mut memory = Memory::new(Some(&settings));
+        assert_eq!(memory.judge(1, r#"{"id":1,"v":1}"#, ""), None);
+        assert_eq!(memory.judge(2, r#"{"id":1,"v":2}"#, ""), Some(Redelivery::MessageId));
+        assert_eq!(memory.judge(3, r#"{"v":2}"#, ""), None, "no id");
+        assert_eq!(memory.judge(4, r#"{"v":2}"#, ""), None, "no id never repeats");
+        memory.now = 11_000_000;
+        assert_eq!(memory.judge(5, r#"{"id":1}"#, ""), None, "too old");
+        assert_eq!(memory.judge(6, r#"{"id":2}"#, ""), None);
+        assert_eq!(memory.judge(7, r#"{"id":3}"#, ""), None);
+        assert_eq!(memory.judge(8, r#"{"id":1}"#, ""), None, "too many since");
+        assert_eq!(memory.judge(9, r#"{"id":3}"#, ""), Some(Redelivery::MessageId));
+    }
+
+    #[test]
+    fn a_new_life_remembers_what_was_not_proved() {
+        let record = |sequence, packet_id, payload: &'static str| Record {
+            sequence: Sequence(sequence),
+            arrival: Arrival(0),
+            topic: "topic",
+            payload: payload.as_bytes(),
+            flags: DeliveryFlags { qos: 1, ..DeliveryFlags::default() },
+            packet_id,
+        };
+        let mut memory = Memory::new(None);
+        memory.repeats.restore_notes(Sequence(1), &[Fingerprint::of(b"topic", b"old")]);
+        memory.repeats.restore(&record(1, 5, "one"), false);
+        memory.repeats.restore(&record(2, 6, "two"), false);
+        assert_eq!(memory.judge(0, "old", "retain"), Some(Redelivery::Retained), "noted");
+        memory.repeats.restore(&record(3, 0, "three"), true);
+        assert_eq!(memory.judge(0, "three", "retain"), Some(Redelivery::Retained), "read again");
+        memory.repeats.on_let_in(true, Sequence(3));
+        assert_eq!(memory.judge(5, "one", "dup"), None, "proved before");
+        assert_eq!(memory.judge(6, "two", "dup"), Some(Redelivery::Dup));
+    }
+
+    #[test]
+    fn a_ping_proves_only_what_was_written_before_it() {
+        let upto = |taken| Acknowledged { taken, sequence: Sequence(taken) };
+        let mut proof = Proof::default();
+        proof.on_ping(upto(10));
+        proof.on_ping(upto(20));
+        assert_eq!(proof.on_answer(), Some(upto(10)));
+        assert_eq!(proof.on_answer(), None);
+        proof.on_ping(upto(30));
+        assert_eq!(proof.on_answer(), Some(upto(30)));
+    }
+}

@@ -1,0 +1,157 @@
+//! What a stream shows of its connection: the board, the counters, one log line per change.
+
+use std::mem::Discriminant;
+use std::sync::Arc;
+
+use super::connection::Watcher;
+use super::error::StreamError;
+use super::inlet::Inlet;
+use super::notes::Notes;
+use super::unacknowledged::Intake;
+use crate::config::StreamSettings;
+use crate::domain::ErrorClass;
+use crate::observe::{DependencyView, DisconnectReason, StreamView};
+
+pub struct Signs {
+    stream: String,
+    broker: String,
+    filter: String,
+    asked_qos: u8,
+    view: Arc<StreamView>,
+    dependency: Arc<DependencyView>,
+    notes: Notes,
+    session_present: bool,
+    active: bool,
+    /// The trouble last logged: the same again is not news.
+    trouble: Option<Discriminant<StreamError>>,
+    warned_of_qos: bool,
+}
+
+impl Signs {
+    pub fn new(
+        settings: &StreamSettings,
+        view: Arc<StreamView>,
+        dependency: Arc<DependencyView>,
+        notes: Notes,
+    ) -> Self {
+        Signs {
+            stream: settings.name.to_string(),
+            broker: settings.broker.clone(),
+            filter: settings.topic_filter.clone(),
+            asked_qos: settings.qos,
+            view,
+            dependency,
+            notes,
+            session_present: false,
+            active: false,
+            trouble: None,
+            warned_of_qos: false,
+        }
+    }
+
+    pub fn into_notes(self) -> Notes {
+        self.notes
+    }
+
+    /// A connection was lost, or did not come about.
+    pub fn lost(&mut self, error: &StreamError) {
+        self.view.meters.disconnected(error.reason()).inc();
+        let text = error.to_string();
+        self.show_inactive(Some(text.clone()));
+        let (stream, broker) = (self.stream.as_str(), self.broker.as_str());
+        if error.is_of_broker() && self.dependency.unreachable(&text) {
+            tracing::warn!(event = "broker_lost", stream, broker, trouble = text, "broker lost");
+        }
+        if self.trouble.replace(error.kind()) == Some(error.kind()) {
+            return;
+        }
+        match error.class() {
+            ErrorClass::Standing => tracing::error!(
+                event = "stream_input_active",
+                active = false,
+                stream,
+                broker,
+                trouble = text,
+                "not receiving"
+            ),
+            _ => tracing::warn!(
+                event = "stream_input_active",
+                active = false,
+                stream,
+                broker,
+                trouble = text,
+                "not receiving"
+            ),
+        }
+    }
+
+    /// The connection ended because it was told to.
+    pub fn ended(&mut self) {
+        if std::mem::take(&mut self.active) {
+            self.view.meters.disconnected(DisconnectReason::Stop).inc();
+            let stream = self.stream.as_str();
+            tracing::info!(event = "stream_input_active", active = false, stream, "disconnected");
+        }
+        self.show_inactive(None);
+    }
+
+    pub fn paused(&mut self) {
+        self.show_inactive(Some("paused by an operator; resume it to receive again".to_owned()));
+    }
+
+    fn show_inactive(&mut self, trouble: Option<String>) {
+        self.active = false;
+        self.view.update(|status| {
+            status.connected = false;
+            status.subscribed = false;
+            status.granted_qos = None;
+            status.trouble = trouble;
+        });
+    }
+}
+
+impl Watcher for Signs {
+    fn let_in(&mut self, session_present: bool) {
+        self.session_present = session_present;
+        self.view.update(|status| status.connected = true);
+        if self.dependency.reachable() {
+            let (stream, broker) = (self.stream.as_str(), self.broker.as_str());
+            tracing::info!(event = "broker_reached", stream, broker, "broker reached");
+        }
+    }
+
+    fn subscribed(&mut self, granted_qos: u8) {
+        self.active = true;
+        self.trouble = None;
+        self.view.meters.connects.inc();
+        self.view.update(|status| {
+            status.subscribed = true;
+            status.granted_qos = Some(granted_qos);
+            status.trouble = None;
+        });
+        let stream = self.stream.as_str();
+        tracing::info!(
+            event = "stream_input_active",
+            active = true,
+            stream,
+            topic_filter = self.filter,
+            granted_qos,
+            session_present = self.session_present,
+            "receiving"
+        );
+        if granted_qos < self.asked_qos && !std::mem::replace(&mut self.warned_of_qos, true) {
+            tracing::warn!(
+                event = "qos_lowered",
+                stream,
+                asked_qos = self.asked_qos,
+                granted_qos,
+                "the broker delivers with a lower quality of service: what is under way when it \
+                 or the node stops is lost; raise it in the broker's configuration"
+            );
+        }
+    }
+
+    fn tick<I: Intake>(&mut self, inlet: &Inlet<I>) {
+        self.notes.tick(&inlet.repeats, inlet.unacknowledged.sequence());
+    }
+}

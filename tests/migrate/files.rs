@@ -1,0 +1,138 @@
+//! The ledger: each file once, in order, whole or not at all.
+
+use telemetry::database::maintenance::run_job;
+use telemetry::domain::ErrorClass;
+use telemetry::migrate::Session;
+
+use crate::database::{TestDatabase, shipped};
+
+#[tokio::test]
+async fn a_second_run_applies_nothing() {
+    let database = TestDatabase::migrated("telemetry").await;
+    let session = Session::open("telemetry", &database.settings).await.unwrap();
+    assert_eq!(session.apply().await.unwrap(), []);
+    let standing = session.standing().await.unwrap();
+    assert_eq!(standing.applied.len(), std::fs::read_dir(shipped("telemetry")).unwrap().count());
+    assert_eq!(standing.plan.pending, []);
+    let ledger = "SELECT version, name, length(checksum), applied_at IS NOT NULL, duration_ms >= 0 \
+                  FROM schema_migrations ORDER BY version LIMIT 1";
+    assert_eq!(database.rows(ledger), ["1 0001_energy_consumption.sql 64 t t"]);
+}
+
+#[tokio::test]
+async fn two_nodes_at_once_apply_each_file_once() {
+    let database = TestDatabase::new();
+    for number in 1..=5 {
+        let sql = format!("SELECT pg_sleep(0.05); CREATE TABLE t{number} (a integer);");
+        database.write(&format!("000{number}_t.sql"), &sql);
+    }
+    let nodes = (database.apply(), database.apply(), database.apply());
+    let (a, b, c) = tokio::join!(nodes.0, nodes.1, nodes.2);
+    let mut applied = [a.unwrap(), b.unwrap(), c.unwrap()].concat();
+    applied.sort_unstable();
+    assert_eq!(applied, [1, 2, 3, 4, 5]);
+    assert_eq!(
+        database.rows(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = \
+                              (SELECT oid FROM pg_database WHERE datname = current_database())"
+        ),
+        ["0"]
+    );
+}
+
+#[tokio::test]
+async fn an_edited_file_is_refused_and_nothing_is_applied() {
+    let database = TestDatabase::new();
+    database.write("0001_a.sql", "CREATE TABLE a (x integer);");
+    assert_eq!(database.apply().await.unwrap(), [1]);
+    database.write("0001_a.sql", "CREATE TABLE a (x bigint);");
+    database.write("0002_b.sql", "CREATE TABLE b (x integer);");
+    let error = database.apply().await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Standing);
+    assert!(error.to_string().contains("0001_a.sql: was changed after it was applied"), "{error}");
+    assert_eq!(database.rows("SELECT to_regclass('b')"), ["-"]);
+}
+
+#[tokio::test]
+async fn a_failing_file_is_rolled_back_whole_and_applied_once_mended() {
+    let database = TestDatabase::new();
+    database.write("0001_a.sql", "CREATE TABLE a (x integer);");
+    database.write("0002_b.sql", "CREATE TABLE b (x integer);\nCREATE TABLE c (x nonsense);");
+    let error = database.apply().await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Standing);
+    let text = error.to_string();
+    assert!(text.starts_with("0002_b.sql, line 3: ") && text.contains("nonsense"), "{text}");
+    assert_eq!(database.rows("SELECT to_regclass('a'), to_regclass('b')"), ["a -"]);
+    database.write("0002_b.sql", "CREATE TABLE b (x integer);");
+    assert_eq!(database.apply().await.unwrap(), [2]);
+}
+
+#[tokio::test]
+async fn a_file_of_another_database_is_refused() {
+    let database = TestDatabase::new();
+    let mut settings = database.settings.clone();
+    settings.migrations_dir = Some(shipped("homelab_settings"));
+    let session = Session::open("telemetry", &settings).await.unwrap();
+    let error = session.apply().await.unwrap_err().to_string();
+    assert!(
+        error.contains("0001_settings.sql: is for database homelab_settings, this is telemetry"),
+        "{error}"
+    );
+    assert!(error.contains("0002_power_plugs.sql"), "all at once: {error}");
+    assert_eq!(database.rows("SELECT to_regclass('settings')"), ["-"]);
+}
+
+#[tokio::test]
+async fn a_file_that_ends_its_transaction_is_told() {
+    let database = TestDatabase::new();
+    database.write(
+        "0001_a.sql",
+        "CREATE TABLE a (x integer); COMMIT; BEGIN; CREATE TABLE b (x integer);",
+    );
+    let error = database.apply().await.unwrap_err().to_string();
+    assert!(error.contains("0001_a.sql: ends its transaction itself"), "{error}");
+    assert_eq!(database.rows("SELECT count(*) FROM schema_migrations"), ["0"]);
+}
+
+#[tokio::test]
+async fn a_marked_exception_runs_without_a_transaction() {
+    let database = TestDatabase::new();
+    database.write("0001_a.sql", "CREATE TABLE a (x integer);");
+    database.write("0002_i.sql", "-- transaction: none\nCREATE INDEX CONCURRENTLY a_x ON a (x);");
+    assert_eq!(database.apply().await.unwrap(), [1, 2]);
+    database.write("0003_j.sql", "-- transaction: none\nCREATE INDEX CONCURRENTLY a_y ON a (y);");
+    let error = database.apply().await.unwrap_err().to_string();
+    assert!(error.contains("0003_j.sql") && error.contains("without a transaction"), "{error}");
+}
+
+#[tokio::test]
+async fn every_schema_has_its_own_tables_and_ledger() {
+    let mut database = TestDatabase::new();
+    database.settings.migrations_dir = Some(shipped("telemetry"));
+    for schema in ["public", "next \"stack\""] {
+        database.settings.schema = schema.to_owned();
+        assert_eq!(database.apply().await.unwrap().len(), 5, "{schema}");
+        assert_eq!(database.apply().await.unwrap().len(), 0, "{schema}");
+        let job = crate::database::rollup_job();
+        run_job(&database.client().await, &database.settings, &job).await.unwrap();
+    }
+    let where_are = "SELECT schemaname FROM pg_tables WHERE tablename = 'energy_hourly' ORDER BY 1";
+    assert_eq!(database.rows(where_are), ["next \"stack\"", "public"]);
+}
+
+#[tokio::test]
+async fn a_setting_a_file_leaves_behind_does_not_reach_the_next() {
+    let database = TestDatabase::new();
+    database.write("0001_a.sql", "CREATE SCHEMA aside; SET search_path TO aside;");
+    database.write("0002_b.sql", "CREATE TABLE b (x integer);");
+    assert_eq!(database.apply().await.unwrap(), [1, 2]);
+    assert_eq!(database.rows("SELECT schemaname FROM pg_tables WHERE tablename = 'b'"), ["public"]);
+}
+
+#[tokio::test]
+async fn without_a_folder_only_the_nodes_own_tables_are_made() {
+    let mut database = TestDatabase::new();
+    database.settings.migrations_dir = None;
+    assert_eq!(database.apply().await.unwrap(), [0; 0]);
+    assert_eq!(database.rows("SELECT to_regclass('schema_migrations')"), ["schema_migrations"]);
+}

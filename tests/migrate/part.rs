@@ -1,0 +1,223 @@
+//! The supervised part: gate, retries, upkeep, stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use indexmap::IndexMap;
+use telemetry::config::{
+    BufferSettings, HttpSettings, LogFormat, LogSettings, NodeSettings, Settings,
+    SupervisionSettings, TableSettings,
+};
+use telemetry::domain::NodeName;
+use telemetry::migrate::Migrator;
+use telemetry::observe::{Board, MigrationState};
+use telemetry::part::{Control, Part, Phase, Progress};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, LocalSet};
+
+use crate::database::{DAY, TestDatabase, append_table, rollup_job};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn node(database: &TestDatabase) -> Settings {
+    let second = Duration::from_secs(1);
+    Settings {
+        node: NodeSettings {
+            name: NodeName::parse("test").unwrap(),
+            state_dir: std::env::temp_dir(),
+            drain_timeout: second,
+            stream_threads: 1,
+        },
+        buffer: BufferSettings {
+            quota_bytes: 1,
+            generation_bytes: 1,
+            sync_linger: second,
+            group_messages_max: 1,
+            tail_bytes_max: 1,
+            dead_letter_quota_bytes: 1,
+            ballast_bytes: 1,
+            free_bytes_min: 1,
+        },
+        http: HttpSettings { listen: ([127, 0, 0, 1], 0).into() },
+        log: LogSettings { format: LogFormat::Text, filter: "info".to_owned() },
+        supervision: SupervisionSettings {
+            restarts_max: 1,
+            restart_window: second,
+            backoff_min: second,
+            backoff_max: second,
+            parked_retry: second,
+            stall_timeout: second,
+        },
+        brokers: IndexMap::new(),
+        clusters: IndexMap::new(),
+        databases: IndexMap::from([("telemetry".to_owned(), database.settings.clone())]),
+        streams: IndexMap::new(),
+    }
+}
+
+/// A part that runs, and the ends of what it was given.
+struct Running {
+    board: Arc<Board>,
+    gate: watch::Receiver<MigrationState>,
+    phase: watch::Sender<Phase>,
+    _paused: watch::Sender<bool>,
+    task: JoinHandle<Result<(), anyhow::Error>>,
+}
+
+fn start(database: &TestDatabase, tables: Vec<TableSettings>) -> Running {
+    let board = Board::new(&node(database));
+    let (gate_sender, gate) = watch::channel(MigrationState::Waiting);
+    let (phase, phase_seen) = watch::channel(Phase::Running);
+    let (paused, paused_seen) = watch::channel(false);
+    let migrator = Migrator {
+        database: "telemetry".to_owned(),
+        settings: database.settings.clone(),
+        tables,
+        board: board.clone(),
+        gate: gate_sender,
+        failed_retry: Duration::from_millis(50),
+    };
+    let control = Control::new(phase_seen, paused_seen, Arc::new(Progress::default()));
+    let task = tokio::task::spawn_local(migrator.run(control));
+    Running { board, gate, phase, _paused: paused, task }
+}
+
+impl Running {
+    async fn reaches(&mut self, wanted: MigrationState) {
+        let reached = self.gate.wait_for(|state| *state == wanted);
+        let _ = tokio::time::timeout(PATIENCE, reached).await.expect("in time").unwrap();
+    }
+
+    async fn stop(self) {
+        self.phase.send_replace(Phase::Stopping);
+        tokio::time::timeout(PATIENCE, self.task).await.expect("in time").unwrap().unwrap();
+    }
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+#[tokio::test]
+async fn a_failed_file_keeps_the_gate_shut_until_it_is_mended() {
+    let database = TestDatabase::new();
+    database.write("0001_a.sql", "CREATE TABLE a (x nonsense);");
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Failed).await;
+            let status = running.board.dependency("postgresql:telemetry").status();
+            assert_eq!((status.up, status.migrations_pending), (Some(true), 1));
+            let trouble = status.trouble.unwrap();
+            assert!(
+                trouble.contains("0001_a.sql, line 2") && trouble.contains("nonsense"),
+                "{trouble}"
+            );
+            database.write("0001_a.sql", "CREATE TABLE a (x integer);");
+            running.reaches(MigrationState::Done).await;
+            let status = running.board.dependency("postgresql:telemetry").status();
+            assert_eq!((status.migration, status.trouble), (Some(MigrationState::Done), None));
+            assert_eq!(status.migrations_pending, 0);
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_absent_database_is_waited_for_and_the_part_can_be_stopped() {
+    let mut database = TestDatabase::new();
+    database.settings.port = 1;
+    LocalSet::new()
+        .run_until(async {
+            let running = start(&database, Vec::new());
+            let view = running.board.dependency("postgresql:telemetry");
+            eventually("unreachable", || view.status().up == Some(false)).await;
+            assert_eq!(view.status().migration, Some(MigrationState::Waiting));
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_lock_held_elsewhere() {
+    let database = TestDatabase::new();
+    let other = database.client().await;
+    let lock = "SELECT pg_advisory_lock(hashtextextended('telemetry migrations of public', 0))";
+    other.execute(lock, &[]).await.unwrap();
+    LocalSet::new()
+        .run_until(async {
+            let running = start(&database, Vec::new());
+            let view = running.board.dependency("postgresql:telemetry");
+            eventually("connected", || view.status().up == Some(true)).await;
+            assert_eq!(view.status().migration, Some(MigrationState::Waiting));
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_a_failure_that_says_so() {
+    let mut database = TestDatabase::new();
+    let wrong = "hunter2-not-to-be-seen";
+    database.settings.password = Some(telemetry::domain::Secret::new(wrong.to_owned()));
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Failed).await;
+            let trouble =
+                running.board.dependency("postgresql:telemetry").status().trouble.unwrap();
+            assert!(trouble.contains("password") && !trouble.contains(wrong), "{trouble}");
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn after_the_migrations_partitions_are_made_and_jobs_run() {
+    let mut database = TestDatabase::migrated("telemetry").await;
+    database.settings.jobs = IndexMap::from([("energy".to_owned(), rollup_job())]);
+    LocalSet::new()
+        .run_until(async {
+            let table = append_table("energy_consumption", DAY, Some(90 * DAY));
+            let mut running = start(&database, vec![table]);
+            running.reaches(MigrationState::Done).await;
+            let partitions =
+                "SELECT count(*) FROM pg_inherits WHERE inhparent = 'energy_consumption'::regclass";
+            eventually("3 partitions", || database.rows(partitions) == ["3"]).await;
+            let rows = "INSERT INTO energy_consumption (time, device_serial, active_energy_total) \
+                        VALUES (now() - interval '1 ms', 'a', 5), (now(), 'a', 9)";
+            // At midnight the two lie in two days, and yesterday has no partition.
+            eventually("a row fits", || database.rows(rows).is_empty()).await;
+            let energy = "SELECT coalesce(sum(energy_wh), 0) FROM energy_daily_summary";
+            eventually("rolled up", || database.rows(energy) == ["4"]).await;
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_failing_job_is_told_and_the_gate_stays_open() {
+    let mut database = TestDatabase::migrated("telemetry").await;
+    let mut job = rollup_job();
+    job.function = "no_such_function".to_owned();
+    database.settings.jobs = IndexMap::from([("energy".to_owned(), job)]);
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Done).await;
+            let view = running.board.dependency("postgresql:telemetry");
+            eventually("told", || view.status().trouble.is_some()).await;
+            let trouble = view.status().trouble.unwrap();
+            assert!(trouble.contains("job energy") && trouble.contains("no_such_function"), "{trouble}");
+            assert_eq!(view.status().migration, Some(MigrationState::Done));
+            database.execute("CREATE FUNCTION no_such_function(a timestamptz, b timestamptz) RETURNS void LANGUAGE sql AS ''");
+            eventually("recovered", || view.status().trouble.is_none()).await;
+            running.stop().await;
+        })
+        .await;
+}
