@@ -82,12 +82,8 @@ fn index(inside: &str) -> Result<&str, String> {
         Ok(rest)
     } else {
         Err(format!(
-<<<<<<< HEAD
             "[{number}] is neither an index counted from 0 nor a quoted name: a path names \
              one member"
-=======
-            "[{number}] is neither an index nor a quoted name; only singular paths can be used"
->>>>>>> stream
         ))
     }
 }

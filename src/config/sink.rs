@@ -59,12 +59,8 @@ pub static TABLE: Group = Group {
         required(
             "kind",
             Kind::Choice(&["append", "latest"]),
-<<<<<<< HEAD
             "`append`: a row per message. `latest`: a row per key, changed only when a \
              value changes; null never erases.",
-=======
-            "`append`: a row per message. `latest`: a row per key, changed only when a value changes; null never erases.",
->>>>>>> stream
         ),
         optional("fields", Kind::Texts, "all fields", "The fields that become columns."),
         optional(
@@ -108,12 +104,8 @@ pub static TABLE: Group = Group {
             "insert_only",
             Kind::TextMap,
             "none",
-<<<<<<< HEAD
             "latest: columns set when the row is first made and never again, `{ column = \
              \"field\" }`.",
-=======
-            "latest: columns set when the row is first made and never again, `{ column = \"field\" }`.",
->>>>>>> stream
         ),
         integer(
             "batch_rows_max",

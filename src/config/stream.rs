@@ -187,12 +187,8 @@ fn silent(
     let critical = section.optional_duration("silent_critical_after_seconds");
     if !section.has("silent_warning_after_seconds") && !section.has("silent_critical_after_seconds")
     {
-<<<<<<< HEAD
         let rule = "no silent limit: nobody hears when this stream stops; set \
              silent_warning_after_seconds or silent_critical_after_seconds";
-=======
-        let rule = "no silent limit: nobody hears when this stream stops; set silent_warning_after_seconds or silent_critical_after_seconds";
->>>>>>> stream
         problems.warn(section.itself(), rule);
     }
     if let (Some(warning), Some(critical)) = (warning, critical)
