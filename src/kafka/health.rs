@@ -10,8 +10,9 @@ use tokio::sync::Notify;
 use crate::observe::{Board, DependencyView};
 
 /// Facilities of librdkafka whose lines repeat what `kafka_lost` says, or comment on properties the node itself sets.
-const QUIET_FACILITIES: [&str; 6] =
-    ["FAIL", "ERROR", "REQTMOUT", "CONNECT", "DISCONNECT", "CONFWARN"];
+/// A producer that ended is renewed, one without an identity asks again.
+const QUIET_FACILITIES: [&str; 8] =
+    ["FAIL", "ERROR", "REQTMOUT", "CONNECT", "DISCONNECT", "CONFWARN", "FATAL", "GETPID"];
 /// Distinct facilities remembered as already logged.
 const FACILITIES_MAX: usize = 64;
 

@@ -11,7 +11,7 @@ use super::error::{KafkaError, class_of};
 use super::ledger::{Ledger, LedgerParts};
 use super::outbox::{Outbox, dead_letter, too_large};
 use super::session::{Cluster, Session};
-use super::topics;
+use super::topics::{self, TopicFacts};
 use super::window::Failure;
 use crate::buffer::{BufferError, Reader};
 use crate::config::{KafkaSinkSettings, StreamSettings};
@@ -154,20 +154,31 @@ impl Lane {
         self.prepared = true;
         let configured = self.cluster.settings.message_bytes_max;
         self.record_bytes_max = facts.message_bytes_max.unwrap_or(configured).min(configured);
-        if let Some(wanted) = &self.sink.ensure
-            && let Some(difference) = topics::drift(&facts, wanted)
-            && !self.drift_told
-        {
-            self.drift_told = true;
+        self.tell_drift(&facts);
+        Ok(true)
+    }
+
+    /// What of the topic does not fit the settings; once.
+    fn tell_drift(&mut self, facts: &TopicFacts) {
+        if std::mem::replace(&mut self.drift_told, true) {
+            return;
+        }
+        let (stream, topic) = (self.ledger.stream(), &self.sink.topic);
+        let wanted = self.sink.ensure.as_ref();
+        if let Some(difference) = wanted.and_then(|wanted| topics::drift(facts, wanted)) {
             tracing::warn!(
-                event = "kafka_topic_drift",
-                stream = %self.ledger.stream(),
-                topic = %self.sink.topic,
-                difference,
+                event = "kafka_topic_drift", %stream, topic, difference,
                 "the topic is not as `ensure` asks for; the node changes no existing topic"
             );
         }
-        Ok(true)
+        let batch_bytes = self.cluster.settings.batch_bytes;
+        if let Some(limit) = facts.message_bytes_max.filter(|limit| *limit < batch_bytes) {
+            tracing::warn!(
+                event = "kafka_batches_too_large", %stream, topic, limit, batch_bytes,
+                "the topic takes no batch of `batch_bytes`: each refused one is sent again record by record; \
+                 lower `batch_bytes` or raise the topic's max.message.bytes"
+            );
+        }
     }
 
     /// Judges how a delivery ended. `unreported` records are left with a producer nobody listens to any more.
