@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
-CARGO_DENY_VERSION := 0.18.0
+CARGO_DENY_VERSION := 0.20.2
 DENY := $(TARGET)/tools/bin/cargo-deny
 
 # demo: seconds until it ends by itself (empty = Ctrl-C), and whether Kafka takes part.

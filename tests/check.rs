@@ -1,6 +1,8 @@
-//! `telemetry check`: golden reports over broken configurations, the homelab example, and the pages made from the code.
+//! `telemetry check`: golden reports over broken configurations, the homelab example, and the pages
+//! made from the code.
 //!
-//! `UPDATE_GOLDEN=1 cargo test --test check` writes the golden files anew; read the difference before you keep it.
+//! `UPDATE_GOLDEN=1 cargo test --test check` writes the golden files anew; read the difference
+//! before you keep it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,13 +19,14 @@ fn load(path: &str) -> Result<Loaded, Report> {
 
 /// The file's text is what the code makes, or becomes it when asked to.
 fn assert_golden(path: &Path, made: &str) {
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+    if std::env::var("UPDATE_GOLDEN").is_ok_and(|wish| wish == "1") {
         std::fs::write(path, made).unwrap();
     }
     let kept = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
         kept == made,
-        "{} differs from what the code makes; look, then run UPDATE_GOLDEN=1 cargo test --test check\n{made}",
+        "{} differs from what the code makes; look, then run UPDATE_GOLDEN=1 cargo test \
+             --test check\n{made}",
         path.display()
     );
 }
@@ -165,4 +168,251 @@ fn the_homelab_example_writes_the_tables_in_their_widths() {
                 .to_owned(),
         ]
     );
+}
+
+/// A folder with a main file and others beside it.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&path, private).unwrap();
+    }
+    folder
+}
+
+const SMALL: &str = r#"
+[node]
+name = "node-1"
+state_dir = "."
+[brokers.home]
+host = "127.0.0.1"
+username = "telemetry"
+password_file = "secrets/mqtt"
+[clusters.main]
+bootstrap_servers = ["127.0.0.1:9092"]
+properties = { "client.token" = "swordfish-3" }
+[clusters.main.sasl]
+mechanism = "PLAIN"
+username = "telemetry"
+password_credential = "kafka"
+[databases.main]
+host = "127.0.0.1"
+dbname = "telemetry"
+user = "telemetry"
+password_env = "DATABASE_PASSWORD"
+tls_mode = "off"
+[streams.one]
+broker = "home"
+topic_filter = "a"
+silent_warning_after_seconds = 60
+fields.device = { path = "id", type = "text", device_id = true }
+kafka = { cluster = "main", topic = "one" }
+tables.one = { database = "main", kind = "append" }
+"#;
+
+#[test]
+fn secrets_come_from_outside_and_are_never_shown() {
+    let folder = folder(&[
+        ("telemetry.toml", SMALL),
+        ("secrets/mqtt", "swordfish-1\n"),
+        ("credentials/kafka", "swordfish-2"),
+    ]);
+    let credentials = folder.path().join("credentials").display().to_string();
+    let environment = |name: &str| match name {
+        "CREDENTIALS_DIRECTORY" => Some(credentials.clone()),
+        "DATABASE_PASSWORD" => Some("swordfish-4".to_owned()),
+        _ => None,
+    };
+    let loaded = config::load(&folder.path().join("telemetry.toml"), &environment)
+        .unwrap_or_else(|report| panic!("{report}"));
+    let settings = &loaded.settings;
+    let password = |secret: Option<&telemetry::domain::Secret>| secret.unwrap().expose().to_owned();
+    assert_eq!(password(settings.brokers["home"].password.as_ref()), "swordfish-1");
+    let sasl = settings.clusters["main"].sasl.as_ref().unwrap();
+    assert_eq!(password(Some(&sasl.password)), "swordfish-2");
+    assert_eq!(password(settings.databases["main"].password.as_ref()), "swordfish-4");
+
+    let lines: Vec<String> = loaded.effective.iter().map(ToString::to_string).collect();
+    let shown = lines.join("\n");
+    assert!(!shown.contains("swordfish"), "{shown}");
+    assert!(!serde_json::to_string(&loaded.effective).unwrap().contains("swordfish"));
+    assert!(shown.contains("brokers.home.password = \"***\""), "{shown}");
+    assert!(shown.contains("# credential \"kafka\""), "{shown}");
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+}
+
+#[test]
+fn a_secret_file_that_everyone_can_read_is_warned_of() {
+    let text = SMALL
+        .replace("password_credential = \"kafka\"", "password_file = \"secrets/mqtt\"")
+        .replace("password_env = \"DATABASE_PASSWORD\"", "");
+    let folder = folder(&[("telemetry.toml", &text), ("secrets/mqtt", "swordfish-1")]);
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(folder.path().join("secrets/mqtt"), open).unwrap();
+    let loaded = config::load(&folder.path().join("telemetry.toml"), &no_environment)
+        .unwrap_or_else(|report| panic!("{report}"));
+    let paths: Vec<&str> = loaded.warnings.iter().map(|warning| warning.path.as_str()).collect();
+    assert_eq!(paths, ["brokers.home.password_file", "clusters.main.sasl.password_file"]);
+    assert!(loaded.warnings.iter().all(|warning| warning.rule.contains("readable by every user")));
+}
+
+#[test]
+fn fragments_add_to_the_main_file_and_name_themselves_as_origin() {
+    let text = SMALL.replace("password_credential = \"kafka\"", "").replace("password_env", "# ");
+    let folder = folder(&[
+        ("telemetry.toml", &text),
+        ("secrets/mqtt", "swordfish-1"),
+        ("secrets/kafka", "swordfish-2"),
+        ("conf.d/10-secrets.toml", "[clusters.main.sasl]\npassword_file = \"secrets/kafka\"\n"),
+        ("conf.d/20-buffer.toml", "[buffer]\nsync_linger_ms = 0\n"),
+        ("conf.d/ignored.txt", "not TOML"),
+    ]);
+    let loaded = config::load(&folder.path().join("telemetry.toml"), &no_environment)
+        .unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(loaded.settings.buffer.sync_linger, Duration::ZERO);
+    let sasl = loaded.settings.clusters["main"].sasl.as_ref().unwrap();
+    // A path in a fragment begins at the main file's folder like every other.
+    assert_eq!(sasl.password.expose(), "swordfish-2");
+    let line = |path: &str| loaded.effective.iter().find(|line| line.path == path).unwrap();
+    assert!(line("buffer.sync_linger_ms").origin.ends_with("conf.d/20-buffer.toml:2"));
+    assert_eq!(line("buffer.quota_bytes").origin, "default");
+    assert_eq!(line("buffer.quota_bytes").value, "8589934592");
+    assert_eq!(line("streams.one.client_id").value, "\"node-1-one\"");
+    assert_eq!(line("streams.one.client_id").origin, "derived");
+}
+
+#[test]
+fn a_report_is_data_too() {
+    let report = load("tests/check/bad_input.toml").unwrap_err();
+    let json = serde_json::to_value(&report).unwrap();
+    let first = &json["problems"][0];
+    assert_eq!(first["file"], "tests/check/bad_input.toml");
+    assert_eq!(first["line"], 5);
+    assert_eq!(first["column"], 1);
+    assert_eq!(first["path"], "node.colour");
+    assert_eq!(first["value"], "\"blue\"");
+    assert_eq!(first["rule"], "unknown setting");
+}
+
+#[test]
+fn the_mappings_of_the_homelab_compile() {
+    let loaded = telemetry::cli::check::load(Path::new(HOMELAB));
+    loaded.unwrap_or_else(|report| panic!("{report}"));
+}
+
+#[test]
+fn every_default_is_a_value_the_reader_takes() {
+    let folder = folder(&[("telemetry.toml", SMALL), ("secrets/mqtt", "x"), ("kafka", "x")]);
+    let here = folder.path().display().to_string();
+    let environment = |_: &str| Some(here.clone());
+    let main = folder.path().join("telemetry.toml");
+    let loaded = config::load(&main, &environment).unwrap_or_else(|report| panic!("{report}"));
+    let spelled: String = loaded
+        .effective
+        .iter()
+        .filter(|line| line.origin == "default" || line.origin == "derived")
+        .filter(|line| !line.path.starts_with("streams."))
+        .map(|line| format!("{} = {}\n", line.path, line.value))
+        .collect();
+    let written = folder.path().join("conf.d");
+    std::fs::create_dir(&written).unwrap();
+    std::fs::write(written.join("defaults.toml"), spelled).unwrap();
+    let again = config::load(&main, &environment).unwrap_or_else(|report| panic!("{report}"));
+    let values = |loaded: &Loaded| {
+        loaded.effective.iter().map(|l| (l.path.clone(), l.value.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(values(&loaded), values(&again));
+}
+
+const PLANTS: &str = r#"
+[node]
+name = "greenhouse"
+state_dir = "."
+[brokers.boards]
+host = "127.0.0.1"
+version = "3.1.1"
+[brokers.boards.tls]
+ca_file = "ca.pem"
+[databases.plants]
+host = "127.0.0.1"
+dbname = "plants"
+user = "telemetry"
+tls_mode = "off"
+[streams.readings]
+broker = "boards"
+topic_filter = "devices/+/telemetry"
+silent_warning_after_seconds = 180
+require_any = ["soil_moisture", "light_level"]
+dedupe = { by = "message_id", message_id_paths = ["id", "list[0].n"], window_seconds = 900 }
+[streams.readings.filter]
+path = "kind"
+none_of = ["test", 0, false]
+[streams.readings.fields]
+device_id = { topic_level = 2, device_id = true }
+device_time = { path = "timestamp", type = "timestamp", timestamp_skew_max_seconds = 60 }
+soil_moisture = { path = "soil_moisture", type = "float8", min = 0, max = 100, out_of_range = "flag" }
+light_level = { path = "light_level", aliases = ["light"], type = "float8", scale = 0.1, offset = -2 }
+battery = { path = "mv", type = "int2", round = "nearest", default = 0, text_as_number = true }
+seen = { arrival = true }
+flags = { flags = true }
+[streams.readings.tables.telemetry]
+database = "plants"
+kind = "append"
+columns = { battery = "battery_mv" }
+time_column = "arrived"
+node_column = ""
+partition_days = 1
+retention_days = 30
+"#;
+
+#[test]
+fn every_option_of_a_field_reaches_the_settings() {
+    use telemetry::config::*;
+    let folder = folder(&[("telemetry.toml", PLANTS), ("ca.pem", "")]);
+    let loaded = config::load(&folder.path().join("telemetry.toml"), &no_environment)
+        .unwrap_or_else(|report| panic!("{report}"));
+    let broker = &loaded.settings.brokers["boards"];
+    assert_eq!((broker.port, broker.version), (8883, MqttVersion::V311));
+    assert_eq!(broker.tls.as_ref().unwrap().ca_file, Some(folder.path().join("ca.pem")));
+
+    let stream = loaded.settings.streams.values().next().unwrap();
+    let dedupe = stream.dedupe.as_ref().unwrap();
+    assert!(matches!(&dedupe.key, DedupeKey::MessageId(paths) if paths == &["id", "list[0].n"]));
+    let filter = stream.mapping.filter.as_ref().unwrap();
+    assert_eq!(filter.source, FieldSource::Paths(vec!["kind".into()]));
+    let expected = serde_json::json!(["test", 0, false]);
+    assert!(
+        matches!(&filter.test, FilterTest::NoneOf(values) if expected == serde_json::json!(values))
+    );
+    assert_eq!(stream.mapping.require_any, ["soil_moisture", "light_level"]);
+    assert_eq!(stream.mapping.device_id, "device_id");
+
+    let field = |name: &str| &stream.mapping.fields[name];
+    assert_eq!(field("device_id").source, FieldSource::TopicLevel(2));
+    assert_eq!(field("device_time").timestamp.max_skew, Duration::from_secs(60));
+    assert_eq!(field("device_time").timestamp.max_age, Duration::from_secs(7 * 86_400));
+    let soil = field("soil_moisture");
+    assert_eq!((soil.min, soil.max, soil.out_of_range), (Some(0.0), Some(100.0), OutOfRange::Flag));
+    let light = field("light_level");
+    assert_eq!(light.source, FieldSource::Paths(vec!["light_level".into(), "light".into()]));
+    assert_eq!((light.scale, light.offset), (0.1, -2.0));
+    let battery = field("battery");
+    assert_eq!((battery.field_type, battery.rounding), (FieldType::Int2, Rounding::Nearest));
+    assert!(battery.text_as_number && battery.default == Some(0.into()));
+    let of = |name: &str| (field(name).source.clone(), field(name).field_type);
+    assert_eq!(of("seen"), (FieldSource::Arrival, FieldType::Timestamp));
+    assert_eq!(of("flags"), (FieldSource::Flags, FieldType::Text));
+
+    let table = stream.tables.values().next().unwrap();
+    assert_eq!(table.columns["battery"], "battery_mv");
+    let TableKind::Append { time_column, node_column, retention, partition } = &table.kind else {
+        panic!("{:?}", table.kind)
+    };
+    assert_eq!((time_column.as_str(), node_column), ("arrived", &None));
+    let day = Duration::from_secs(86_400);
+    assert_eq!((*retention, *partition), (Some(30 * day), day));
+    telemetry::mapping::RecordMapper::compile(stream).map(|_| ()).unwrap();
 }

@@ -30,7 +30,7 @@ DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN
         PERFORM create_hypertable('energy_consumption', 'time',
-            chunk_time_interval => interval '1 day', create_default_indexes => false);
+            chunk_time_interval => interval '7 days', create_default_indexes => false);
     ELSE
         ALTER TABLE energy_consumption RENAME TO energy_consumption_columns;
         CREATE TABLE energy_consumption (LIKE energy_consumption_columns INCLUDING ALL)

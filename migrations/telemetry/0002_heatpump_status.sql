@@ -33,7 +33,7 @@ DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN
         PERFORM create_hypertable('heatpump_status', 'time',
-            chunk_time_interval => interval '1 day', create_default_indexes => false);
+            chunk_time_interval => interval '7 days', create_default_indexes => false);
     ELSE
         ALTER TABLE heatpump_status RENAME TO heatpump_status_columns;
         CREATE TABLE heatpump_status (LIKE heatpump_status_columns INCLUDING ALL)

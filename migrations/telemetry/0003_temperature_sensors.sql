@@ -27,7 +27,7 @@ DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN
         PERFORM create_hypertable('temperature_sensors', 'time',
-            chunk_time_interval => interval '1 day', create_default_indexes => false);
+            chunk_time_interval => interval '7 days', create_default_indexes => false);
     ELSE
         ALTER TABLE temperature_sensors RENAME TO temperature_sensors_columns;
         CREATE TABLE temperature_sensors (LIKE temperature_sensors_columns INCLUDING ALL)

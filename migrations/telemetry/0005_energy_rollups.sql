@@ -88,7 +88,7 @@ $$;
 -- nothing and is counted. The first reading ever adds nothing. NULL counters are skipped.
 --
 -- Retention may have dropped raw rows. Then the last counter of each hour already rolled up stands in for them (where
--- they are still there it repeats one of them, which adds 0), and an hour is rewritten only from at least the rows it was
+-- they are still there it follows the one it repeats and adds 0), and an hour is rewritten only from at least the rows it was
 -- made of: one whose raw rows are gone is never recomputed. So after deleting raw rows on purpose delete the hour's and
 -- the day's row too.
 CREATE FUNCTION refresh_energy_hours(device text, first_hour timestamptz, end_hour timestamptz) RETURNS void
@@ -119,32 +119,38 @@ AS $$
     steps AS (
         SELECT *,
                bucket_start('1 hour', time) AS hour,
-               lag(counter) OVER in_order AS previous,
-               lead(time) OVER in_order AS next_at
+               lag(counter) OVER (PARTITION BY counter IS NULL ORDER BY time, counter, raw DESC) AS previous
         FROM readings
-        WINDOW in_order AS (PARTITION BY counter IS NULL ORDER BY time, counter, raw)
+    ),
+    hours AS (
+        SELECT hour,
+               -- numeric while summing: two absurd counters must not fail every refresh that follows
+               least(coalesce(sum(counter::numeric - previous) FILTER (WHERE counter > previous), 0),
+                     9223372036854775807)::bigint AS energy_wh,
+               avg(active_power_total)::double precision / 1000 AS total_kw,
+               avg(active_power_l1)::double precision / 1000 AS l1_kw,
+               avg(active_power_l2)::double precision / 1000 AS l2_kw,
+               avg(active_power_l3)::double precision / 1000 AS l3_kw,
+               count(*) AS measurement_count,
+               count(*) FILTER (WHERE counter < previous) AS reset_count,
+               min(time) AS first_reading,
+               max(time) AS last_reading,
+               max(time) FILTER (WHERE counter IS NOT NULL) AS last_counter_at
+        FROM steps
+        WHERE raw
+        GROUP BY hour
     )
     INSERT INTO energy_hourly AS stored (
         device_serial, hour_start, hour_end, energy_wh,
         avg_power_total_kw, avg_power_l1_kw, avg_power_l2_kw, avg_power_l3_kw,
         measurement_count, reset_count, first_reading, last_reading, last_counter, last_counter_at)
-    SELECT device, hour, hour + interval '1 hour',
-           -- numeric while summing: two absurd counters must not fail every refresh that follows
-           least(coalesce(sum(counter::numeric - previous) FILTER (WHERE counter > previous), 0),
-                 9223372036854775807)::bigint,
-           avg(active_power_total)::double precision / 1000,
-           avg(active_power_l1)::double precision / 1000,
-           avg(active_power_l2)::double precision / 1000,
-           avg(active_power_l3)::double precision / 1000,
-           count(*),
-           count(*) FILTER (WHERE counter < previous),
-           min(time),
-           max(time),
-           max(counter) FILTER (WHERE next_at IS NULL OR next_at >= hour + interval '1 hour'),
-           max(time) FILTER (WHERE counter IS NOT NULL)
-    FROM steps
-    WHERE raw
-    GROUP BY hour
+    SELECT device, hour, hour + interval '1 hour', energy_wh, total_kw, l1_kw, l2_kw, l3_kw,
+           measurement_count, reset_count, first_reading, last_reading,
+           (SELECT active_energy_total FROM energy_consumption
+            WHERE device_serial = device AND time = last_counter_at AND active_energy_total IS NOT NULL
+            ORDER BY active_energy_total DESC LIMIT 1),
+           last_counter_at
+    FROM hours
     ORDER BY hour
     ON CONFLICT (device_serial, hour_start) DO UPDATE SET
         energy_wh = excluded.energy_wh,

@@ -1,4 +1,5 @@
-//! `telemetry check`: every mistake of a configuration in one report; the tool to write mappings with.
+//! `telemetry check`: every mistake of a configuration in one report; the tool to write mappings
+//! with.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};

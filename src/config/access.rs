@@ -11,7 +11,8 @@ use crate::domain::Secret;
 
 pub const PASSWORD_REFUSED: (&str, &str) = (
     "password",
-    "a password does not belong in this file; name its place with password_file, password_credential or password_env",
+    "a password does not belong in this file; name its place with password_file, \
+             password_credential or password_env",
 );
 
 pub const PASSWORD_FILE: Setting = optional(
@@ -129,7 +130,8 @@ fn from_credential(
 ) -> Result<String, String> {
     let Some(folder) = (context.environment)("CREDENTIALS_DIRECTORY") else {
         return Err(format!(
-            "no credential {credential}: CREDENTIALS_DIRECTORY is not set; start under systemd with LoadCredential={credential}:…"
+            "no credential {credential}: CREDENTIALS_DIRECTORY is not set; start under \
+             systemd with LoadCredential={credential}:…"
         ));
     };
     from_file(&Path::new(&folder).join(credential), section, name, context)

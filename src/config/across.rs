@@ -1,5 +1,5 @@
-//! What only shows when the whole configuration is in view: names used twice, things nobody uses, limits that do not
-//! fit each other.
+//! What only shows when the whole configuration is in view: names used twice, things nobody uses,
+//! limits that do not fit each other.
 
 use super::access;
 use super::report::Problems;
@@ -17,7 +17,10 @@ pub fn check(root: &Section, settings: &Settings, problems: &mut Problems) {
     payloads_fit_their_broker(root, settings, problems);
     latest_tables_have_one_writer(root, settings, problems);
     pools_are_large_enough(root, settings, problems);
-    everything_is_used(root, settings, problems);
+    // A wrong reference would make its target look unused.
+    if !problems.any_error() {
+        everything_is_used(root, settings, problems);
+    }
 }
 
 fn section<'s>(root: &'s Section, table: &'static str, name: &str) -> Option<&'s Section> {
@@ -42,7 +45,8 @@ fn streams_do_not_meet(root: &Section, settings: &Settings, problems: &mut Probl
             let other = &earlier.name;
             if earlier.client_id == later.client_id {
                 let rule = format!(
-                    "client id {:?} is used by stream {other} too: at one broker they throw each other out for ever",
+                    "client id {:?} is used by stream {other} too: at one broker they throw each \
+                     other out for ever",
                     later.client_id
                 );
                 problems.error(section.at("client_id"), rule);
@@ -116,7 +120,8 @@ fn pools_are_large_enough(root: &Section, settings: &Settings, problems: &mut Pr
         let sinks = tables.filter(|table| table.database == *name).count();
         if sinks > database.connections_max as usize {
             let rule = format!(
-                "{sinks} table sinks share {} connections: they will wait for each other; raise connections_max",
+                "{sinks} table sinks share {} connections: they will wait for each other; raise \
+                 connections_max",
                 database.connections_max
             );
             problems.warn(section.at("connections_max"), rule);

@@ -18,7 +18,8 @@ pub static BROKER: Group = Group {
             "version",
             Kind::Choice(&["5", "3.1.1"]),
             "5",
-            "MQTT version. 3.1.1 has no session expiry, no receive maximum and no maximum packet size: the broker's own limits count.",
+            "MQTT version. 3.1.1 has no session expiry, no receive maximum and no maximum \
+             packet size: the broker's own limits count.",
         ),
         optional_section("tls", &TLS, "no TLS"),
         optional("username", Kind::Text, "no user", "User."),
@@ -29,13 +30,15 @@ pub static BROKER: Group = Group {
             "keepalive_seconds",
             (5, 65_535),
             30,
-            "A silent connection is probed this often. Longer finds a dead one later, and routers drop idle connections.",
+            "A silent connection is probed this often. Longer finds a dead one later, and \
+             routers drop idle connections.",
         ),
         integer(
             "session_expiry_seconds",
             (60, 4_294_967_295),
             7 * DAY_SECONDS,
-            "The broker keeps the session of an absent node this long. After a longer absence what was published meanwhile is lost.",
+            "The broker keeps the session of an absent node this long. After a longer \
+             absence what was published meanwhile is lost.",
         ),
         integer(
             "connect_timeout_seconds",
@@ -65,7 +68,8 @@ pub static BROKER: Group = Group {
             "receive_maximum",
             (1, 65_535),
             4096,
-            "Announced to the broker: how many messages it may send before the first is acknowledged. Small limits the rate.",
+            "Announced to the broker: how many messages it may send before the first is \
+             acknowledged. Small limits the rate.",
         ),
         integer(
             "unacknowledged_messages_max",
@@ -90,7 +94,8 @@ pub static BROKER: Group = Group {
         PASSWORD_REFUSED,
         (
             "clean_session",
-            "the session is always persistent: a clean one loses what is published while the node is away",
+            "the session is always persistent: a clean one loses what is published while \
+             the node is away",
         ),
         ("client_id", "belongs to a stream: [streams.<name>] client_id"),
     ],

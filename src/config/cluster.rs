@@ -40,13 +40,15 @@ pub static CLUSTER: Group = Group {
             "in_flight_max",
             (1, 1_000_000),
             10_000,
-            "Records handed over and not yet confirmed, per stream: memory, and what a crash may repeat.",
+            "Records handed over and not yet confirmed, per stream: memory, and what a \
+             crash may repeat.",
         ),
         integer(
             "message_bytes_max",
             (KIB, GIB),
             1_000_000,
-            "Largest record the brokers take (`message.max.bytes`). A larger one becomes a dead letter.",
+            "Largest record the brokers take (`message.max.bytes`). A larger one becomes a \
+             dead letter.",
         ),
         integer(
             "cursor_save_ms",
@@ -60,7 +62,8 @@ pub static CLUSTER: Group = Group {
             "properties",
             Kind::TextMap,
             "none",
-            "Further librdkafka properties, as they are, e.g. `\"socket.keepalive.enable\" = \"true\"`.",
+            "Further librdkafka properties, as they are, e.g. `\"socket.keepalive.enable\" \
+             = \"true\"`.",
         ),
     ],
     refused: &[("brokers", "called `bootstrap_servers` here")],
@@ -82,8 +85,9 @@ pub static SASL: Group = Group {
     refused: &[PASSWORD_REFUSED],
 };
 
-/// librdkafka properties that the node sets itself, by their beginning: order, durability and secrets depend on them.
-const OWN_PROPERTIES: [(&str, &str); 16] = [
+/// librdkafka properties that the node sets itself, by their beginning: order, durability and
+/// secrets depend on them.
+const OWN_PROPERTIES: [(&str, &str); 21] = [
     ("bootstrap.servers", "use bootstrap_servers"),
     ("metadata.broker.list", "use bootstrap_servers"),
     ("compression.", "use compression"),
@@ -97,7 +101,12 @@ const OWN_PROPERTIES: [(&str, &str); 16] = [
     ("acks", "always all"),
     ("request.required.acks", "always all"),
     ("sasl.", "use [clusters.<name>.sasl]"),
-    ("ssl.", "use [clusters.<name>.tls]"),
+    ("ssl.ca", "use [clusters.<name>.tls]"),
+    ("ssl.certificate", "use [clusters.<name>.tls]"),
+    ("ssl.key", "use [clusters.<name>.tls]"),
+    ("ssl.endpoint", "the host name is always checked"),
+    ("enable.ssl", "certificates are always checked"),
+    ("enable.gapless.guarantee", "always on"),
     ("security.protocol", "follows from tls and sasl"),
     ("transactional.id", "not used"),
 ];

@@ -12,7 +12,8 @@ use super::section::Section;
 use super::settings::*;
 
 pub static DATABASE: Group = Group {
-    doc: "A PostgreSQL database, with or without TimescaleDB. All table sinks in it share one pool.",
+    doc: "A PostgreSQL database, with or without TimescaleDB. All table sinks in it \
+             share one pool.",
     settings: &[
         required("host", Kind::Text, "Name, address, or the folder of a Unix socket."),
         integer("port", (1, 65_535), 5432, "Port."),
@@ -29,20 +30,23 @@ pub static DATABASE: Group = Group {
             "tls_mode",
             Kind::Choice(&["verify_full", "off"]),
             "verify_full",
-            "`verify_full`: TLS with certificate and host name checked. `off` must be written: rows and password then travel in clear text.",
+            "`verify_full`: TLS with certificate and host name checked. `off` must be \
+             written: rows and password then travel in clear text.",
         ),
         optional_section("tls", &TLS, "the public web authorities"),
         text(
             "schema",
             Kind::Identifier,
             "public",
-            "Where the tables and the node's bookkeeping live. Old and new systems side by side use two schemas.",
+            "Where the tables and the node's bookkeeping live. Old and new systems side by \
+             side use two schemas.",
         ),
         integer(
             "connections_max",
             (2, 1000),
             8,
-            "All connections of this node to this database: one per busy table sink, one for migrations, some for jobs.",
+            "All connections of this node to this database: one per busy table sink, one \
+             for migrations, some for jobs.",
         ),
         integer("connect_timeout_seconds", (1, 3600), 10, "For connecting and logging in."),
         integer("pool_timeout_seconds", (1, 3600), 30, "Waiting for a free connection."),
@@ -59,7 +63,8 @@ pub static DATABASE: Group = Group {
             "migrations_dir",
             Kind::Path,
             "the node creates nothing but its own bookkeeping",
-            "Folder with this database's numbered SQL files, applied before the first row is written.",
+            "Folder with this database's numbered SQL files, applied before the first row \
+             is written.",
         ),
         integer(
             "migration_wait_seconds",
@@ -79,7 +84,8 @@ pub static DATABASE: Group = Group {
 };
 
 pub static JOB: Group = Group {
-    doc: "A SQL function the node calls on a schedule: `SELECT function(from, to)`, e.g. a roll-up.",
+    doc: "A SQL function the node calls on a schedule: `SELECT function(from, to)`, e.g. \
+             a roll-up.",
     settings: &[
         required(
             "function",
@@ -91,7 +97,8 @@ pub static JOB: Group = Group {
             "lookback_seconds",
             (1, YEAR_SECONDS),
             2 * DAY_SECONDS,
-            "The range handed over ends now and begins this long ago. Rows that come later than this are not seen.",
+            "The range handed over ends now and begins this long ago. Rows that come later \
+             than this are not seen.",
         ),
     ],
     refused: &[],
@@ -142,7 +149,7 @@ fn migrations_dir(section: &Section, context: &mut Context<'_>) -> Option<std::p
     let folder = context.resolve(&section.optional_text("migrations_dir")?);
     if !folder.is_dir() {
         let rule = format!("there is no folder {}", folder.display());
-        context.problems.warn(section.at("migrations_dir"), rule);
+        context.problems.error(section.at("migrations_dir"), rule);
     }
     Some(folder)
 }

@@ -1,9 +1,9 @@
 //! `docs/configuration.md`, from the description the reader uses.
 
-use std::fmt::Write as _;
-
 use super::ROOT;
-use super::schema::{Absent, Group, Kind, Setting};
+use super::schema::{
+    Absent, DAY_SECONDS, GIB, Group, HOUR_MS, KIB, Kind, Literal, MIB, Setting, TIB,
+};
 
 /// The reference of every setting as Markdown.
 pub fn markdown() -> String {
@@ -23,15 +23,16 @@ fn group(page: &mut String, setting: &Setting, path: &[String]) {
         }
         _ => return,
     };
-    let written = write!(page, "\n## `[{}]`\n\n{}", path.join("."), group.doc);
     let optional = match setting.absent {
         Absent::Nothing(otherwise) => format!(" Without this table: {otherwise}."),
         _ => String::new(),
     };
+    page.push_str(&format!("\n## `[{}]`\n\n{}{optional}\n", path.join("."), group.doc));
     let rows: String = leaves(group).map(row).collect();
-    let head = "| setting | value | when left out | meaning |\n|---|---|---|---|\n";
-    let table = write!(page, "{optional}\n\n{head}{rows}");
-    debug_assert!(written.is_ok() && table.is_ok(), "a String takes every write");
+    if !rows.is_empty() {
+        page.push_str("\n| setting | value | when left out | meaning |\n|---|---|---|---|\n");
+        page.push_str(&rows);
+    }
     for inner in group.settings {
         self::group(page, inner, &path);
     }
@@ -52,21 +53,29 @@ fn row(setting: &Setting) -> String {
     let absent = match setting.absent {
         Absent::Required => "**required**".to_owned(),
         Absent::Nothing(otherwise) => otherwise.to_owned(),
+        Absent::Default(Literal::Integer(number)) => match rounded(setting.name, number) {
+            Some(rounded) => format!("`{number}` ({rounded})"),
+            None => format!("`{number}`"),
+        },
         Absent::Default(value) => format!("`{value}`"),
         Absent::Empty => String::new(),
     };
-    format!("| `{}` | {} | {absent} | {} |\n", setting.name, value(&setting.kind), setting.doc)
+    format!("| `{}` | {} | {absent} | {} |\n", setting.name, value(setting), setting.doc)
 }
 
-fn value(kind: &Kind) -> String {
-    match kind {
+fn value(setting: &Setting) -> String {
+    match &setting.kind {
         Kind::Name => "name".into(),
         Kind::Identifier => "SQL name".into(),
+        Kind::IdentifierOrNone => "SQL name or `\"\"`".into(),
         Kind::Path | Kind::SecretFile => "file or folder".into(),
         Kind::Address => "address:port".into(),
         Kind::JsonPath => "path".into(),
         Kind::JsonPaths => "list of paths".into(),
-        Kind::Integer(min, max) => format!("integer, {min} to {max}"),
+        Kind::Integer(min, max) => {
+            let amount = |number| rounded(setting.name, number).unwrap_or(number.to_string());
+            format!("integer, {} to {}", amount(*min), amount(*max))
+        }
         Kind::Number => "number".into(),
         Kind::Boolean => "`true`, `false`".into(),
         Kind::Choice(choices) => {
@@ -79,4 +88,22 @@ fn value(kind: &Kind) -> String {
         Kind::ScalarMap => "table of values".into(),
         _ => "text".into(),
     }
+}
+
+/// A whole number of a larger unit, where the setting's unit has one: `64 MiB`, `7 days`.
+fn rounded(name: &str, number: i64) -> Option<String> {
+    const BYTES: [(i64, &str); 4] = [(TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")];
+    const SECONDS: [(i64, &str); 3] = [(DAY_SECONDS, "days"), (3600, "h"), (60, "min")];
+    const MILLISECONDS: [(i64, &str); 3] = [(HOUR_MS, "h"), (60_000, "min"), (1000, "s")];
+    let units: &[(i64, &str)] = match name {
+        _ if name.contains("_bytes") => &BYTES,
+        _ if name.ends_with("_seconds") => &SECONDS,
+        _ if name.ends_with("_ms") => &MILLISECONDS,
+        _ => return None,
+    };
+    let (size, unit) = units.iter().find(|(size, _)| number >= *size && number % size == 0)?;
+    Some(match (number / size, *unit) {
+        (1, "days") => "1 day".to_owned(),
+        (count, unit) => format!("{count} {unit}"),
+    })
 }

@@ -64,7 +64,9 @@ fn leaf(section: &Section, setting: &'static Setting, folder: &Path) -> Vec<Effe
     }
     match (section.derived(setting.name), setting.absent) {
         (Some(value), _) => line(value, "derived"),
-        (None, Absent::Default(value)) => line(value.to_string(), "default"),
+        (None, Absent::Default(value)) if !section.is_moot(setting.name) => {
+            line(value.to_string(), "default")
+        }
         _ => Vec::new(),
     }
 }

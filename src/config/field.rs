@@ -1,21 +1,24 @@
 //! `[streams.<name>.fields.<field>]`: where a value comes from and what becomes of it.
 
-use indexmap::IndexMap;
 use serde_json::Value;
 
+use super::field_rules;
 use super::report::Problems;
 use super::schema::*;
 use super::section::Section;
 use super::settings::*;
 
 pub static FIELD: Group = Group {
-    doc: "One value: its source, its type, its rules. The key is its name in the Kafka record and, unless renamed, its column. Exactly one of `path`, `topic_level`, `constant`, `arrival`, `flags` says where it comes from.",
+    doc: "One value: its source, its type, its rules. The key is its name in the Kafka \
+             record and, unless renamed, its column. Exactly one of `path`, `topic_level`, \
+             `constant`, `arrival`, `flags` says where it comes from.",
     settings: &[
         optional(
             "path",
             Kind::JsonPath,
             "another source",
-            "The member of the JSON payload, an RFC 9535 singular path without the leading `$.`: `a.b`, `list[0]`, `params['temperature:0'].tC`.",
+            "The member of the JSON payload, an RFC 9535 singular path without the leading \
+             `$.`: `a.b`, `list[0]`, `params['temperature:0'].tC`.",
         ),
         optional(
             "aliases",
@@ -46,24 +49,28 @@ pub static FIELD: Group = Group {
             "type",
             Kind::Choice(&["int2", "int4", "int8", "float8", "boolean", "text", "timestamp"]),
             "follows from bit, constant, topic_level, arrival, flags; required with a path",
-            "As PostgreSQL calls it. The width of an integer is its range: what does not fit is a dead letter.",
+            "As PostgreSQL calls it. The width of an integer is its range: what does not \
+             fit is a dead letter.",
         ),
         flag(
             "device_id",
             false,
-            "This value is the device id: the key in Kafka. Missing or empty is a dead letter; one field of each stream has it.",
+            "This value is the device id: the key in Kafka. Missing or empty is a dead \
+             letter; one field of each stream has it.",
         ),
         flag("tag", false, "Shown under `tags` of the record instead of `fields`."),
         flag(
             "required",
             false,
-            "Missing or null makes the message incomplete for each table with this column; the record is still made.",
+            "Missing or null makes the message incomplete for each table with this column; \
+             the record is still made.",
         ),
         optional(
             "round",
             Kind::Choice(&["floor", "nearest", "reject"]),
             "\"reject\"",
-            "A fraction for an integer: down, to the nearest (half away from zero), or a dead letter.",
+            "A fraction for an integer: down, to the nearest (half away from zero), or a \
+             dead letter.",
         ),
         optional(
             "record_type",
@@ -97,7 +104,8 @@ pub static FIELD: Group = Group {
             "values",
             Kind::ScalarMap,
             "as sent",
-            "Value sent → value kept, e.g. `{ ON = true, OFF = false }`. Anything else is a dead letter, never a guess.",
+            "Value sent → value kept, e.g. `{ ON = true, OFF = false }`. Anything else is a \
+             dead letter, never a guess.",
         ),
         flag("boolean_as_number", false, "A numeric field takes `true` as 1 and `false` as 0."),
         flag("text_as_number", false, "A numeric field takes the text \"237\" as 237."),
@@ -105,13 +113,15 @@ pub static FIELD: Group = Group {
             "timestamp_format",
             Kind::Choice(&["auto", "rfc3339", "epoch_seconds", "epoch_ms", "epoch_us"]),
             "\"auto\"",
-            "`auto`: RFC 3339 or ISO without zone (UTC); a number is seconds, milliseconds or microseconds, whichever falls into the window.",
+            "`auto`: RFC 3339 or ISO without zone (UTC); a number is seconds, milliseconds \
+             or microseconds, whichever falls into the window.",
         ),
         optional(
             "timestamp_age_max_seconds",
             Kind::Integer(1, 100 * YEAR_SECONDS),
             "604800, 7 days",
-            "A device time further before arrival is replaced by the arrival time and flagged `device_time_invalid`.",
+            "A device time further before arrival is replaced by the arrival time and \
+             flagged `device_time_invalid`.",
         ),
         optional(
             "timestamp_skew_max_seconds",
@@ -136,15 +146,21 @@ const TYPES: [(&str, FieldType); 7] = [
     ("timestamp", FieldType::Timestamp),
 ];
 
+/// Defaults that do nothing: not worth a line per field in the effective configuration.
+const WITHOUT_EFFECT: [&str; 7] =
+    ["device_id", "tag", "required", "scale", "offset", "boolean_as_number", "text_as_number"];
+
 const SOURCES: [&str; 5] = ["path", "topic_level", "constant", "arrival", "flags"];
 
 /// `levels`: how many levels the stream's topics have, where that is known.
 pub fn field(section: &Section, levels: Option<usize>, problems: &mut Problems) -> FieldSettings {
     let source = source(section, levels, problems);
     let field_type = field_type(section, &source, problems);
-    options_fit(section, field_type, problems);
-    values_fit(section, field_type, problems);
-    device_id_fits(section, field_type, problems);
+    // What depends on a wrong type cannot be judged.
+    if !section.is_faulty("type") {
+        field_rules::check(section, field_type, problems);
+    }
+    section.leave_out(&WITHOUT_EFFECT);
     let roundings =
         [("reject", Rounding::Reject), ("floor", Rounding::Floor), ("nearest", Rounding::Nearest)];
     let ranges = [
@@ -228,8 +244,8 @@ fn field_type(section: &Section, source: &FieldSource, problems: &mut Problems) 
         let fixed =
             matches!(source, FieldSource::Arrival | FieldSource::Flags) || section.has("bit");
         if let Some(natural) = natural.filter(|_| fixed)
+            && !section.is_faulty("type")
             && section.text("type") != natural
-            && !section.text("type").is_empty()
         {
             problems.error(section.at("type"), format!("must be {natural:?} with this source"));
         }
@@ -253,123 +269,6 @@ fn field_type(section: &Section, source: &FieldSource, problems: &mut Problems) 
     }
 }
 
-fn is_integer(kind: FieldType) -> bool {
-    matches!(kind, FieldType::Int2 | FieldType::Int4 | FieldType::Int8)
-}
-
-fn is_numeric(kind: FieldType) -> bool {
-    is_integer(kind) || kind == FieldType::Float8
-}
-
-/// The settings that mean something for some types only.
-const NUMERIC_ONLY: [&str; 8] = [
-    "record_type",
-    "min",
-    "max",
-    "out_of_range",
-    "scale",
-    "offset",
-    "boolean_as_number",
-    "text_as_number",
-];
-const TIMESTAMP_ONLY: [&str; 3] =
-    ["timestamp_format", "timestamp_age_max_seconds", "timestamp_skew_max_seconds"];
-
-fn options_fit(section: &Section, kind: FieldType, problems: &mut Problems) {
-    // A wrong type is reported already; what depends on it cannot be judged.
-    if section.has("type") && section.optional_text("type").is_none() {
-        return;
-    }
-    let mut only = |names: &[&'static str], fits: bool, what: &str| {
-        for name in names.iter().copied().filter(|name| !fits && section.has(name)) {
-            problems.error(section.at(name), format!("only for {what}"));
-        }
-    };
-    only(&NUMERIC_ONLY, is_numeric(kind), "int2, int4, int8 and float8");
-    only(&["round"], is_integer(kind), "int2, int4 and int8");
-    only(&["bit"], kind == FieldType::Boolean, "boolean");
-    only(&TIMESTAMP_ONLY, kind == FieldType::Timestamp, "timestamp");
-    only(&["bit", "aliases"], section.has("path"), "a value with a path");
-    if section.optional_number("scale") == Some(0.0) {
-        problems.error(section.at("scale"), "must not be 0: every value would be the offset");
-    }
-    let (min, max) = (section.optional_number("min"), section.optional_number("max"));
-    if let (Some(min), Some(max)) = (min, max)
-        && min > max
-    {
-        problems.error(section.at("min"), format!("must not be above max = {max}"));
-    }
-    if kind == FieldType::Float8 && section.has("out_of_range") && min.is_none() && max.is_none() {
-        problems.error(section.at("out_of_range"), "a float8 has no range without min or max");
-    }
-    if kind == FieldType::Boolean && section.has("bit") && section.has("values") {
-        problems.error(section.at("values"), "bit and values exclude each other");
-    }
-    if section.has("topic_level") && is_numeric(kind) && !section.boolean("text_as_number") {
-        let rule = "a topic level is text; add text_as_number = true";
-        problems.error(section.at("topic_level"), rule);
-    }
-    if section.boolean("required") && section.has("default") {
-        problems.warn(section.at("required"), "never missing, for it has a default");
-    }
-}
-
-/// Constants, defaults and mapped values must be values of the type.
-fn values_fit(section: &Section, kind: FieldType, problems: &mut Problems) {
-    if section.has("type") && section.optional_text("type").is_none() {
-        return;
-    }
-    for name in ["constant", "default"] {
-        if let Some(value) = section.scalar(name)
-            && let Err(rule) = value_fits(&value, kind)
-        {
-            problems.error(section.at(name), rule);
-        }
-    }
-    for (key, value) in section.scalar_map("values").unwrap_or_default() {
-        if let Err(rule) = value_fits(&value, kind) {
-            problems.error(section.at("values"), format!("{key}: {rule}"));
-        }
-    }
-}
-
-fn value_fits(value: &Value, kind: FieldType) -> Result<(), String> {
-    let range = match kind {
-        FieldType::Int2 => i64::from(i16::MIN)..=i64::from(i16::MAX),
-        FieldType::Int4 => i64::from(i32::MIN)..=i64::from(i32::MAX),
-        _ => i64::MIN..=i64::MAX,
-    };
-    let (fits, name) = match kind {
-        FieldType::Boolean => (value.is_boolean(), "boolean"),
-        FieldType::Text => (value.is_string(), "text"),
-        FieldType::Float8 => (value.is_number(), "number"),
-        FieldType::Timestamp => (value.is_string() || value.is_number(), "timestamp"),
-        _ => match value.as_i64() {
-            Some(number) if !range.contains(&number) => {
-                return Err(format!(
-                    "{number} does not fit the type: {} to {}",
-                    range.start(),
-                    range.end()
-                ));
-            }
-            found => (found.is_some(), "integer"),
-        },
-    };
-    if fits { Ok(()) } else { Err(format!("{value} is no {name}, as the type asks for")) }
-}
-
-fn device_id_fits(section: &Section, kind: FieldType, problems: &mut Problems) {
-    if section.boolean("device_id")
-        && section.optional_text("type").is_some()
-        && kind != FieldType::Text
-    {
-        problems.error(section.at("type"), "a device id is text");
-    }
-    if section.boolean("device_id") && section.has("default") {
-        problems.error(section.at("default"), "a device id is never invented");
-    }
-}
-
 fn timestamp(section: &Section) -> TimestampSettings {
     let formats = [
         ("auto", TimestampFormat::Auto),
@@ -385,9 +284,4 @@ fn timestamp(section: &Section) -> TimestampSettings {
         max_age: age.unwrap_or(std::time::Duration::from_secs(7 * 86_400)),
         max_skew: skew.unwrap_or(std::time::Duration::from_secs(300)),
     }
-}
-
-/// For messages about a field that is not there.
-pub fn names(fields: &IndexMap<String, FieldSettings>) -> Vec<&str> {
-    fields.keys().map(String::as_str).collect()
 }

@@ -18,7 +18,8 @@ pub fn json_schema() -> Value {
 fn group(group: &Group) -> Value {
     let properties: Map<String, Value> =
         group.settings.iter().map(|entry| (entry.name.to_owned(), setting(entry))).collect();
-    // conf.d may hold what a table of the main file lacks, so only whole files could demand members; `check` does.
+    // conf.d may hold what a table of the main file lacks, so only whole files could demand
+    // members; `check` does.
     json!({
         "type": "object",
         "description": group.doc,

@@ -1,9 +1,10 @@
 //! From files to [`Settings`]: read raw, checked whole, every mistake in one report.
 //!
-//! [`tree`] turns the files into one tree that remembers places. [`schema`] describes every setting once; [`section`]
-//! checks the tree against it, [`docs`] and [`json_schema`] print it. The files named like a table ([`broker`],
-//! [`stream`], …) hold that table's description and turn the checked table into its settings; [`across`] looks at the
-//! whole. Nothing stops at the first mistake: what is wrong is reported and treated as absent.
+//! [`tree`] turns the files into one tree that remembers places. [`schema`] describes every setting
+//! once; [`section`] checks the tree against it, [`docs`] and [`json_schema`] print it. The files
+//! named like a table ([`broker`], [`stream`], …) hold that table's description and turn the
+//! checked table into its settings; [`across`] looks at the whole. Nothing stops at the first
+//! mistake: what is wrong is reported and treated as absent.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ mod database;
 mod docs;
 mod effective;
 mod field;
+mod field_rules;
 mod json_schema;
 mod leaf;
 mod node;
@@ -81,7 +83,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Where a table of the file stands, e.g. `streams.energy.fields.power`, for problems found by later checks.
+    /// Where a table of the file stands, e.g. `streams.energy.fields.power`, for problems found by
+    /// later checks.
     pub fn place_of(&self, path: &str) -> Option<&Place> {
         self.places.get(path)
     }
@@ -106,8 +109,8 @@ impl Context<'_> {
     }
 }
 
-/// Reads `path` and the `conf.d/*.toml` beside it and checks everything. `environment` answers for the environment
-/// variables, which are read nowhere else.
+/// Reads `path` and the `conf.d/*.toml` beside it and checks everything. `environment` answers for
+/// the environment variables, which are read nowhere else.
 ///
 /// # Errors
 /// Every mistake of the files in one report.

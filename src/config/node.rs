@@ -13,19 +13,22 @@ pub static NODE: Group = Group {
         required(
             "name",
             Kind::Name,
-            "Signs rows, cursors and MQTT client ids. Keep it: under another name the node has no cursors and no sessions.",
+            "Signs rows, cursors and MQTT client ids. Keep it: under another name the node \
+             has no cursors and no sessions.",
         ),
         text(
             "state_dir",
             Kind::Path,
             "/var/lib/telemetry",
-            "Folder of the buffer, on a disk of its own machine. Whoever deletes it deletes what was kept and not yet delivered.",
+            "Folder of the buffer, on a disk of its own machine. Whoever deletes it deletes \
+             what was kept and not yet delivered.",
         ),
         integer(
             "drain_timeout_seconds",
             (0, 3600),
             20,
-            "After SIGTERM the sinks may work this long; the rest stays in the buffer for the next start.",
+            "After SIGTERM the sinks may work this long; the rest stays in the buffer for \
+             the next start.",
         ),
         integer(
             "stream_threads",
@@ -44,19 +47,23 @@ pub static BUFFER: Group = Group {
             "quota_bytes",
             (16 * MIB, 64 * TIB),
             8 * GIB,
-            "All that is kept and not yet delivered. Above it the node stops acknowledging and the broker keeps the rest. Some 1.2 kB per energy message: 8 GiB outlast 7 million of them.",
+            "All that is kept and not yet delivered. Above it the node stops acknowledging \
+             and the broker keeps the rest. Some 1.2 kB per energy message: 8 GiB outlast 7 \
+             million of them.",
         ),
         integer(
             "generation_bytes",
             (MIB, 4 * GIB),
             64 * MIB,
-            "A generation is closed above this size and removed once every sink has passed it. Smaller gives space back sooner and costs more files.",
+            "A generation is closed above this size and removed once every sink has passed \
+             it. Smaller gives space back sooner and costs more files.",
         ),
         integer(
             "sync_linger_ms",
             (0, 1000),
             3,
-            "The oldest waiting message waits this long for company before it is synced to disk and acknowledged. 0 = lowest latency, more syncs.",
+            "The oldest waiting message waits this long for company before it is synced to \
+             disk and acknowledged. 0 = lowest latency, more syncs.",
         ),
         integer(
             "group_messages_max",
@@ -68,25 +75,29 @@ pub static BUFFER: Group = Group {
             "tail_bytes_max",
             (MIB, 4 * GIB),
             16 * MIB,
-            "Newest records held in memory for sinks that are caught up, all streams together. A sink further behind reads the disk.",
+            "Newest records held in memory for sinks that are caught up, all streams \
+             together. A sink further behind reads the disk.",
         ),
         integer(
             "dead_letter_quota_bytes",
             (MIB, TIB),
             256 * MIB,
-            "Messages no sink could take, kept until a person replays or purges them. When it is full the sink concerned holds rather than drops.",
+            "Messages no sink could take, kept until a person replays or purges them. When \
+             it is full the sink concerned holds rather than drops.",
         ),
         integer(
             "ballast_bytes",
             (0, GIB),
             8 * MIB,
-            "A file of this size is given up when the disk is full, so that the buffer can still be opened.",
+            "A file of this size is given up when the disk is full, so that the buffer can \
+             still be opened.",
         ),
         integer(
             "free_bytes_min",
             (0, 64 * TIB),
             256 * MIB,
-            "Free space of the file system below which the node stops acknowledging, whoever uses it up.",
+            "Free space of the file system below which the node stops acknowledging, \
+             whoever uses it up.",
         ),
     ],
     refused: &[],
@@ -98,7 +109,8 @@ pub static HTTP: Group = Group {
         "listen",
         Kind::Address,
         "127.0.0.1:9464",
-        "Address and port. Another address than loopback shows names and counts to whoever reaches it. Port 0 takes a free one.",
+        "Address and port. Another address than loopback shows names and counts to \
+             whoever reaches it. Port 0 takes a free one.",
     )],
     refused: &[],
 };
@@ -116,7 +128,8 @@ pub static LOG: Group = Group {
             "filter",
             Kind::Text,
             "info",
-            "Levels by part, e.g. `info,telemetry::stream=debug`. Debug is for hours, not for months.",
+            "Levels by part, e.g. `info,telemetry::stream=debug`. Debug is for hours, not \
+             for months.",
         ),
     ],
     refused: &[("level", "called `filter` here, e.g. filter = \"debug\"")],
@@ -129,7 +142,8 @@ pub static SUPERVISION: Group = Group {
             "restarts_max",
             (0, 1000),
             5,
-            "Restarts within `restart_window_seconds` before a part is parked. The other parts never notice.",
+            "Restarts within `restart_window_seconds` before a part is parked. The other \
+             parts never notice.",
         ),
         integer(
             "restart_window_seconds",
@@ -154,7 +168,8 @@ pub static SUPERVISION: Group = Group {
             "stall_timeout_seconds",
             (5, DAY_SECONDS),
             60,
-            "A part with work waiting and no progress for this long counts as stalled and is made anew.",
+            "A part with work waiting and no progress for this long counts as stalled and \
+             is made anew.",
         ),
     ],
     refused: &[],

@@ -1,13 +1,19 @@
 //! RFC 9535 singular paths, written without the leading `$.`: is this one?
 
-/// Names (`a.b`), quoted names (`['a:0']`), indexes (`[0]`). The answer says what is wrong and where.
+/// Deeper than any message, and far below the depth a payload may have.
+const STEPS_MAX: usize = 32;
+
+/// Names (`a.b`), quoted names (`['a:0']`), indexes (`[0]`). The answer says what is wrong and
+/// where.
 pub fn check(path: &str) -> Result<(), String> {
     let mut rest = path.strip_prefix('$').unwrap_or(path);
     if rest.is_empty() {
         return Err("a path names at least one member".into());
     }
     let mut first = rest.len() == path.len();
+    let mut steps = 0;
     while !rest.is_empty() {
+        steps += 1;
         let after = if let Some(inside) = rest.strip_prefix('[') {
             bracket(inside)
         } else if let Some(name) = rest.strip_prefix('.') {
@@ -22,6 +28,9 @@ pub fn check(path: &str) -> Result<(), String> {
             format!("{problem} (at character {position})")
         })?;
         first = false;
+    }
+    if steps > STEPS_MAX {
+        return Err(format!("has {steps} steps; at most {STEPS_MAX} are possible"));
     }
     Ok(())
 }
@@ -73,7 +82,8 @@ fn index(inside: &str) -> Result<&str, String> {
         Ok(rest)
     } else {
         Err(format!(
-            "[{number}] is neither an index counted from 0 nor a quoted name: a path names one member"
+            "[{number}] is neither an index counted from 0 nor a quoted name: a path names \
+             one member"
         ))
     }
 }

@@ -1,4 +1,5 @@
-//! What is wrong with a configuration: every mistake in one report, each with place, value, rule and hint.
+//! What is wrong with a configuration: every mistake in one report, each with place, value, rule
+//! and hint.
 
 use std::fmt;
 
@@ -9,7 +10,8 @@ use super::tree::Place;
 /// One mistake, or one warning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// Absent only when nothing in a file stands for it (an empty file that lacks a required setting).
+    /// Absent only when nothing in a file stands for it (an empty file that lacks a required
+    /// setting).
     #[serde(flatten)]
     pub place: Option<Place>,
     /// The setting, e.g. `streams.energy.fields.power.type`.
@@ -122,12 +124,16 @@ fn problem(at: At, rule: String, hint: Option<String>) -> Problem {
 }
 
 /// Other words for what a setting calls by one name.
-const SYNONYMS: [(&str, &str); 14] = [
+const SYNONYMS: [(&str, &str); 18] = [
     ("smallint", "int2"),
+    ("int16", "int2"),
+    ("int32", "int4"),
+    ("int64", "int8"),
     ("integer", "int4"),
     ("int", "int4"),
     ("bigint", "int8"),
     ("long", "int8"),
+    ("float64", "float8"),
     ("double precision", "float8"),
     ("double", "float8"),
     ("float", "float8"),

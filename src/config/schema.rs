@@ -1,5 +1,5 @@
-//! What a configuration may say: one description of every setting, from which the reader, `docs/configuration.md` and
-//! the JSON Schema are made, so that they cannot disagree.
+//! What a configuration may say: one description of every setting, from which the reader,
+//! `docs/configuration.md` and the JSON Schema are made, so that they cannot disagree.
 
 /// A table of the file.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ pub enum Kind {
     Name,
     /// A name in SQL.
     Identifier,
+    /// A name in SQL, or an empty text for "there is none".
+    IdentifierOrNone,
     /// Relative to the folder of the main file.
     Path,
     /// `address:port`.

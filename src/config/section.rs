@@ -1,5 +1,5 @@
-//! A table of the file, checked against its description: unknown keys, types, ranges, choices. What is wrong is
-//! reported and then treated as absent, so that the rest is checked too.
+//! A table of the file, checked against its description: unknown keys, types, ranges, choices. What
+//! is wrong is reported and then treated as absent, so that the rest is checked too.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -22,6 +22,8 @@ pub struct Section {
     entries: IndexMap<&'static str, Entry>,
     /// Values that follow from others when the file does not say, as they would be written.
     derived: RefCell<BTreeMap<&'static str, String>>,
+    /// Settings that mean nothing beside the others of this table.
+    moot: RefCell<Vec<&'static str>>,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,7 @@ impl Section {
             group,
             entries: IndexMap::new(),
             derived: RefCell::default(),
+            moot: RefCell::default(),
         };
         for setting in group.settings {
             let member = table.shift_remove(setting.name);
@@ -170,6 +173,12 @@ impl Section {
         self.entries.contains_key(name)
     }
 
+    /// Written, and reported as wrong.
+    pub fn is_faulty(&self, name: &'static str) -> bool {
+        self.setting(name);
+        matches!(self.entries.get(name), Some(Entry::Faulty(_)))
+    }
+
     /// The setting as a problem names it; the table itself where it is not written.
     pub fn at(&self, name: &'static str) -> At {
         let path = self.path_of(name);
@@ -282,7 +291,8 @@ impl Section {
         table.into_iter().filter_map(text).collect()
     }
 
-    /// The member of `choices` that is written; the first when it is wrong, which is reported elsewhere.
+    /// The member of `choices` that is written; the first when it is wrong, which is reported
+    /// elsewhere.
     pub fn pick<T: Copy>(&self, name: &'static str, choices: &[(&str, T)]) -> T {
         let text = self.text(name);
         let found = choices.iter().find(|(choice, _)| *choice == text);
@@ -325,6 +335,15 @@ impl Section {
         self.derived.borrow().get(name).cloned()
     }
 
+    /// Notes settings whose defaults mean nothing here.
+    pub fn leave_out(&self, names: &[&'static str]) {
+        self.moot.borrow_mut().extend(names);
+    }
+
+    pub fn is_moot(&self, name: &'static str) -> bool {
+        self.moot.borrow().contains(&name)
+    }
+
     /// A value as written.
     pub fn written(&self, name: &'static str) -> Option<&Node> {
         match self.entries.get(name) {
@@ -350,9 +369,10 @@ fn named(
             KeyRule::Name => StreamName::parse(&key).err().map(|error| error.to_string()),
             KeyRule::Identifier => leaf::identifier(&key).err(),
         };
+        // A table with a wrong name is checked all the same, so that its other mistakes are told
+        // too.
         if let Some(problem) = problem {
             problems.error(at(None), problem);
-            continue;
         }
         match member.node.raw {
             Raw::Table(table) => {
@@ -380,7 +400,7 @@ fn shown(setting: &Setting, node: &tree::Node) -> Option<String> {
     match (setting.kind, &node.raw) {
         // A password written where the name of a file belongs must not come out again.
         (Kind::SecretFile | Kind::SecretCredential | Kind::SecretEnvironment, _) => None,
-        (Kind::TextMap, Raw::Table(_)) => None,
+        (Kind::TextMap, Raw::Table(table)) if table.keys().any(|key| secretive(key)) => None,
         (_, raw) => Some(cut(raw.to_string())),
     }
 }

@@ -2,12 +2,12 @@
 
 use indexmap::IndexMap;
 
+use super::leaf;
 use super::node::reference;
 use super::report::{At, Problems, did_you_mean};
 use super::schema::*;
 use super::section::Section;
 use super::settings::*;
-use super::{field, leaf};
 use crate::domain::SinkName;
 
 /// The name of every stream's Kafka sink; no table sink may have it.
@@ -22,7 +22,8 @@ pub static KAFKA: Group = Group {
             "raw",
             Kind::Choice(&["none", "root"]),
             "none",
-            "`root` merges the source document into the top level of the record; `ts`, `tags`, `fields` win a clash.",
+            "`root` merges the source document into the top level of the record; `ts`, \
+             `tags`, `fields` win a clash.",
         ),
         optional_section("ensure", &ENSURE, "a missing topic holds the sink"),
     ],
@@ -45,7 +46,8 @@ pub static ENSURE: Group = Group {
 };
 
 pub static TABLE: Group = Group {
-    doc: "One table the stream writes to. The key names the sink and, unless `table` says otherwise, the table.",
+    doc: "One table the stream writes to. The key names the sink and, unless `table` \
+             says otherwise, the table.",
     settings: &[
         required("database", Kind::Text, "Name of a `[databases.<name>]`."),
         optional(
@@ -57,7 +59,8 @@ pub static TABLE: Group = Group {
         required(
             "kind",
             Kind::Choice(&["append", "latest"]),
-            "`append`: a row per message. `latest`: a row per key, changed only when a value changes; null never erases.",
+            "`append`: a row per message. `latest`: a row per key, changed only when a \
+             value changes; null never erases.",
         ),
         optional("fields", Kind::Texts, "all fields", "The fields that become columns."),
         optional(
@@ -67,11 +70,11 @@ pub static TABLE: Group = Group {
             "Other names: `{ field = \"column\" }`.",
         ),
         text("time_column", Kind::Identifier, "time", "append: takes the arrival time."),
-        optional(
+        text(
             "node_column",
-            Kind::Text,
-            "\"node\"",
-            "append: takes the node's name; \"\" where the table has none.",
+            Kind::IdentifierOrNone,
+            "node",
+            "append: takes the node's name; `\"\"` where the table has none.",
         ),
         optional(
             "retention_days",
@@ -101,7 +104,8 @@ pub static TABLE: Group = Group {
             "insert_only",
             Kind::TextMap,
             "none",
-            "latest: columns set when the row is first made and never again, `{ column = \"field\" }`.",
+            "latest: columns set when the row is first made and never again, `{ column = \
+             \"field\" }`.",
         ),
         integer(
             "batch_rows_max",
@@ -162,7 +166,8 @@ pub fn table(
     // A name that is none is reported and left out where tables are read.
     let sink = SinkName::parse(key).ok()?;
     if key == KAFKA_SINK {
-        let rule = "\"kafka\" is the name of the stream's Kafka sink; give the sink another name and set table";
+        let rule = "\"kafka\" is the name of the stream's Kafka sink; give the sink another name \
+             and set table";
         problems.error(section.itself(), rule);
     }
     let table = section.optional_text("table").unwrap_or_else(|| key.to_owned());
@@ -221,7 +226,7 @@ pub fn unknown_field(
     fields: &IndexMap<String, FieldSettings>,
     problems: &mut Problems,
 ) {
-    let names = field::names(fields);
+    let names: Vec<&str> = fields.keys().map(String::as_str).collect();
     let hint = did_you_mean(name, names.iter().copied())
         .unwrap_or_else(|| format!("its fields: {}", names.join(", ")));
     problems.error_with(at, format!("the stream has no field {name:?}"), Some(hint));
@@ -235,25 +240,22 @@ fn kind(section: &Section, mapping: &MappingSettings, problems: &mut Problems) -
         }
     };
     match kind.as_deref() {
-        Some("append") => only(&LATEST_ONLY, "latest"),
-        Some("latest") => only(&APPEND_ONLY, "append"),
-        _ => {}
-    }
-    if kind.as_deref() == Some("latest") {
-        latest(section, mapping, problems)
-    } else {
-        append(section, problems)
+        Some("latest") => {
+            only(&APPEND_ONLY, "append");
+            section.leave_out(&APPEND_ONLY);
+            latest(section, mapping, problems)
+        }
+        Some("append") => {
+            only(&LATEST_ONLY, "latest");
+            section.leave_out(&LATEST_ONLY);
+            append(section, problems)
+        }
+        // Wrong or missing, and reported: nothing can be said about the rest.
+        _ => append(section, &mut Problems::default()),
     }
 }
 
 fn append(section: &Section, problems: &mut Problems) -> TableKind {
-    let node_column = section.optional_text("node_column").unwrap_or_else(|| "node".into());
-    section.derive("node_column", &node_column);
-    if !node_column.is_empty()
-        && let Err(rule) = leaf::identifier(&node_column)
-    {
-        problems.error(section.at("node_column"), rule);
-    }
     let retention = section.optional_duration("retention_days");
     let partition = section.duration("partition_days");
     if retention.is_some_and(|retention| retention < partition) {
@@ -262,7 +264,7 @@ fn append(section: &Section, problems: &mut Problems) -> TableKind {
     }
     TableKind::Append {
         time_column: section.text("time_column"),
-        node_column: Some(node_column).filter(|name| !name.is_empty()),
+        node_column: section.optional_text("node_column").filter(|name| !name.is_empty()),
         retention,
         partition,
     }

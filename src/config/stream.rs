@@ -21,13 +21,15 @@ pub static STREAM: Group = Group {
             "qos",
             (0, 1),
             1,
-            "1: the broker repeats what was not acknowledged. 0: what the broker cannot hand over is lost.",
+            "1: the broker repeats what was not acknowledged. 0: what the broker cannot \
+             hand over is lost.",
         ),
         optional(
             "client_id",
             Kind::Text,
             "`<node>-<stream>`",
-            "MQTT client id. The broker keeps the session under it; two clients with one id throw each other out.",
+            "MQTT client id. The broker keeps the session under it; two clients with one id \
+             throw each other out.",
         ),
         integer(
             "payload_bytes_max",
@@ -66,7 +68,8 @@ pub static STREAM: Group = Group {
 };
 
 pub static FILTER: Group = Group {
-    doc: "A condition on the message. What does not pass is counted as filtered: no row, no record, no error. A missing value is incomplete.",
+    doc: "A condition on the message. What does not pass is counted as filtered: no row, \
+             no record, no error. A missing value is incomplete.",
     settings: &[
         optional("path", Kind::JsonPath, "topic_level says where", "The member that is tested."),
         optional(
@@ -127,7 +130,7 @@ pub fn stream(
     // A name that is none is reported and left out where tables are read.
     let stream_name = StreamName::parse(name).ok()?;
     let topic_filter = section.text("topic_filter");
-    if section.has("topic_filter")
+    if !topic_filter.is_empty()
         && let Err(rule) = topic::check(&topic_filter)
     {
         problems.error(section.at("topic_filter"), rule);
@@ -158,7 +161,7 @@ pub fn stream(
 
 fn qos(section: &Section, problems: &mut Problems) -> u8 {
     let qos = section.integer("qos");
-    if qos == 0 && section.has("qos") {
+    if qos == 0 && section.written("qos").is_some() {
         let rule = "QoS 0: what arrives while the node is away or busy is lost";
         problems.warn(section.at("qos"), rule);
     }
@@ -184,7 +187,8 @@ fn silent(
     let critical = section.optional_duration("silent_critical_after_seconds");
     if !section.has("silent_warning_after_seconds") && !section.has("silent_critical_after_seconds")
     {
-        let rule = "no silent limit: nobody hears when this stream stops; set silent_warning_after_seconds or silent_critical_after_seconds";
+        let rule = "no silent limit: nobody hears when this stream stops; set \
+             silent_warning_after_seconds or silent_critical_after_seconds";
         problems.warn(section.itself(), rule);
     }
     if let (Some(warning), Some(critical)) = (warning, critical)
@@ -213,6 +217,8 @@ fn mapping(section: &Section, problems: &mut Problems) -> MappingSettings {
     };
     match ids.as_slice() {
         [] if fields.is_empty() => problems.error(path(), "no mapping: the stream needs fields"),
+        // Written and wrong: reported already.
+        [] if section.sections("fields").any(|(_, field)| field.is_faulty("device_id")) => {}
         [] => problems.error(path(), "no device id: one field needs device_id = true"),
         [_] => {}
         [first, others @ ..] => {

@@ -110,10 +110,12 @@ impl fmt::Display for Raw {
     }
 }
 
-/// Folder beside the main file whose `*.toml` files are merged into it, in the order of their names.
+/// Folder beside the main file whose `*.toml` files are merged into it, in the order of their
+/// names.
 const FRAGMENTS: &str = "conf.d";
 
-/// Reads the main file and its fragments and merges them. Whatever cannot be read or parsed becomes a problem.
+/// Reads the main file and its fragments and merges them. Whatever cannot be read or parsed becomes
+/// a problem.
 pub fn read_files(main: &Path, problems: &mut Problems) -> Table {
     let mut files = vec![main.to_owned()];
     files.extend(fragments(main, problems));
@@ -156,7 +158,9 @@ fn read_file(path: &Path, order: usize, problems: &mut Problems) -> Table {
     for mistake in mistakes {
         let place = file.place(mistake.span().map_or(0, |span| span.start));
         let at = At { place: Some(place), path: String::new(), value: None };
-        problems.error(at, format!("not TOML: {}", mistake.message()));
+        let message = mistake.message().trim_end_matches(", expected nothing");
+        let hint = message.starts_with("invalid").then(|| "a text stands in quotes".to_owned());
+        problems.error_with(at, format!("not TOML: {message}"), hint);
     }
     file.table(document.into_inner())
 }
@@ -218,8 +222,8 @@ impl File<'_> {
     }
 }
 
-/// Tables are joined member by member; a value given twice is refused, and a stream belongs to one file whole: nobody
-/// should have to guess which of two definitions counts.
+/// Tables are joined member by member; a value given twice is refused, and a stream belongs to one
+/// file whole: nobody should have to guess which of two definitions counts.
 fn merge(into: &mut Table, from: Table, path: &mut Vec<String>, problems: &mut Problems) {
     for (key, member) in from {
         path.push(key.clone());

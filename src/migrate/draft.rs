@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::config::{FieldSettings, FieldType, StreamSettings, TableKind, TableSettings};
+use crate::config::{FieldType, StreamSettings, TableKind, TableSettings};
 use crate::database::maintenance::quote;
+
+const NOT_NULL: &str = " NOT NULL";
 
 /// A migration for one table of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -33,20 +35,23 @@ fn sql(stream: &StreamSettings, table: &TableSettings) -> String {
     );
     match &table.kind {
         TableKind::Append { time_column, node_column, partition, .. } => {
-            let mut columns = vec![column(time_column, "timestamptz", " NOT NULL")];
+            let mut columns = vec![column(time_column, "timestamptz", NOT_NULL)];
             columns.extend(mapped_columns(stream, table));
             columns.extend(node_column.as_ref().map(|name| column(name, "text", "")));
             create_table(&mut text, &table.table, &columns);
-            let width = format!("{} seconds", partition.as_secs().max(1));
-            divide_by_time(&mut text, &table.table, time_column, &width);
+            divide_by_time(&mut text, &table.table, time_column, partition.as_secs());
             time_index(&mut text, stream, table, time_column);
         }
         TableKind::Latest { updated_at_column, insert_only, .. } => {
             let mut columns = mapped_columns(stream, table);
             columns.extend(insert_only.iter().map(|(name, field)| {
-                column(name, stream.mapping.fields.get(field).map_or("text", sql_type), "")
+                column(
+                    name,
+                    type_of(stream, field),
+                    if given(stream, field) { NOT_NULL } else { "" },
+                )
             }));
-            columns.push(column(updated_at_column, "timestamptz", " NOT NULL"));
+            columns.push(column(updated_at_column, "timestamptz", NOT_NULL));
             create_table(&mut text, &table.table, &columns);
             let index = quote(&format!("{}_{updated_at_column}", table.table));
             let (name, at) = (quote(&table.table), quote(updated_at_column));
@@ -66,24 +71,26 @@ fn mapped_columns(stream: &StreamSettings, table: &TableSettings) -> Vec<String>
         TableKind::Append { .. } => None,
     };
     let one = |(field, name): (&String, &String)| {
-        let settings = stream.mapping.fields.get(field);
-        let rule = if key == Some(field) {
-            " PRIMARY KEY"
-        } else if *field == stream.mapping.device_id {
-            " NOT NULL"
-        } else if key.is_none() && settings.is_some_and(|field| field.required) {
+        let rule = match key {
+            Some(key) if key == field => " PRIMARY KEY",
             // A row of latest state may begin with a message that lacks a column; a time series never does.
-            " NOT NULL"
-        } else {
-            ""
+            Some(_) => "",
+            None if given(stream, field) => NOT_NULL,
+            None => "",
         };
-        column(name, settings.map_or("text", sql_type), rule)
+        column(name, type_of(stream, field), rule)
     };
     table.columns.iter().map(one).collect()
 }
 
-fn sql_type(field: &FieldSettings) -> &'static str {
-    match field.field_type {
+/// Whether the mapping never yields NULL for the field.
+fn given(stream: &StreamSettings, field: &str) -> bool {
+    let required = stream.mapping.fields.get(field).is_some_and(|field| field.required);
+    field == stream.mapping.device_id || required
+}
+
+fn type_of(stream: &StreamSettings, field: &str) -> &'static str {
+    match stream.mapping.fields.get(field).map_or(FieldType::Text, |field| field.field_type) {
         FieldType::Int2 => "smallint",
         FieldType::Int4 => "integer",
         FieldType::Int8 => "bigint",
@@ -100,7 +107,11 @@ fn create_table(text: &mut String, table: &str, columns: &[String]) {
 }
 
 /// The same table with and without TimescaleDB; which one is decided where it is applied.
-fn divide_by_time(text: &mut String, table: &str, time_column: &str, width: &str) {
+fn divide_by_time(text: &mut String, table: &str, time_column: &str, seconds: u64) {
+    let width = match seconds {
+        seconds if seconds.is_multiple_of(86_400) => format!("{} days", seconds / 86_400),
+        seconds => format!("{seconds} seconds"),
+    };
     let name = quote(table);
     let columns = quote(&format!("{table}_columns"));
     let at = quote(time_column);

@@ -48,7 +48,9 @@ pub enum StreamError {
         "the certificate of {broker} is not valid now ({problem}); renew it or correct the clock"
     )]
     TlsExpired { broker: String, problem: String },
-    #[error("{broker} does not speak TLS on this port; use its TLS port or remove the tls section")]
+    #[error(
+        "{broker} does not seem to speak TLS on this port; use its TLS port or remove the tls section"
+    )]
     TlsPlainServer { broker: String },
     #[error(
         "{broker} ended the TLS handshake ({problem}); check the client certificate and the TLS versions both sides allow"
@@ -69,6 +71,11 @@ pub enum StreamError {
         "another client connected to {broker} as {client_id:?} and took the session over; give each node its own name, or stop the other one"
     )]
     TakenOver { broker: String, client_id: String },
+    /// Some brokers (Mosquitto 2.0 among them) end the older connection without a word.
+    #[error(
+        "{broker} closed the connection right after subscribing, again and again: most likely another client connects as {client_id:?} (give each node its own name, or stop the other one); if not, the broker's log says why"
+    )]
+    ProbablyTakenOver { broker: String, client_id: String },
     #[error("{broker} ended the connection: {reason}")]
     Disconnected { broker: String, reason: String },
     #[error("{broker} refused the subscription to {filter:?} ({reason}); {remedy}")]
@@ -117,7 +124,9 @@ impl StreamError {
             | StreamError::NotAuthorized { .. }
             | StreamError::Refused { .. }
             | StreamError::SubscriptionRefused { .. } => DisconnectReason::Refused,
-            StreamError::TakenOver { .. } => DisconnectReason::Takeover,
+            StreamError::TakenOver { .. } | StreamError::ProbablyTakenOver { .. } => {
+                DisconnectReason::Takeover
+            }
             StreamError::Protocol { .. } => DisconnectReason::Protocol,
             StreamError::Buffer(_) | StreamError::BufferGone => DisconnectReason::Stop,
             _ => DisconnectReason::Network,
@@ -129,6 +138,7 @@ impl StreamError {
         !matches!(
             self,
             StreamError::TakenOver { .. }
+                | StreamError::ProbablyTakenOver { .. }
                 | StreamError::SubscriptionRefused { .. }
                 | StreamError::Buffer(_)
                 | StreamError::BufferGone
@@ -194,10 +204,12 @@ impl StreamError {
             Some(RustlsError::InvalidMessage(_)) => StreamError::TlsPlainServer { broker },
             Some(other) => StreamError::TlsRefused { broker, problem: other.to_string() },
             // A plain MQTT broker takes the hello for a broken CONNECT and hangs up.
-            None if error.kind() == io::ErrorKind::UnexpectedEof => {
-                StreamError::TlsPlainServer { broker }
-            }
-            None => StreamError::network(&broker, error),
+            None => match error.kind() {
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                    StreamError::TlsPlainServer { broker }
+                }
+                _ => StreamError::network(&broker, error),
+            },
         }
     }
 }
@@ -205,7 +217,8 @@ impl StreamError {
 fn certificate(broker: String, name: &str, problem: &CertificateError) -> StreamError {
     use CertificateError as Bad;
     match problem {
-        Bad::UnknownIssuer => StreamError::TlsUnknownAuthority { broker },
+        // A bad signature: an authority of the right name with another key, as after making it anew.
+        Bad::UnknownIssuer | Bad::BadSignature => StreamError::TlsUnknownAuthority { broker },
         Bad::NotValidForName | Bad::NotValidForNameContext { .. } => {
             StreamError::TlsWrongName { broker, name: name.to_owned() }
         }

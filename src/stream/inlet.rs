@@ -103,12 +103,7 @@ impl<I: Intake> Inlet<I> {
             next = self.unacknowledged.try_next_durable()?;
         }
         let unacknowledged = self.unacknowledged.messages();
-        let sequence = self.unacknowledged.sequence();
-        self.view.update(|status| {
-            status.unacknowledged = unacknowledged;
-            status.sequence = status.sequence.max(sequence);
-            status.kept = status.kept.max(sequence.0);
-        });
+        self.view.update(|status| status.unacknowledged = unacknowledged);
         Ok(())
     }
 }

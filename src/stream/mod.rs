@@ -44,6 +44,9 @@ use unacknowledged::Unacknowledged;
 /// A subscription that held this long starts the back-off over.
 const STEADY_AFTER: Duration = Duration::from_secs(10);
 
+/// So many times in a row a subscription may be cut off without a word before it held, until another node is suspected.
+const QUICK_CLOSES_MAX: u32 = 2;
+
 /// The part that reads one stream. Built anew for each life.
 pub struct StreamReader {
     stream: StreamSettings,
@@ -91,6 +94,7 @@ impl StreamReader {
     ) -> Result<(), StreamError> {
         let settings = session_settings(&self.stream, &self.broker);
         let mut backoff = Backoff::new(self.broker.reconnect);
+        let mut quick_closes = 0;
         loop {
             if control.phase() != Phase::Running {
                 return Ok(());
@@ -107,6 +111,7 @@ impl StreamReader {
                     if active_for >= STEADY_AFTER {
                         backoff.reset();
                     }
+                    let error = suspect(error, active_for, &mut quick_closes);
                     signs.lost(&error);
                     let pause = pause_after(&error, &mut backoff, self.broker.reconnect.max);
                     control.sleep(pause).await;
@@ -136,6 +141,20 @@ impl StreamReader {
         control.progress.set_work_waiting(false);
         outcome
     }
+}
+
+/// Tells a takeover from a lost connection where the broker does not.
+fn suspect(error: StreamError, active_for: Duration, quick_closes: &mut u32) -> StreamError {
+    let StreamError::Closed { broker, client_id } = error else { return error };
+    if active_for.is_zero() || active_for >= STEADY_AFTER {
+        *quick_closes = 0;
+    } else {
+        *quick_closes += 1;
+    }
+    if *quick_closes < QUICK_CLOSES_MAX {
+        return StreamError::Closed { broker, client_id };
+    }
+    StreamError::ProbablyTakenOver { broker, client_id }
 }
 
 /// Two nodes with one client id take the session from each other in turn; the one that lost waits far longer than any

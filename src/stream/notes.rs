@@ -14,26 +14,51 @@ use crate::domain::{Sequence, StreamName};
 /// Between two saves of a running stream.
 const SAVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Fingerprints of one note: the state store writes large values badly.
-const FINGERPRINTS_PER_NOTE: usize = 400;
-
 /// Records a broker may send again: as many as there are packet ids.
 const RECENT_RECORDS_MAX: u64 = 65_535;
 
-/// One note. Fingerprints are spread over several; those that do not agree are not used.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+/// One note: two positions and the fingerprints, little endian.
+#[derive(Debug, Clone, Default, PartialEq)]
 struct Note {
     /// The last record the fingerprints cover.
     through: Sequence,
     /// Every PUBACK up to here is known to have reached the broker.
     proved: Sequence,
-    /// How many notes there are.
-    notes: usize,
     fingerprints: Vec<Fingerprint>,
 }
 
-fn key(stream: &StreamName, index: usize) -> String {
-    format!("stream/{stream}/retained/{index}")
+impl Note {
+    fn take(repeats: &Repeats, through: Sequence) -> Self {
+        Note { through, proved: repeats.proved(), fingerprints: repeats.retained().collect() }
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let fingerprints = self.fingerprints.iter().flat_map(|one| [one.topic, one.message]);
+        [self.through.0, self.proved.0]
+            .into_iter()
+            .chain(fingerprints)
+            .flat_map(u64::to_le_bytes)
+            .collect()
+    }
+
+    /// What is no note counts as none.
+    fn from_bytes(bytes: &[u8]) -> Self {
+        let (pairs, _) = bytes.as_chunks::<16>();
+        let mut pairs = pairs.iter().map(|pair| {
+            let both = u128::from_le_bytes(*pair);
+            (both as u64, (both >> 64) as u64)
+        });
+        let (through, proved) = pairs.next().unwrap_or_default();
+        Note {
+            through: Sequence(through),
+            proved: Sequence(proved),
+            fingerprints: pairs.map(|(topic, message)| Fingerprint { topic, message }).collect(),
+        }
+    }
+}
+
+fn key(stream: &StreamName) -> String {
+    format!("stream/{stream}/retained")
 }
 
 /// The memory of an earlier life: notes first, then the records they do not cover.
@@ -65,48 +90,12 @@ pub async fn restore(
 }
 
 async fn load(state: &State, stream: &StreamName) -> Result<Note, BufferError> {
-    let Some(mut whole) = load_one(state, stream, 0).await? else { return Ok(Note::default()) };
-    for index in 1..whole.notes {
-        match load_one(state, stream, index).await? {
-            Some(part) if part.through == whole.through => {
-                whole.fingerprints.extend(part.fingerprints);
-            }
-            // Cut short while it was saved: as if there were none.
-            _ => return Ok(Note { proved: whole.proved, ..Note::default() }),
-        }
-    }
-    Ok(whole)
+    let bytes = state.note(&key(stream)).await?;
+    Ok(Note::from_bytes(&bytes.unwrap_or_default()))
 }
 
-async fn load_one(
-    state: &State,
-    stream: &StreamName,
-    index: usize,
-) -> Result<Option<Note>, BufferError> {
-    let bytes = state.note(&key(stream, index)).await?;
-    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
-}
-
-async fn save(state: State, stream: StreamName, notes: Vec<Note>) -> Result<(), BufferError> {
-    for (index, note) in notes.iter().enumerate() {
-        // Numbers and lists always have a JSON form.
-        let bytes = serde_json::to_vec(note).unwrap_or_default();
-        state.put_note(&key(&stream, index), bytes).await?;
-    }
-    Ok(())
-}
-
-fn take(repeats: &Repeats, through: Sequence) -> Vec<Note> {
-    let proved = repeats.proved();
-    let all: Vec<Fingerprint> = repeats.retained().collect();
-    let notes = all.len().div_ceil(FINGERPRINTS_PER_NOTE).max(1);
-    (0..notes)
-        .map(|index| {
-            let rest = &all[index * FINGERPRINTS_PER_NOTE..];
-            let fingerprints = rest.iter().take(FINGERPRINTS_PER_NOTE).copied().collect();
-            Note { through, proved, notes, fingerprints }
-        })
-        .collect()
+async fn save(state: State, stream: StreamName, note: Note) -> Result<(), BufferError> {
+    state.put_note(&key(&stream), note.to_bytes()).await
 }
 
 /// Saves notes now and then, one save at a time, beside the connection.
@@ -137,8 +126,8 @@ impl Notes {
         }
         let now = (through, repeats.proved());
         if now != self.saved {
-            let notes = take(repeats, through);
-            self.saving = Some(tokio::spawn(save(self.state.clone(), self.stream.clone(), notes)));
+            let note = Note::take(repeats, through);
+            self.saving = Some(tokio::spawn(save(self.state.clone(), self.stream.clone(), note)));
             (self.saved, self.last) = (now, Instant::now());
         }
     }
@@ -149,12 +138,29 @@ impl Notes {
             if let Some(saving) = self.saving {
                 let _ = saving.await;
             }
-            save(self.state, self.stream, take(repeats, through)).await
+            save(self.state, self.stream, Note::take(repeats, through)).await
         };
         match tokio::time::timeout(limit, saving).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "the notes of a stream were not saved"),
             Err(_) => tracing::debug!("the notes of a stream were not saved in time"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_comes_back_as_it_was_and_rubbish_is_none() {
+        let fingerprints = (1..4).map(|i| Fingerprint { topic: i, message: u64::MAX - i });
+        let note = Note {
+            through: Sequence(9),
+            proved: Sequence(7),
+            fingerprints: fingerprints.collect(),
+        };
+        assert_eq!(Note::from_bytes(&note.to_bytes()), note);
+        assert_eq!(Note::from_bytes(b"rubbish"), Note::default());
     }
 }

@@ -11,7 +11,7 @@
 //!
 //! Fingerprints stand in for the bytes: 64 bits of SipHash over topic and payload.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hasher as _;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -29,7 +29,7 @@ use crate::observe::Redelivery;
 pub const RETAINED_TOPICS_MAX: usize = 10_000;
 
 /// A message in 16 bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint {
     pub topic: u64,
     /// Of topic and payload.
@@ -227,7 +227,7 @@ struct Declared {
     paths: Vec<MessageIdPath>,
     window: Duration,
     window_messages: usize,
-    seen: HashMap<u64, Arrival>,
+    seen: HashSet<u64>,
     order: VecDeque<(u64, Arrival)>,
 }
 
@@ -241,7 +241,7 @@ impl Declared {
             paths,
             window: settings.window,
             window_messages: settings.window_messages,
-            seen: HashMap::new(),
+            seen: HashSet::new(),
             order: VecDeque::new(),
         }
     }
@@ -255,11 +255,14 @@ impl Declared {
         arrival: Arrival,
     ) -> bool {
         let Some(id) = self.id(topic, payload, fingerprint) else { return false };
-        self.forget(arrival);
-        if self.seen.contains_key(&id) {
+        self.forget_older_than_the_window(arrival);
+        if self.seen.contains(&id) {
             return true;
         }
-        self.seen.insert(id, arrival);
+        while self.order.len() >= self.window_messages.max(1) {
+            self.forget_oldest();
+        }
+        self.seen.insert(id);
         self.order.push_back((id, arrival));
         false
     }
@@ -280,14 +283,17 @@ impl Declared {
         Some(Fingerprint::of(topic, &id).message)
     }
 
-    fn forget(&mut self, now: Arrival) {
+    fn forget_older_than_the_window(&mut self, now: Arrival) {
         let window = i64::try_from(self.window.as_micros()).unwrap_or(i64::MAX);
-        while let Some(&(id, arrival)) = self.order.front() {
-            let old = now.as_micros().saturating_sub(arrival.as_micros()) > window;
-            if !old && self.order.len() < self.window_messages.max(1) {
-                return;
-            }
-            self.order.pop_front();
+        while let Some(&(_, arrival)) = self.order.front()
+            && now.as_micros().saturating_sub(arrival.as_micros()) > window
+        {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((id, _)) = self.order.pop_front() {
             self.seen.remove(&id);
         }
     }

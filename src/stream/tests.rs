@@ -1,12 +1,14 @@
 //! The connection's loop against a scripted broker on a local socket, with a stand-in for the buffer.
 
+mod broker;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::v5;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,11 +23,12 @@ use super::redelivery::Repeats;
 use super::session::SessionSettings;
 use super::unacknowledged::{Intake, Unacknowledged};
 use crate::buffer::Incoming;
-use crate::config::MqttVersion;
-use crate::domain::{Durable, Sequence};
-use crate::observe::{DisconnectReason, Redelivery, StreamMeters, StreamView};
+use crate::config::{MqttVersion, Settings};
+use crate::domain::{Durable, Sequence, StreamName};
+use crate::observe::{Board, DisconnectReason, Redelivery, StreamView};
 use crate::part::{Control, Phase, Progress};
 
+/// Nothing here takes long; what takes this long has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A buffer that becomes durable when the test says so.
@@ -144,6 +147,13 @@ impl Broker {
         ids
     }
 
+    /// DISCONNECT, then the end.
+    async fn hears_farewell(&mut self) {
+        let mut rest = std::mem::take(&mut self.input).to_vec();
+        timeout(PATIENCE, self.tcp.read_to_end(&mut rest)).await.unwrap().unwrap();
+        assert_eq!(rest, [0xE0, 0]);
+    }
+
     /// Nothing but pings for a while.
     async fn hears_no_puback(&mut self, while_: Duration) {
         let heard = timeout(while_, async {
@@ -195,6 +205,38 @@ fn limits() -> Limits {
     }
 }
 
+/// The configuration of a node with one stream, `energy`.
+pub fn settings(port: u16) -> Settings {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("telemetry.toml");
+    let text = format!(
+        r#"
+        [node]
+        name = "node"
+        state_dir = "state"
+        [brokers.home]
+        host = "127.0.0.1"
+        port = {port}
+        [clusters.main]
+        bootstrap_servers = ["127.0.0.1:1"]
+        [streams.energy]
+        broker = "home"
+        topic_filter = "a/#"
+        [streams.energy.fields]
+        device = {{ path = "id", type = "text", device_id = true, tag = true }}
+        [streams.energy.kafka]
+        cluster = "main"
+        topic = "energy"
+        "#
+    );
+    std::fs::write(&file, text).unwrap();
+    crate::config::load(&file, &|_| None).unwrap().settings
+}
+
+fn view() -> Arc<StreamView> {
+    Board::new(&settings(1)).stream(&StreamName::parse("energy").unwrap())
+}
+
 /// A reader without its part: what outlives a connection, and the orders it hears.
 struct Node {
     settings: SessionSettings,
@@ -210,7 +252,7 @@ struct Node {
 
 impl Node {
     async fn new() -> Self {
-        let view = Arc::new(StreamView::for_test(StreamMeters::for_test()));
+        let view = view();
         let buffer = StandIn::default();
         let inlet =
             Inlet::new(buffer.clone(), Repeats::new(None), Unacknowledged::default(), view.clone());
@@ -278,12 +320,12 @@ async fn a_puback_leaves_after_the_sync_and_in_order() {
             buffer.sync();
             assert_eq!(broker.hear_pubacks(50).await, (1..=50).collect::<Vec<u16>>());
             stop(phase);
-            assert!(matches!(broker.hear().await, v5::Packet::Disconnect(_)));
+            broker.hears_farewell().await;
         })
         .await;
     assert_eq!(ended.unwrap(), Ended::Told);
     assert_eq!(node.view.meters.accepted_messages.get(), 50);
-    assert_eq!(node.view.status().sequence, Sequence(50));
+    assert_eq!(node.inlet.unacknowledged.sequence(), Sequence(50));
 }
 
 #[tokio::test]
@@ -368,7 +410,8 @@ async fn a_full_buffer_stops_the_reading_and_not_the_pings() {
 async fn above_its_own_bound_it_stops_reading_until_something_is_durable() {
     let mut node = Node::new().await;
     node.limits.unacknowledged_bytes_max = 200_000;
-    let ended = node
+    // The stop cuts a half-written message off; how that ends is no matter here.
+    let _ = node
         .connect(async |mut broker, buffer, phase| {
             broker.welcome(false).await;
             let (payload, mut sent) = (vec![0; 10_000], 0_u16);
@@ -385,8 +428,7 @@ async fn above_its_own_bound_it_stops_reading_until_something_is_durable() {
             buffer.sync();
         })
         .await;
-    // The stop cuts a half-written message off, which is as good as a lost connection.
-    assert!(ended.is_ok() || ended.is_err());
+    assert!(node.buffer.kept() < 100);
 }
 
 #[tokio::test]
@@ -442,7 +484,7 @@ async fn a_stop_waits_for_what_the_buffer_already_has() {
             tokio::task::yield_now().await;
             buffer.sync();
             assert_eq!(broker.hear_pubacks(1).await, [1]);
-            assert!(matches!(broker.hear().await, v5::Packet::Disconnect(_)));
+            broker.hears_farewell().await;
         })
         .await;
     assert_eq!(ended.unwrap(), Ended::Told);
@@ -469,10 +511,7 @@ async fn a_ping_answered_proves_the_pubacks_before_it() {
         .await;
     ended.unwrap();
     assert!(node.inlet.repeats.proved() >= Sequence(1));
-    let lost = node.phase.send(Phase::Running);
-    lost.unwrap();
-    let mut out = BytesMut::new();
-    out.put_u8(0);
+    node.phase.send(Phase::Running).unwrap();
     let again = node
         .connect(async |mut broker, _, phase| {
             broker.welcome(true).await;

@@ -71,10 +71,10 @@ impl TestDatabase {
             let values = row.into_iter().map(|value| value.unwrap_or_else(|| "-".to_owned()));
             values.collect::<Vec<_>>().join(" ")
         };
-        let sql = format!(
-            "SET search_path TO \"{}\", public; SET timezone TO 'Asia/Kathmandu'; {sql}",
-            self.settings.schema
-        );
+        let schema = telemetry::database::maintenance::quote(&self.settings.schema);
+        let session =
+            format!("SET search_path TO {schema}, public; SET timezone TO 'Asia/Kathmandu'");
+        let sql = format!("{session}; {sql}");
         self.cluster.query(&self.name, &sql).unwrap().into_iter().map(text).collect()
     }
 

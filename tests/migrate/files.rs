@@ -1,5 +1,6 @@
 //! The ledger: each file once, in order, whole or not at all.
 
+use telemetry::database::maintenance::run_job;
 use telemetry::domain::ErrorClass;
 use telemetry::migrate::Session;
 
@@ -112,6 +113,8 @@ async fn every_schema_has_its_own_tables_and_ledger() {
         database.settings.schema = schema.to_owned();
         assert_eq!(database.apply().await.unwrap().len(), 5, "{schema}");
         assert_eq!(database.apply().await.unwrap().len(), 0, "{schema}");
+        let job = crate::database::rollup_job();
+        run_job(&database.client().await, &database.settings, &job).await.unwrap();
     }
     let where_are = "SELECT schemaname FROM pg_tables WHERE tablename = 'energy_hourly' ORDER BY 1";
     assert_eq!(database.rows(where_are), ["next \"stack\"", "public"]);

@@ -33,7 +33,7 @@ async fn time_series_become_hypertables_and_lose_old_chunks_by_our_own_call() {
     database.settings.migrations_dir = Some(shipped("telemetry"));
     Session::open("telemetry", &database.settings).await.unwrap().apply().await.unwrap();
     let made = ["energy_consumption", "heatpump_status", "temperature_sensors"]
-        .map(|table| format!("create_hypertable({table}, time, 1 day, f)"));
+        .map(|table| format!("create_hypertable({table}, time, 7 days, f)"));
     assert_eq!(database.rows("SELECT call FROM calls"), made);
     assert_eq!(
         database.rows("SELECT relkind FROM pg_class WHERE relname = 'energy_consumption'"),

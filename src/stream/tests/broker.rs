@@ -1,0 +1,309 @@
+//! The whole part with the real buffer against a real broker.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rig::{Certificates, Mosquitto, MosquittoOptions, Publisher};
+use tokio::task::{JoinHandle, LocalSet};
+
+use super::*;
+use crate::buffer::Buffer;
+use crate::config::TlsSettings;
+use crate::domain::StreamName;
+use crate::observe::DisconnectReason;
+use crate::part::{Part as _, PartResult};
+use crate::stream::{StreamReader, dial};
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn energy() -> StreamName {
+    StreamName::parse("energy").unwrap()
+}
+
+/// A stream's part, its buffer and its board.
+struct Life {
+    buffer: Buffer,
+    board: Arc<Board>,
+    phase: watch::Sender<Phase>,
+    paused: watch::Sender<bool>,
+    running: JoinHandle<PartResult>,
+}
+
+impl Life {
+    fn begin(settings: &Settings, state: &Path) -> Self {
+        let board = Board::new(settings);
+        let stream = settings.streams[&energy()].clone();
+        let streams = [(stream.name.clone(), stream.sinks())];
+        let buffer = Buffer::open(state, &settings.buffer, &streams, board.clone()).unwrap();
+        let broker = settings.brokers["home"].clone();
+        let (phase, phases) = watch::channel(Phase::Running);
+        let (paused, pauses) = watch::channel(false);
+        let control = Control::new(phases, pauses, Arc::new(Progress::default()));
+        let reader = StreamReader::new(stream, broker, buffer.clone(), board.clone());
+        let running = tokio::task::spawn_local(reader.run(control));
+        Life { buffer, board, phase, paused, running }
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&Life) -> bool) {
+        let waiting = async {
+            while !holds(self) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(LONG, waiting).await.unwrap_or_else(|_| {
+            panic!("{what}: not so; {:?}", self.board.stream(&energy()).status())
+        });
+    }
+
+    async fn subscribed(&self) {
+        self.until("subscribed", |life| life.board.stream(&energy()).status().subscribed).await;
+    }
+
+    async fn kept(&self, count: u64) {
+        self.until("kept", |life| life.buffer.durable(&energy()).0.0 >= count).await;
+    }
+
+    fn redelivered(&self, kind: Redelivery) -> u64 {
+        self.board.stream(&energy()).meters.redelivered(kind).get()
+    }
+
+    /// As `kill -9` leaves it: no farewell, no note.
+    async fn kill(self) {
+        self.running.abort();
+        let _ = self.running.await;
+        self.buffer.close(LONG).await.unwrap();
+    }
+
+    async fn stop(self) {
+        self.phase.send(Phase::Stopping).unwrap();
+        timeout(LONG, self.running).await.unwrap().unwrap().unwrap();
+        self.buffer.close(LONG).await.unwrap();
+    }
+}
+
+fn publisher(port: u16) -> Publisher {
+    Publisher::new(port, "publisher")
+}
+
+/// Without a save after every change, which costs seconds with a queue.
+fn quick_broker() -> Mosquitto {
+    let options = MosquittoOptions { autosave_on_changes: false, ..MosquittoOptions::default() };
+    Mosquitto::start_with(options).unwrap()
+}
+
+fn all_payloads(buffer: &Buffer) -> Vec<Vec<u8>> {
+    let blocks = buffer.recent(&energy(), 1_000_000).unwrap();
+    let records = blocks.iter().flat_map(|block| block.records_after(Sequence::ZERO));
+    records.map(|record| record.payload.to_vec()).collect()
+}
+
+#[tokio::test]
+async fn each_publication_is_kept_once_over_kills_stops_and_a_pause() {
+    for version in [MqttVersion::V5, MqttVersion::V311] {
+        kept_once(version).await;
+    }
+}
+
+async fn kept_once(version: MqttVersion) {
+    let broker = quick_broker();
+    let state = tempfile::tempdir().unwrap();
+    let mut settings = settings(broker.port());
+    settings.brokers.get_mut("home").unwrap().version = version;
+    LocalSet::new()
+        .run_until(async {
+            let publisher = publisher(broker.port());
+            let mut sent = 0;
+            let mut publish = |count: u64| {
+                for _ in 0..count {
+                    publisher.publish("energy", "a/b", format!("{{\"id\":{sent}}}"));
+                    sent += 1;
+                }
+            };
+            let life = Life::begin(&settings, state.path());
+            life.subscribed().await;
+            publish(2000);
+            life.kept(500).await;
+            life.kill().await;
+
+            let life = Life::begin(&settings, state.path());
+            life.kept(2000).await;
+            life.paused.send(true).unwrap();
+            life.until("paused", |life| !life.board.stream(&energy()).status().connected).await;
+            publish(1000);
+            life.paused.send(false).unwrap();
+            life.kept(3000).await;
+            life.stop().await;
+
+            publish(1000);
+            let life = Life::begin(&settings, state.path());
+            life.kept(4000).await;
+            life.until("acknowledged", |life| {
+                life.board.stream(&energy()).status().unacknowledged == 0
+            })
+            .await;
+            let expected: Vec<_> =
+                (0..4000).map(|id| format!("{{\"id\":{id}}}").into_bytes()).collect();
+            assert_eq!(all_payloads(&life.buffer), expected);
+            life.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_retained_copy_after_a_new_subscription_is_not_kept_again() {
+    let broker = Mosquitto::start().unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let settings = settings(broker.port());
+    LocalSet::new()
+        .run_until(async {
+            let retained = |payload: &str| {
+                let port = broker.port().to_string();
+                let status = std::process::Command::new("mosquitto_pub")
+                    .args(["-h", "127.0.0.1", "-p", &port, "-q", "1", "-r", "-t", "a/b", "-m"])
+                    .arg(payload)
+                    .status();
+                assert!(status.unwrap().success());
+            };
+            let life = Life::begin(&settings, state.path());
+            life.subscribed().await;
+            retained("one");
+            life.kept(1).await;
+            life.stop().await;
+
+            let mut fresh = settings.clone();
+            fresh.streams[&energy()].client_id = "another-session".to_owned();
+            let life = Life::begin(&fresh, state.path());
+            life.until("recognised", |life| life.redelivered(Redelivery::Retained) == 1).await;
+            retained("two");
+            life.kept(2).await;
+            assert_eq!(all_payloads(&life.buffer), [b"one".to_vec(), b"two".to_vec()]);
+            life.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn of_two_nodes_with_one_client_id_one_says_so_and_steps_back() {
+    let broker = Mosquitto::start().unwrap();
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut settings = settings(broker.port());
+    settings.brokers.get_mut("home").unwrap().reconnect.min = Duration::from_millis(20);
+    LocalSet::new()
+        .run_until(async {
+            let lives = [one.path(), other.path()].map(|state| Life::begin(&settings, state));
+            let status = |index: usize| lives[index].board.stream(&energy()).status();
+            let yielded = |index: usize| {
+                let meters = &lives[index].board.stream(&energy()).meters;
+                meters.disconnected(DisconnectReason::Takeover).get() == 1
+            };
+            lives[0].until("one yields", |_| yielded(0) || yielded(1)).await;
+            let loser = usize::from(yielded(1));
+            let trouble = status(loser).trouble.unwrap();
+            assert!(trouble.contains("another client connects as"), "{trouble}");
+            lives[0].until("the other receives", |_| status(1 - loser).subscribed).await;
+            for life in lives {
+                life.stop().await;
+            }
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_broker_that_comes_back_is_read_again_and_a_refusal_is_told() {
+    let mut broker = Mosquitto::start_with(MosquittoOptions {
+        acl: Some("user node\ntopic read a/#\nuser dev\ntopic readwrite #\n".to_owned()),
+        users: [("node", "good"), ("dev", "dev")].map(|(u, p)| (u.into(), p.into())).into(),
+        ..MosquittoOptions::default()
+    })
+    .unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let mut settings = settings(broker.port());
+    let home = settings.brokers.get_mut("home").unwrap();
+    home.reconnect.min = Duration::from_millis(20);
+    home.username = Some("node".to_owned());
+    home.password = Some(crate::domain::Secret::new("bad".to_owned()));
+    let trouble = |life: &Life| life.board.stream(&energy()).status().trouble.unwrap_or_default();
+    LocalSet::new()
+        .run_until(async {
+            let life = Life::begin(&settings, state.path());
+            life.until("refused", |life| !trouble(life).is_empty()).await;
+            // Mosquitto does not tell a wrong password from a missing right.
+            assert!(trouble(&life).contains("password"), "{}", trouble(&life));
+            life.stop().await;
+
+            let home = settings.brokers.get_mut("home").unwrap();
+            home.password = Some(crate::domain::Secret::new("good".to_owned()));
+            let life = Life::begin(&settings, state.path());
+            life.subscribed().await;
+            broker.stop().unwrap();
+            life.until("lost", |life| trouble(life).contains("refused the connection")).await;
+            broker.restart().unwrap();
+            life.subscribed().await;
+            assert_eq!(life.board.dependency("mqtt:home").status().up, Some(true));
+            life.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn each_failure_of_tls_is_told_apart() {
+    let files = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let authorities = [Certificates::generate().unwrap(), Certificates::generate().unwrap()];
+    let [ours, theirs] = [0, 1].map(|i| authorities[i].write(files[i].path()).unwrap().authority);
+    let secure = Mosquitto::start_with(MosquittoOptions {
+        tls: Some(authorities[0].clone()),
+        ..MosquittoOptions::default()
+    })
+    .unwrap();
+    let plain = Mosquitto::start().unwrap();
+    let tls = |authority: &Path, name: Option<&str>| TlsSettings {
+        ca_file: Some(authority.to_owned()),
+        client_certificate: None,
+        server_name: name.map(str::to_owned),
+    };
+    let attempt = async |port: u16, authority: &Path, name: Option<&str>| {
+        let mut broker = settings(port).brokers["home"].clone();
+        broker.tls = Some(tls(authority, name));
+        dial::dial(&broker).await.map(|_| ())
+    };
+    attempt(secure.port(), &ours, None).await.unwrap();
+    let error = attempt(secure.port(), &theirs, None).await.unwrap_err();
+    assert!(matches!(error, StreamError::TlsUnknownAuthority { .. }), "{error}");
+    let error = attempt(secure.port(), &ours, Some("elsewhere.example")).await.unwrap_err();
+    assert!(matches!(error, StreamError::TlsWrongName { .. }), "{error}");
+    let error = attempt(plain.port(), &ours, None).await.unwrap_err();
+    assert!(matches!(error, StreamError::TlsPlainServer { .. }), "{error}");
+
+    let state = tempfile::tempdir().unwrap();
+    let mut settings = settings(secure.port());
+    settings.brokers.get_mut("home").unwrap().tls = Some(tls(&ours, None));
+    let publish = || {
+        let port = secure.port().to_string();
+        let status = std::process::Command::new("mosquitto_pub")
+            .args(["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", "a/b", "-m", "one"])
+            .arg("--cafile")
+            .arg(&ours)
+            .status();
+        assert!(status.unwrap().success());
+    };
+    LocalSet::new()
+        .run_until(async {
+            let life = Life::begin(&settings, state.path());
+            life.subscribed().await;
+            publish();
+            life.kept(1).await;
+            life.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_unknown_host_and_a_closed_port_are_told_apart() {
+    let mut broker = settings(rig::free_port()).brokers["home"].clone();
+    let error = dial::dial(&broker).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, StreamError::ConnectionRefused { .. }), "{error}");
+    broker.host = "no-such-host.invalid".to_owned();
+    let error = dial::dial(&broker).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, StreamError::Dns { .. }), "{error}");
+}
