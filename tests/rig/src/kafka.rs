@@ -181,7 +181,30 @@ impl Kafka {
     /// # Errors
     /// When the topic does not exist or the broker does not answer in time.
     pub fn read_topic(&self, topic: &str) -> Result<Vec<Record>> {
-        reader::read(&self.bootstrap(), topic)
+        reader::read(&self.bootstrap(), topic, usize::MAX)
+    }
+
+    /// As [`Kafka::read_topic`], but not more than the first so many that come.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_first(&self, topic: &str, limit: usize) -> Result<Vec<Record>> {
+        reader::read(&self.bootstrap(), topic, limit)
+    }
+
+    /// # Errors
+    /// When one does not exist or the broker does not answer.
+    pub fn delete_topics(&self, names: &[&str]) -> Result<()> {
+        let bootstrap = self.bootstrap();
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        block_on(async move {
+            let admin: AdminClient<_> = config(&bootstrap).create().context("make a client")?;
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            for answer in admin.delete_topics(&names, &AdminOptions::new()).await? {
+                answer.map_err(|(topic, code)| anyhow::anyhow!("delete topic {topic}: {code}"))?;
+            }
+            Ok(())
+        })
     }
 
     /// The number of records of a topic, from its offsets alone; 0 when it does not exist.

@@ -26,7 +26,7 @@ mod signals;
 mod status;
 mod wait;
 
-pub use background::block_on;
+pub use background::{block_on, spawn};
 pub use certificates::{CertificateFiles, Certificates};
 pub use config::render;
 pub use daemon::Daemon;

@@ -97,7 +97,7 @@ pub(super) fn count(bootstrap: &str, topic: &str) -> Result<u64> {
     Ok(spans.iter().map(|span| (span.end - span.first).unsigned_abs()).sum())
 }
 
-pub(super) fn read(bootstrap: &str, topic: &str) -> Result<Vec<Record>> {
+pub(super) fn read(bootstrap: &str, topic: &str, limit: usize) -> Result<Vec<Record>> {
     let consumer = consumer(bootstrap)?;
     let spans = spans(&consumer, topic)?;
     if spans.is_empty() {
@@ -112,7 +112,7 @@ pub(super) fn read(bootstrap: &str, topic: &str) -> Result<Vec<Record>> {
 
     let mut records = Vec::new();
     let mut last = Instant::now();
-    while !open.is_empty() {
+    while !open.is_empty() && records.len() < limit {
         match consumer.poll(POLL) {
             Some(message) => {
                 let record = Record::from(&message?);

@@ -1,6 +1,7 @@
 //! `make demo`: the homelab's streams through a real broker, the node, a real Kafka and a real PostgreSQL, live; and at
 //! the end, if it has one, whether everything arrived.
 
+mod observer;
 mod published;
 mod screen;
 mod servers;
@@ -17,6 +18,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use rig::{Daemon, Streams, on_signal, target};
 
+use observer::Observer;
 use published::Published;
 use screen::Screen;
 use servers::Servers;
@@ -68,9 +70,13 @@ fn run(options: &Options) -> Result<bool> {
     running.store(true, Ordering::SeqCst);
 
     let ledger = folder.join("published.jsonl");
+    // Without an end there is no judgement, and nothing need be remembered for it.
+    let judged = options.duration.is_some();
+    let observer =
+        judged.then(|| Observer::start(servers.mosquitto.port(), &servers.homelab)).transpose()?;
+    let mut published = Published::new(&ledger, judged);
     let mut simulator = simulator(options, &servers, &folder, &ledger);
     simulator.start()?;
-    let mut published = Published::new(&ledger);
     let ended = watch(&mut servers, &mut simulator, &mut published, options, &stop);
     if simulator.is_running() {
         simulator.stop(STOP_WITHIN)?;
@@ -80,7 +86,10 @@ fn run(options: &Options) -> Result<bool> {
             println!("Stopped.");
             true
         }
-        Ended::Finished => judge(&servers, &mut published)?,
+        Ended::Finished => match &observer {
+            Some(observer) => judge(&servers, &published, observer)?,
+            None => anyhow::bail!("the simulator ended by itself\n{}", simulator.story()),
+        },
     };
     servers.node.stop(STOP_WITHIN)?;
     Ok(exact)
@@ -152,8 +161,7 @@ fn watch(
 
 fn is_done(streams: &Streams, published: &Published) -> bool {
     streams.streams.iter().all(|stream| {
-        stream.status.sequence >= published.stream(&stream.name).count() as u64
-            && stream.is_drained()
+        stream.status.sequence >= published.count(&stream.name) && stream.is_drained()
     })
 }
 
@@ -192,7 +200,7 @@ fn footer(servers: &Servers) -> Vec<String> {
     lines
 }
 
-fn judge(servers: &Servers, published: &mut Published) -> Result<bool> {
+fn judge(servers: &Servers, published: &Published, observer: &Observer) -> Result<bool> {
     let outside = Outside {
         homelab: &servers.homelab,
         postgres: &servers.postgres,
@@ -202,7 +210,7 @@ fn judge(servers: &Servers, published: &mut Published) -> Result<bool> {
     let verdicts: Vec<Verdict> = streams
         .streams
         .iter()
-        .map(|stream| outside.judge(&stream.name, published))
+        .map(|stream| outside.judge(&stream.name, published, &observer.stream(&stream.name)))
         .collect::<Result<_>>()
         .context("compare what was published with what is there")?;
     summarise(&verdicts, &streams);

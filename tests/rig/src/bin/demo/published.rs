@@ -1,27 +1,20 @@
 //! The simulator's ledger: what the broker acknowledged, one JSON object per line.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
-use serde_json::Value;
 
 /// One acknowledged message.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Message {
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Line {
     pub stream: String,
     pub topic: String,
-    /// As it was sent.
-    pub payload: String,
-}
-
-impl Message {
-    /// `None` when it is not JSON.
-    pub fn json(&self) -> Option<Value> {
-        serde_json::from_str(&self.payload).ok()
-    }
+    /// Of the payload, in hexadecimal digits.
+    pub sha256: String,
 }
 
 /// Reads the ledger while it is being written.
@@ -29,13 +22,22 @@ impl Message {
 pub struct Published {
     file: PathBuf,
     reader: Option<BufReader<File>>,
-    line: String,
-    pub messages: Vec<Message>,
+    /// The last line, while only half of it is there.
+    partial: String,
+    counts: BTreeMap<String, u64>,
+    /// Kept for the judgement; an endless demo has none.
+    lines: Option<Vec<Line>>,
 }
 
 impl Published {
-    pub fn new(file: &Path) -> Self {
-        Self { file: file.to_owned(), reader: None, line: String::new(), messages: Vec::new() }
+    pub fn new(file: &Path, keep_lines: bool) -> Self {
+        Self {
+            file: file.to_owned(),
+            reader: None,
+            partial: String::new(),
+            counts: BTreeMap::new(),
+            lines: keep_lines.then(Vec::new),
+        }
     }
 
     /// Takes in the lines that have come since the last call.
@@ -47,20 +49,46 @@ impl Published {
             self.reader = File::open(&self.file).ok().map(BufReader::new);
         }
         let Some(reader) = &mut self.reader else { return Ok(()) };
-        while reader.read_line(&mut self.line).context("read the ledger")? > 0 {
-            if !self.line.ends_with('\n') {
-                // Half a line: the rest comes with the next call.
+        while reader.read_line(&mut self.partial).context("read the ledger")? > 0 {
+            if !self.partial.ends_with('\n') {
                 break;
             }
-            let message = serde_json::from_str(&self.line)
-                .with_context(|| format!("a line of the ledger: {}", self.line))?;
-            self.messages.push(message);
-            self.line.clear();
+            let line: Line = serde_json::from_str(&self.partial)
+                .with_context(|| format!("a line of the ledger: {}", self.partial))?;
+            self.partial.clear();
+            *self.counts.entry(line.stream.clone()).or_default() += 1;
+            if let Some(lines) = &mut self.lines {
+                lines.push(line);
+            }
         }
         Ok(())
     }
 
-    pub fn stream<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Message> {
-        self.messages.iter().filter(move |message| message.stream == name)
+    pub fn count(&self, stream: &str) -> u64 {
+        self.counts.get(stream).copied().unwrap_or(0)
+    }
+
+    pub fn lines<'a>(&'a self, stream: &'a str) -> impl Iterator<Item = &'a Line> {
+        self.lines.iter().flatten().filter(move |line| line.stream == stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn half_a_line_waits_for_its_other_half() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let mut published = Published::new(file.path(), true);
+        let line = r#"{"stream":"a","topic":"t","id":1,"sha256":"00","acknowledged":"now"}"#;
+        write!(file, "{line}\n{}", &line[..20]).unwrap();
+        published.read_on().unwrap();
+        assert_eq!(published.count("a"), 1);
+        writeln!(file, "{}", &line[20..]).unwrap();
+        published.read_on().unwrap();
+        assert_eq!((published.count("a"), published.lines("a").count()), (2, 2));
     }
 }

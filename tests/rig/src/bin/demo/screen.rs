@@ -120,7 +120,7 @@ fn cells(stream: &StreamState, published: &Published) -> [String; 9] {
     let or_dash = |value: Option<u64>| value.map_or_else(|| "-".into(), |value| value.to_string());
     [
         stream.name.clone(),
-        published.stream(&stream.name).count().to_string(),
+        published.count(&stream.name).to_string(),
         stream.status.sequence.to_string(),
         or_dash(pending),
         or_dash(kafka),

@@ -6,13 +6,16 @@ use anyhow::{Context, Result};
 use rig::{Homelab, Kafka, Postgres, Record};
 use serde_json::{Map, Value};
 
-use crate::published::Published;
+use crate::observer::Message;
+use crate::published::{Line, Published};
 use crate::truth::{Stream, Table, canonical};
 
 /// One stream's result.
 pub struct Verdict {
     pub stream: String,
-    pub published: usize,
+    pub published: u64,
+    /// Acknowledged to the publisher, and never handed out by the broker.
+    pub unseen: usize,
     /// Counted by the filter's rule of the description, not by the node.
     pub filtered: usize,
     /// `None` without Kafka.
@@ -36,18 +39,18 @@ impl Outcome {
 
 impl Verdict {
     pub fn is_exact(&self) -> bool {
-        self.kafka
-            .iter()
-            .chain(self.tables.iter().map(|(_, outcome)| outcome))
-            .all(Outcome::is_exact)
+        let tables = self.tables.iter().map(|(_, outcome)| outcome);
+        self.unseen == 0 && self.kafka.iter().chain(tables).all(Outcome::is_exact)
     }
 
     pub fn differences(&self) -> impl Iterator<Item = String> {
         let kafka = self.kafka.iter().map(|outcome| ("Kafka", outcome));
         let tables = self.tables.iter().map(|(name, outcome)| (name.as_str(), outcome));
-        kafka.chain(tables).flat_map(move |(place, outcome)| {
+        let unseen = (self.unseen > 0)
+            .then(|| format!("{}: {} never handed out by the broker", self.stream, self.unseen));
+        unseen.into_iter().chain(kafka.chain(tables).flat_map(move |(place, outcome)| {
             outcome.differences.iter().map(move |text| format!("{}, {place}: {text}", self.stream))
-        })
+        }))
     }
 }
 
@@ -59,19 +62,18 @@ pub struct Outside<'a> {
 }
 
 impl Outside<'_> {
-    /// Judges one stream by what was published.
+    /// Judges one stream by what the broker handed out.
     ///
     /// # Errors
     /// When a topic or table cannot be read.
-    pub fn judge(&self, name: &str, published: &Published) -> Result<Verdict> {
+    pub fn judge(&self, name: &str, published: &Published, sent: &[Message]) -> Result<Verdict> {
         let stream = Stream::named(name)
             .with_context(|| format!("stream {name} is not one of the homelab's"))?;
-        let all: Vec<(&str, Value)> = published
-            .stream(name)
-            .filter_map(|message| Some((message.topic.as_str(), message.json()?)))
+        let all: Vec<(&str, &Value)> = sent
+            .iter()
+            .filter_map(|message| Some((message.topic.as_str(), message.payload.as_ref()?)))
             .collect();
-        let counted = || all.iter().filter(|(_, payload)| stream.counts(payload));
-        let messages = || counted().map(|(topic, payload)| (*topic, payload));
+        let messages = || all.iter().copied().filter(|(_, payload)| stream.counts(payload));
         let records: Vec<_> =
             messages().map(|(topic, payload)| stream.record(topic, payload)).collect();
         let mut tables = Vec::new();
@@ -80,15 +82,15 @@ impl Outside<'_> {
             let found = self.rows(stream, table)?;
             tables.push((table.name.to_owned(), compare(&expected, &found)));
         }
-        let topic = self.homelab.topic(name);
-        let kafka = match (self.kafka, topic) {
+        let kafka = match (self.kafka, self.homelab.topic(name)) {
             (Some(kafka), Some(topic)) => Some(compare(&records, &found_records(kafka, topic)?)),
             _ => None,
         };
         Ok(Verdict {
             stream: name.to_owned(),
-            published: published.stream(name).count(),
-            filtered: all.len() - counted().count(),
+            published: published.count(name),
+            unseen: unseen(published.lines(name), sent),
+            filtered: all.len() - records.len(),
             kafka,
             tables,
         })
@@ -112,6 +114,22 @@ impl Outside<'_> {
             })
             .collect()
     }
+}
+
+fn unseen<'a>(lines: impl Iterator<Item = &'a Line>, sent: &[Message]) -> usize {
+    let mut left: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for message in sent {
+        *left.entry((&message.topic, &message.sha256)).or_default() += 1;
+    }
+    let missing =
+        lines.filter(|line| match left.get_mut(&(line.topic.as_str(), line.sha256.as_str())) {
+            Some(count) if *count > 0 => {
+                *count -= 1;
+                false
+            }
+            _ => true,
+        });
+    missing.count()
 }
 
 /// Tags and fields of each record; what a restart repeated counts once, as the header says.
