@@ -19,7 +19,7 @@ fn load(path: &str) -> Result<Loaded, Report> {
 
 /// The file's text is what the code makes, or becomes it when asked to.
 fn assert_golden(path: &Path, made: &str) {
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+    if std::env::var("UPDATE_GOLDEN").is_ok_and(|wish| wish == "1") {
         std::fs::write(path, made).unwrap();
     }
     let kept = std::fs::read_to_string(path).unwrap_or_default();
@@ -325,4 +325,94 @@ fn every_default_is_a_value_the_reader_takes() {
         loaded.effective.iter().map(|l| (l.path.clone(), l.value.clone())).collect::<Vec<_>>()
     };
     assert_eq!(values(&loaded), values(&again));
+}
+
+const PLANTS: &str = r#"
+[node]
+name = "greenhouse"
+state_dir = "."
+[brokers.boards]
+host = "127.0.0.1"
+version = "3.1.1"
+[brokers.boards.tls]
+ca_file = "ca.pem"
+[databases.plants]
+host = "127.0.0.1"
+dbname = "plants"
+user = "telemetry"
+tls_mode = "off"
+[streams.readings]
+broker = "boards"
+topic_filter = "devices/+/telemetry"
+silent_warning_after_seconds = 180
+require_any = ["soil_moisture", "light_level"]
+dedupe = { by = "message_id", message_id_paths = ["id", "list[0].n"], window_seconds = 900 }
+[streams.readings.filter]
+path = "kind"
+none_of = ["test", 0, false]
+[streams.readings.fields]
+device_id = { topic_level = 2, device_id = true }
+device_time = { path = "timestamp", type = "timestamp", timestamp_skew_max_seconds = 60 }
+soil_moisture = { path = "soil_moisture", type = "float8", min = 0, max = 100, out_of_range = "flag" }
+light_level = { path = "light_level", aliases = ["light"], type = "float8", scale = 0.1, offset = -2 }
+battery = { path = "mv", type = "int2", round = "nearest", default = 0, text_as_number = true }
+seen = { arrival = true }
+flags = { flags = true }
+[streams.readings.tables.telemetry]
+database = "plants"
+kind = "append"
+columns = { battery = "battery_mv" }
+time_column = "arrived"
+node_column = ""
+partition_days = 1
+retention_days = 30
+"#;
+
+#[test]
+fn every_option_of_a_field_reaches_the_settings() {
+    use telemetry::config::*;
+    let folder = folder(&[("telemetry.toml", PLANTS), ("ca.pem", "")]);
+    let loaded = config::load(&folder.path().join("telemetry.toml"), &no_environment)
+        .unwrap_or_else(|report| panic!("{report}"));
+    let broker = &loaded.settings.brokers["boards"];
+    assert_eq!((broker.port, broker.version), (8883, MqttVersion::V311));
+    assert_eq!(broker.tls.as_ref().unwrap().ca_file, Some(folder.path().join("ca.pem")));
+
+    let stream = loaded.settings.streams.values().next().unwrap();
+    let dedupe = stream.dedupe.as_ref().unwrap();
+    assert!(matches!(&dedupe.key, DedupeKey::MessageId(paths) if paths == &["id", "list[0].n"]));
+    let filter = stream.mapping.filter.as_ref().unwrap();
+    assert_eq!(filter.source, FieldSource::Paths(vec!["kind".into()]));
+    let expected = serde_json::json!(["test", 0, false]);
+    assert!(
+        matches!(&filter.test, FilterTest::NoneOf(values) if expected == serde_json::json!(values))
+    );
+    assert_eq!(stream.mapping.require_any, ["soil_moisture", "light_level"]);
+    assert_eq!(stream.mapping.device_id, "device_id");
+
+    let field = |name: &str| &stream.mapping.fields[name];
+    assert_eq!(field("device_id").source, FieldSource::TopicLevel(2));
+    assert_eq!(field("device_time").timestamp.max_skew, Duration::from_secs(60));
+    assert_eq!(field("device_time").timestamp.max_age, Duration::from_secs(7 * 86_400));
+    let soil = field("soil_moisture");
+    assert_eq!((soil.min, soil.max, soil.out_of_range), (Some(0.0), Some(100.0), OutOfRange::Flag));
+    let light = field("light_level");
+    assert_eq!(light.source, FieldSource::Paths(vec!["light_level".into(), "light".into()]));
+    assert_eq!((light.scale, light.offset), (0.1, -2.0));
+    let battery = field("battery");
+    assert_eq!((battery.field_type, battery.rounding), (FieldType::Int2, Rounding::Nearest));
+    assert!(battery.text_as_number && battery.default == Some(0.into()));
+    let of = |name: &str| (field(name).source.clone(), field(name).field_type);
+    assert_eq!(of("seen"), (FieldSource::Arrival, FieldType::Timestamp));
+    assert_eq!(of("flags"), (FieldSource::Flags, FieldType::Text));
+
+    let table = stream.tables.values().next().unwrap();
+    assert_eq!(table.columns["battery"], "battery_mv");
+    let TableKind::Append { time_column, node_column, retention, partition } = &table.kind else {
+        panic!("{:?}", table.kind)
+    };
+    assert_eq!((time_column.as_str(), node_column), ("arrived", &None));
+    let day = Duration::from_secs(86_400);
+    assert_eq!((*retention, *partition), (Some(30 * day), day));
+    telemetry::mapping::RecordMapper::compile(stream).map(|_| ()).unwrap();
 }

@@ -1,3 +1,4 @@
 //! (to be written)
 pub mod check;
 pub mod migrate;
+pub mod simulate;

@@ -87,7 +87,7 @@ pub static SASL: Group = Group {
 
 /// librdkafka properties that the node sets itself, by their beginning: order, durability and
 /// secrets depend on them.
-const OWN_PROPERTIES: [(&str, &str); 16] = [
+const OWN_PROPERTIES: [(&str, &str); 21] = [
     ("bootstrap.servers", "use bootstrap_servers"),
     ("metadata.broker.list", "use bootstrap_servers"),
     ("compression.", "use compression"),
@@ -101,7 +101,12 @@ const OWN_PROPERTIES: [(&str, &str); 16] = [
     ("acks", "always all"),
     ("request.required.acks", "always all"),
     ("sasl.", "use [clusters.<name>.sasl]"),
-    ("ssl.", "use [clusters.<name>.tls]"),
+    ("ssl.ca", "use [clusters.<name>.tls]"),
+    ("ssl.certificate", "use [clusters.<name>.tls]"),
+    ("ssl.key", "use [clusters.<name>.tls]"),
+    ("ssl.endpoint", "the host name is always checked"),
+    ("enable.ssl", "certificates are always checked"),
+    ("enable.gapless.guarantee", "always on"),
     ("security.protocol", "follows from tls and sasl"),
     ("transactional.id", "not used"),
 ];

@@ -67,6 +67,7 @@ fn value(setting: &Setting) -> String {
     match &setting.kind {
         Kind::Name => "name".into(),
         Kind::Identifier => "SQL name".into(),
+        Kind::IdentifierOrNone => "SQL name or `\"\"`".into(),
         Kind::Path | Kind::SecretFile => "file or folder".into(),
         Kind::Address => "address:port".into(),
         Kind::JsonPath => "path".into(),

@@ -91,7 +91,8 @@ pub fn quoted(choices: &[&str]) -> String {
 fn text_rule(kind: &Kind, text: &str) -> Result<(), String> {
     match kind {
         Kind::Name => NodeName::parse(text).map(|_| ()).map_err(|error| error.to_string()),
-        Kind::Identifier => identifier(text),
+        Kind::IdentifierOrNone if text.is_empty() => Ok(()),
+        Kind::Identifier | Kind::IdentifierOrNone => identifier(text),
         Kind::Address => match text.parse::<std::net::SocketAddr>() {
             Ok(_) => Ok(()),
             Err(_) => Err("must be an IP address and a port, e.g. \"127.0.0.1:9464\"".into()),

@@ -47,6 +47,8 @@ pub enum Kind {
     Name,
     /// A name in SQL.
     Identifier,
+    /// A name in SQL, or an empty text for "there is none".
+    IdentifierOrNone,
     /// Relative to the folder of the main file.
     Path,
     /// `address:port`.

@@ -70,11 +70,11 @@ pub static TABLE: Group = Group {
             "Other names: `{ field = \"column\" }`.",
         ),
         text("time_column", Kind::Identifier, "time", "append: takes the arrival time."),
-        optional(
+        text(
             "node_column",
-            Kind::Text,
-            "\"node\"",
-            "append: takes the node's name; \"\" where the table has none.",
+            Kind::IdentifierOrNone,
+            "node",
+            "append: takes the node's name; `\"\"` where the table has none.",
         ),
         optional(
             "retention_days",
@@ -256,13 +256,6 @@ fn kind(section: &Section, mapping: &MappingSettings, problems: &mut Problems) -
 }
 
 fn append(section: &Section, problems: &mut Problems) -> TableKind {
-    let node_column = section.optional_text("node_column").unwrap_or_else(|| "node".into());
-    section.derive("node_column", &node_column);
-    if !node_column.is_empty()
-        && let Err(rule) = leaf::identifier(&node_column)
-    {
-        problems.error(section.at("node_column"), rule);
-    }
     let retention = section.optional_duration("retention_days");
     let partition = section.duration("partition_days");
     if retention.is_some_and(|retention| retention < partition) {
@@ -271,7 +264,7 @@ fn append(section: &Section, problems: &mut Problems) -> TableKind {
     }
     TableKind::Append {
         time_column: section.text("time_column"),
-        node_column: Some(node_column).filter(|name| !name.is_empty()),
+        node_column: section.optional_text("node_column").filter(|name| !name.is_empty()),
         retention,
         partition,
     }

@@ -48,7 +48,9 @@ pub enum StreamError {
         "the certificate of {broker} is not valid now ({problem}); renew it or correct the clock"
     )]
     TlsExpired { broker: String, problem: String },
-    #[error("{broker} does not speak TLS on this port; use its TLS port or remove the tls section")]
+    #[error(
+        "{broker} does not seem to speak TLS on this port; use its TLS port or remove the tls section"
+    )]
     TlsPlainServer { broker: String },
     #[error(
         "{broker} ended the TLS handshake ({problem}); check the client certificate and the TLS versions both sides allow"
@@ -202,10 +204,12 @@ impl StreamError {
             Some(RustlsError::InvalidMessage(_)) => StreamError::TlsPlainServer { broker },
             Some(other) => StreamError::TlsRefused { broker, problem: other.to_string() },
             // A plain MQTT broker takes the hello for a broken CONNECT and hangs up.
-            None if error.kind() == io::ErrorKind::UnexpectedEof => {
-                StreamError::TlsPlainServer { broker }
-            }
-            None => StreamError::network(&broker, error),
+            None => match error.kind() {
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                    StreamError::TlsPlainServer { broker }
+                }
+                _ => StreamError::network(&broker, error),
+            },
         }
     }
 }
@@ -213,7 +217,8 @@ impl StreamError {
 fn certificate(broker: String, name: &str, problem: &CertificateError) -> StreamError {
     use CertificateError as Bad;
     match problem {
-        Bad::UnknownIssuer => StreamError::TlsUnknownAuthority { broker },
+        // A bad signature: an authority of the right name with another key, as after making it anew.
+        Bad::UnknownIssuer | Bad::BadSignature => StreamError::TlsUnknownAuthority { broker },
         Bad::NotValidForName | Bad::NotValidForNameContext { .. } => {
             StreamError::TlsWrongName { broker, name: name.to_owned() }
         }

@@ -9,7 +9,7 @@ use super::inlet::Inlet;
 use super::notes::Notes;
 use super::unacknowledged::Intake;
 use crate::config::StreamSettings;
-use crate::domain::ErrorClass;
+use crate::domain::{ErrorClass, Sequence};
 use crate::observe::{DependencyView, DisconnectReason, StreamView};
 
 pub struct Signs {
@@ -56,6 +56,9 @@ impl Signs {
     /// A connection was lost, or did not come about.
     pub fn lost(&mut self, error: &StreamError) {
         self.view.meters.disconnected(error.reason()).inc();
+        if error.reason() == DisconnectReason::Protocol {
+            self.view.meters.rejected_messages.inc();
+        }
         let text = error.to_string();
         self.show_inactive(Some(text.clone()));
         let (stream, broker) = (self.stream.as_str(), self.broker.as_str());
@@ -117,6 +120,15 @@ impl Watcher for Signs {
         if self.dependency.reachable() {
             let (stream, broker) = (self.stream.as_str(), self.broker.as_str());
             tracing::info!(event = "broker_reached", stream, broker, "broker reached");
+        }
+        if !session_present && self.view.status().sequence > Sequence::ZERO {
+            let stream = self.stream.as_str();
+            tracing::warn!(
+                event = "session_new",
+                stream,
+                "the broker had no session for this stream, so what was published while it was \
+                 disconnected is not delivered; check the broker's persistence and session expiry"
+            );
         }
     }
 

@@ -4,15 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rig::{Mosquitto, MosquittoOptions, Publisher};
+use rig::{Certificates, Mosquitto, MosquittoOptions, Publisher};
 use tokio::task::{JoinHandle, LocalSet};
 
 use super::*;
 use crate::buffer::Buffer;
+use crate::config::TlsSettings;
 use crate::domain::StreamName;
 use crate::observe::DisconnectReason;
 use crate::part::{Part as _, PartResult};
-use crate::stream::StreamReader;
+use crate::stream::{StreamReader, dial};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -85,6 +86,12 @@ fn publisher(port: u16) -> Publisher {
     Publisher::new(port, "publisher")
 }
 
+/// Without a save after every change, which costs seconds with a queue.
+fn quick_broker() -> Mosquitto {
+    let options = MosquittoOptions { autosave_on_changes: false, ..MosquittoOptions::default() };
+    Mosquitto::start_with(options).unwrap()
+}
+
 fn all_payloads(buffer: &Buffer) -> Vec<Vec<u8>> {
     let blocks = buffer.recent(&energy(), 1_000_000).unwrap();
     let records = blocks.iter().flat_map(|block| block.records_after(Sequence::ZERO));
@@ -93,9 +100,16 @@ fn all_payloads(buffer: &Buffer) -> Vec<Vec<u8>> {
 
 #[tokio::test]
 async fn each_publication_is_kept_once_over_kills_stops_and_a_pause() {
-    let broker = Mosquitto::start().unwrap();
+    for version in [MqttVersion::V5, MqttVersion::V311] {
+        kept_once(version).await;
+    }
+}
+
+async fn kept_once(version: MqttVersion) {
+    let broker = quick_broker();
     let state = tempfile::tempdir().unwrap();
-    let settings = settings(broker.port());
+    let mut settings = settings(broker.port());
+    settings.brokers.get_mut("home").unwrap().version = version;
     LocalSet::new()
         .run_until(async {
             let publisher = publisher(broker.port());
@@ -230,4 +244,66 @@ async fn a_broker_that_comes_back_is_read_again_and_a_refusal_is_told() {
             life.stop().await;
         })
         .await;
+}
+
+#[tokio::test]
+async fn each_failure_of_tls_is_told_apart() {
+    let files = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let authorities = [Certificates::generate().unwrap(), Certificates::generate().unwrap()];
+    let [ours, theirs] = [0, 1].map(|i| authorities[i].write(files[i].path()).unwrap().authority);
+    let secure = Mosquitto::start_with(MosquittoOptions {
+        tls: Some(authorities[0].clone()),
+        ..MosquittoOptions::default()
+    })
+    .unwrap();
+    let plain = Mosquitto::start().unwrap();
+    let tls = |authority: &Path, name: Option<&str>| TlsSettings {
+        ca_file: Some(authority.to_owned()),
+        client_certificate: None,
+        server_name: name.map(str::to_owned),
+    };
+    let attempt = async |port: u16, authority: &Path, name: Option<&str>| {
+        let mut broker = settings(port).brokers["home"].clone();
+        broker.tls = Some(tls(authority, name));
+        dial::dial(&broker).await.map(|_| ())
+    };
+    attempt(secure.port(), &ours, None).await.unwrap();
+    let error = attempt(secure.port(), &theirs, None).await.unwrap_err();
+    assert!(matches!(error, StreamError::TlsUnknownAuthority { .. }), "{error}");
+    let error = attempt(secure.port(), &ours, Some("elsewhere.example")).await.unwrap_err();
+    assert!(matches!(error, StreamError::TlsWrongName { .. }), "{error}");
+    let error = attempt(plain.port(), &ours, None).await.unwrap_err();
+    assert!(matches!(error, StreamError::TlsPlainServer { .. }), "{error}");
+
+    let state = tempfile::tempdir().unwrap();
+    let mut settings = settings(secure.port());
+    settings.brokers.get_mut("home").unwrap().tls = Some(tls(&ours, None));
+    let publish = || {
+        let port = secure.port().to_string();
+        let status = std::process::Command::new("mosquitto_pub")
+            .args(["-h", "127.0.0.1", "-p", &port, "-q", "1", "-t", "a/b", "-m", "one"])
+            .arg("--cafile")
+            .arg(&ours)
+            .status();
+        assert!(status.unwrap().success());
+    };
+    LocalSet::new()
+        .run_until(async {
+            let life = Life::begin(&settings, state.path());
+            life.subscribed().await;
+            publish();
+            life.kept(1).await;
+            life.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_unknown_host_and_a_closed_port_are_told_apart() {
+    let mut broker = settings(rig::free_port()).brokers["home"].clone();
+    let error = dial::dial(&broker).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, StreamError::ConnectionRefused { .. }), "{error}");
+    broker.host = "no-such-host.invalid".to_owned();
+    let error = dial::dial(&broker).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, StreamError::Dns { .. }), "{error}");
 }

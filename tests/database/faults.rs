@@ -1,0 +1,219 @@
+//! What a database does to its writers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rig::Postgres;
+use telemetry::domain::{Reason, Stage};
+use telemetry::observe::{MigrationState, SinkState};
+
+use crate::bench::{Bench, at, energies, energy, eventually, local};
+
+#[test]
+fn refused_rows_become_dead_letters_and_the_others_of_their_batch_rows() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.rows("ALTER TABLE energy_consumption ADD CONSTRAINT sane CHECK (active_power_total % 1000 <> 666)");
+        bench.feed("energy", energies(3000)).await;
+        let running = bench.start("energy", "energy_consumption");
+        let books = running.drained().await;
+        assert_eq!((books.delivered, books.dead_lettered), (2997, 3));
+        assert_eq!(bench.rows("SELECT count(*) FROM energy_consumption"), ["2997"]);
+        let letters = bench.letters().await;
+        let sequences: Vec<u64> = letters.iter().map(|letter| letter.key.sequence.0).collect();
+        assert_eq!(sequences, [666, 1666, 2666]);
+        let letter = &letters[0];
+        assert_eq!((letter.stage, letter.reason), (Stage::Deliver, Reason::DatabaseRefused));
+        assert_eq!(letter.sqlstate.as_deref(), Some("23514"));
+        assert!(letter.detail.contains("sane"), "{}", letter.detail);
+        assert_eq!(letter.arrival, at(666_000));
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_table_that_does_not_fit_holds_its_writer_with_every_mistake_and_its_remedy() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.rows(
+            "ALTER TABLE energy_consumption DROP COLUMN meter_type, ALTER active_power_total TYPE smallint, \
+             ALTER power_factor SET NOT NULL, ADD owner text NOT NULL",
+        );
+        bench.feed("energy", energies(10)).await;
+        let running = bench.start("energy", "energy_consumption");
+        let held = running.reaches(SinkState::Held).await;
+        let trouble = held.trouble.unwrap();
+        for expected in [
+            r#"ALTER TABLE "telemetry"."energy_consumption" ADD COLUMN "meter_type" text"#,
+            "active_power_total is smallint and is too narrow for integer",
+            "column power_factor is NOT NULL, but field power_factor may be missing",
+            "column owner is NOT NULL without a default",
+        ] {
+            assert!(trouble.contains(expected), "{expected} is not in {trouble}");
+        }
+        assert_eq!(held.oldest_pending, Some(at(1000)));
+        bench.rows(
+            "ALTER TABLE energy_consumption ADD meter_type text, ALTER active_power_total TYPE integer, \
+             ALTER power_factor DROP NOT NULL, DROP owner",
+        );
+        running.nudge().await;
+        assert_eq!(running.drained().await.delivered, 10);
+        running.reaches(SinkState::Delivering).await;
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_missing_table_is_named_and_the_writer_goes_on_when_it_is_there() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.rows("ALTER TABLE energy_consumption RENAME TO elsewhere");
+        bench.feed("energy", energies(1)).await;
+        let running = bench.start("energy", "energy_consumption");
+        let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
+        assert!(trouble.contains("does not exist"), "{trouble}");
+        bench.rows("ALTER TABLE elsewhere RENAME TO energy_consumption");
+        running.nudge().await;
+        running.drained().await;
+        running.stop().await;
+    });
+}
+
+#[test]
+fn no_row_is_lost_or_doubled_while_sessions_are_killed_all_the_time() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.feed("energy", energies(30_000)).await;
+        let mut sink = bench.sink("energy", "energy_consumption");
+        let mut table = (*sink.table).clone();
+        table.batch_rows_max = 100;
+        sink.table = Arc::new(table);
+        let running = crate::bench::Running::start(sink);
+        let kill = format!(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+             WHERE application_name = 'telemetry' AND datname = '{}'",
+            bench.database
+        );
+        let mut kills = 0;
+        for _ in 0..60 {
+            kills += bench.rows(&kill)[0].parse::<u32>().unwrap();
+            tokio::time::sleep(Duration::from_millis(15)).await;
+        }
+        assert!(kills > 10, "only {kills} sessions were there to be killed");
+        assert_eq!(running.drained().await.delivered, 30_000);
+        assert_eq!(
+            bench.rows(
+                "SELECT count(*), count(DISTINCT active_power_total) FROM energy_consumption"
+            ),
+            ["30000 30000"]
+        );
+        running.stop().await;
+    });
+}
+
+#[test]
+fn an_outage_is_waited_out_and_costs_nothing() {
+    local(async {
+        let mut cluster = Postgres::start().unwrap();
+        let port = cluster.port();
+        cluster.stop().unwrap();
+        cluster.restart().unwrap();
+        assert_eq!(cluster.port(), port);
+        let bench = Bench::on(Arc::new(cluster)).await;
+        let running = bench.start("energy", "energy_consumption");
+        bench.feed("energy", energies(100)).await;
+        running.drained().await;
+        bench.cluster.freeze();
+        bench.feed("energy", energies(100)).await;
+        bench.cluster.thaw();
+        assert_eq!(running.drained().await.delivered, 200);
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_database_that_is_away_is_said_to_be_and_taken_up_when_it_comes() {
+    local(async {
+        let bench = Bench::new().await;
+        let mut sink = bench.sink("energy", "energy_consumption");
+        let mut away = (*sink.database).clone();
+        away.port = rig::free_port();
+        let port = away.port;
+        sink.pool = telemetry::database::Pool::new(&away);
+        bench.feed("energy", energies(3)).await;
+        let running = crate::bench::Running::start(sink);
+        let dependency = running.sink.dependency();
+        eventually("unreachable", || dependency.status().up == Some(false)).await;
+        let status = running.reaches(SinkState::Waiting).await;
+        assert_eq!(status.oldest_pending, Some(at(1000)));
+        let trouble = status.trouble.unwrap();
+        assert!(trouble.contains("refused"), "{trouble}");
+        // The way to it appears: a plain relay.
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let target = bench.cluster.port();
+        tokio::task::spawn_local(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                tokio::task::spawn_local(async move {
+                    let mut far =
+                        tokio::net::TcpStream::connect(("127.0.0.1", target)).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+        assert_eq!(running.drained().await.delivered, 3);
+        assert_eq!(dependency.status().up, Some(true));
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_second_writer_is_fenced_and_writes_nothing_twice() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.feed("energy", energies(10)).await;
+        let running = bench.start("energy", "energy_consumption");
+        running.drained().await;
+        bench.rows("UPDATE telemetry_cursors SET sequence = 12");
+        bench.feed("energy", energies(20)).await;
+        let fenced = running.reaches(SinkState::Fenced).await;
+        assert!(fenced.trouble.unwrap().contains("another node"));
+        assert_eq!(bench.rows("SELECT count(*) FROM energy_consumption"), ["10"]);
+        running.stop().await;
+    });
+}
+
+#[test]
+fn an_older_copy_of_the_buffer_does_not_write() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.feed("energy", energies(10)).await;
+        let running = bench.start("energy", "energy_consumption");
+        running.drained().await;
+        running.stop().await;
+        bench.rows("UPDATE telemetry_cursors SET sequence = 500");
+        let running = bench.start("energy", "energy_consumption");
+        let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
+        assert!(trouble.contains("older copy of the buffer"), "{trouble}");
+        running.stop().await;
+    });
+}
+
+#[test]
+fn nothing_is_written_before_the_migrations_are_done() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.feed("energy", vec![energy(1, at(0))]).await;
+        let running = bench.start("energy", "energy_consumption");
+        running.drained().await;
+        running.stop().await;
+        bench.feed("energy", vec![energy(2, at(1))]).await;
+        let running = bench.start("energy", "energy_consumption");
+        running.gate.send_replace(MigrationState::Failed);
+        let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
+        assert!(trouble.contains("migrate status"), "{trouble}");
+        assert_eq!(running.status().oldest_pending, Some(at(1)));
+        running.gate.send_replace(MigrationState::Done);
+        assert_eq!(running.drained().await.delivered, 2);
+        running.stop().await;
+    });
+}

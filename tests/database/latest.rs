@@ -1,0 +1,93 @@
+//! The rule of the latest-state tables, on the server.
+
+use telemetry::buffer::Incoming;
+
+use crate::bench::{Bench, at, local, message};
+
+fn heatpump(payload: &str, micros: i64) -> Incoming {
+    let payload = format!(r#"{{"Client_Name": "pump", {payload}}}"#);
+    message("thermiq_heatpump/data", payload, at(micros))
+}
+
+#[test]
+fn partial_equal_and_older_messages_leave_the_row_as_the_rule_says() {
+    local(async {
+        let bench = Bench::new().await;
+        let running = bench.start("heatpump", "settings");
+        let settings = || bench.rows("SELECT indoor_target_temp, mode, updated_at FROM settings");
+        bench.feed("heatpump", vec![heatpump(r#""d50": 21, "d51": 1"#, 0)]).await;
+        running.drained().await;
+        assert_eq!(settings(), ["21 1 2026-03-14 07:21:05.412908+00"]);
+        // Null and absent leave a value; an equal one moves nothing but what was seen.
+        bench.feed("heatpump", vec![heatpump(r#""d50": null, "d51": 2"#, 1)]).await;
+        bench.feed("heatpump", vec![heatpump(r#""d50": 21.0, "d51": 2"#, 9)]).await;
+        running.drained().await;
+        assert_eq!(settings(), ["21 2 2026-03-14 07:21:05.412909+00"]);
+        // Older than the newest one seen, though newer than `updated_at`.
+        bench.feed("heatpump", vec![heatpump(r#""d50": 25"#, 5)]).await;
+        // No setting at all is no settings message.
+        bench.feed("heatpump", vec![heatpump(r#""d0": 3"#, 10)]).await;
+        let books = running.drained().await;
+        assert_eq!(settings(), ["21 2 2026-03-14 07:21:05.412909+00"]);
+        assert_eq!((books.delivered, books.unchanged, books.stale, books.incomplete), (4, 1, 1, 1));
+        running.stop().await;
+    });
+}
+
+#[test]
+fn one_batch_with_many_messages_of_many_keys_is_exact() {
+    local(async {
+        let bench = Bench::new().await;
+        let mut messages = Vec::new();
+        for round in 0..4i64 {
+            for plug in 0..1500i64 {
+                let state = if round == 3 && plug % 2 == 0 { "OFF" } else { "ON" };
+                let payload = format!(r#"{{"POWER": "{state}", "UptimeSec": {}}}"#, round / 2);
+                let arrival = at(round * 10_000 + plug);
+                messages.push(message(&format!("tele/plug-{plug}/STATE"), payload, arrival));
+            }
+        }
+        bench.feed("plug", messages).await;
+        let running = bench.start("plug", "power_plugs");
+        let books = running.drained().await;
+        // Round 1 repeats round 0, half of round 3 repeats round 2.
+        assert_eq!((books.delivered, books.unchanged, books.stale), (6000, 1500 + 750, 0));
+        assert_eq!(
+            bench.rows(
+                "SELECT status, uptime_seconds, count(*), bool_and(name = plug_id) FROM power_plugs \
+                 GROUP BY 1, 2 ORDER BY 1"
+            ),
+            ["f 1 750 t", "t 1 750 t"]
+        );
+        // A person's name stays, whatever comes.
+        bench.rows("UPDATE power_plugs SET name = 'desk' WHERE plug_id = 'plug-7'");
+        let later = message("tele/plug-7/STATE", r#"{"POWER": "OFF"}"#, at(1_000_000));
+        bench.feed("plug", vec![later]).await;
+        running.drained().await;
+        assert_eq!(
+            bench.rows(
+                "SELECT name, status, uptime_seconds FROM power_plugs WHERE plug_id = 'plug-7'"
+            ),
+            ["desk f 1"]
+        );
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_refused_row_of_a_latest_table_is_set_aside_alone() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.rows("ALTER TABLE power_plugs ADD CONSTRAINT sane CHECK (uptime_seconds < 1000)");
+        let plug = |id: i64| {
+            let payload = format!(r#"{{"POWER": "ON", "UptimeSec": {}}}"#, id * 100);
+            message(&format!("tele/plug-{id}/STATE"), payload, at(id))
+        };
+        bench.feed("plug", (1..=10).map(plug).collect()).await;
+        let running = bench.start("plug", "power_plugs");
+        let books = running.drained().await;
+        assert_eq!((books.delivered, books.dead_lettered), (9, 1));
+        assert_eq!(bench.letters().await[0].key.sequence.0, 10);
+        running.stop().await;
+    });
+}
