@@ -151,7 +151,7 @@ pub struct Incoming {
 pub struct Buffer {
     log: Arc<Log>,
     orders: mpsc::Sender<writer::Order>,
-    requests: mpsc::Sender<reader::Request>,
+    requests: mpsc::Sender<Option<reader::Request>>,
     state: State,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
     /// Held until everything is closed.
@@ -339,6 +339,7 @@ impl Buffer {
         }
         self.log.closing.store(true, Ordering::Release);
         self.log.news.ring();
+        let _ = self.requests.send(None);
         for thread in threads {
             let _ = thread.join();
         }
