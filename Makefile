@@ -7,10 +7,10 @@ TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 CARGO_DENY_VERSION := 0.20.2
 DENY := $(TARGET)/tools/bin/cargo-deny
 
-# demo: seconds until it ends by itself (empty = Ctrl-C), and whether Kafka takes part.
+# demo: seconds until it ends by itself (empty = Ctrl-C), whether Kafka takes part, and times the devices' real rates.
 DURATION ?=
 KAFKA ?= yes
-RATE ?= 1
+RATE ?= 10
 # bench: 1 = a short form, under two minutes.
 QUICK ?=
 
@@ -31,7 +31,7 @@ test: setup lint build ## everything continuous integration runs
 	$(MAKE) --no-print-directory bench QUICK=1
 	$(MAKE) --no-print-directory demo DURATION=20
 
-lint: $(DENY) ## format, clippy, licences and sources of dependencies
+lint: setup $(DENY) ## format, clippy, licences and sources of dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	$(DENY) check bans licenses sources
@@ -52,8 +52,9 @@ setup: ## installs missing Debian packages
 	@scripts/setup
 
 # Its own target folder: the tool's build must not wait for, or disturb, the project's.
-$(DENY):
+$(DENY): | setup
 	@echo "cargo-deny is missing and will be built into $(TARGET)/tools (once, some minutes)"
-	CARGO_TARGET_DIR=$(TARGET)/tools/build cargo install cargo-deny --quiet --locked \
+	@mkdir -p $(TARGET)/tools
+	CARGO_TARGET_DIR=$(TARGET)/tools/build CARGO_PROFILE_RELEASE_LTO=off cargo install cargo-deny --quiet --locked \
 	  --version $(CARGO_DENY_VERSION) --root $(TARGET)/tools
 	@rm -rf $(TARGET)/tools/build

@@ -87,8 +87,8 @@ pub struct SinkMeters {
     pub end_to_end_duration: Histogram,
     pub batch_duration: Histogram,
     pub batch_messages: Histogram,
-    /// Quality flags by name; the names are fixed: `device_time_invalid`, `out_of_range`.
-    pub flagged: [(&'static str, Counter); 2],
+    pub flagged_device_time_invalid: Counter,
+    pub flagged_out_of_range: Counter,
     errors: [Counter; 3],
     reasons: [Counter; Reason::ALL.len()],
 }
@@ -317,7 +317,8 @@ impl Exposition {
             end_to_end_duration: self.histogram("end_to_end_duration_seconds", &of),
             batch_duration: self.histogram("sink_batch_duration_seconds", &by_kind),
             batch_messages: self.histogram("sink_batch_messages", &by_kind),
-            flagged,
+            flagged_device_time_invalid: flagged("device_time_invalid"),
+            flagged_out_of_range: flagged("out_of_range"),
             errors,
             reasons,
         }

@@ -156,7 +156,7 @@ impl Daemon {
         });
         if let Err(error) = outcome {
             self.kill();
-            return Err(error.context(self.story()));
+            bail!("{error:#}\n{}", self.story());
         }
         Ok(())
     }
@@ -164,7 +164,7 @@ impl Daemon {
     /// The command and the last lines of the log: what belongs into every error about this process.
     pub fn story(&self) -> String {
         format!(
-            "{}\n--- {} ---\n{}",
+            "command: {}\n--- {} ---\n{}",
             self.command_line(),
             self.log.display(),
             self.log_tail(LOG_LINES)
@@ -228,7 +228,7 @@ impl Daemon {
             Ok(status) => Ok(status),
             Err(error) => {
                 self.child = Some(child);
-                Err(error.context(self.story()))
+                bail!("{error:#}\n{}", self.story())
             }
         }
     }

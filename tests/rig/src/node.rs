@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::daemon::Daemon;
 use crate::http::{self, Response};
@@ -81,7 +81,8 @@ impl Node {
             }
             Ok(None)
         });
-        outcome.with_context(|| format!("/health/ready: {last}\n{}", self.daemon.story()))
+        outcome
+            .map_err(|error| anyhow!("{error:#}; /health/ready: {last}\n{}", self.daemon.story()))
     }
 
     /// # Errors

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use rig::{
     Homelab, Kafka, KafkaOptions, Mosquitto, MosquittoOptions, Node, Postgres, PostgresOptions,
     SinkState, StreamState, Streams, free_port, until,
@@ -208,13 +208,12 @@ impl Subject {
     /// # Errors
     /// When it is not subscribed in time, with its log.
     pub fn wait_subscribed(&mut self) -> Result<()> {
-        let story = |subject: &mut Self| subject.node.daemon().story();
         let outcome = until(SUBSCRIBED_WITHIN, "the node subscribed", || {
             let running = self.node.daemon().is_running();
             anyhow::ensure!(running, "the node ended");
             Ok(self.look().ok().filter(|stream| stream.status.subscribed))
         });
-        outcome.map(drop).with_context(|| story(self))
+        outcome.map(drop).map_err(|error| anyhow!("{error:#}\n{}", self.node.daemon().story()))
     }
 
     pub fn look(&self) -> Result<StreamState> {

@@ -109,7 +109,7 @@ fn simulator(options: &Options, servers: &Servers, folder: &Path, ledger: &Path)
     let simulator = Daemon::new("telemetry simulate", &options.node, folder.join("simulate.log"))
         .arguments(["simulate", "--config"])
         .argument(&servers.config)
-        .arguments(["--rate", &options.rate.to_string(), "--seed", &options.seed.to_string()])
+        .arguments(["--rate", &format!("x{}", options.rate), "--seed", &options.seed.to_string()])
         .argument("--ledger")
         .argument(ledger);
     match options.duration {

@@ -84,7 +84,7 @@ fn start_node(binary: &Path, config: &Path, http_port: u16) -> Result<Node> {
     until(SUBSCRIBED_WITHIN, "every stream subscribed", || {
         Ok(Streams::of(&node)?.all_subscribed().then_some(()))
     })
-    .with_context(|| node.daemon().story())?;
+    .map_err(|error| anyhow!("{error:#}\n{}", node.daemon().story()))?;
     Ok(node)
 }
 

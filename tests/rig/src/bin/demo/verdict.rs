@@ -173,3 +173,40 @@ fn compare(expected: &[Map<String, Value>], found: &[Map<String, Value>]) -> Out
         differences: differences.take(DIFFERENCES_SHOWN).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn map(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().unwrap()
+    }
+
+    #[test]
+    fn equal_contents_are_exact_in_any_order_and_form() {
+        let expected = [map(json!({"a": 1, "b": null})), map(json!({"a": 2}))];
+        let found = [map(json!({"a": 2.0})), map(json!({"a": 1.0, "c": null}))];
+        assert!(compare(&expected, &found).is_exact());
+    }
+
+    #[test]
+    fn a_missing_a_doubled_and_a_wrong_row_are_told() {
+        let [one, two] = [map(json!({"a": 1})), map(json!({"a": 2}))];
+        let missing = compare(&[one.clone(), two.clone()], &[one.clone()]);
+        assert_eq!(missing.differences, ["missing: a=2 "]);
+        let doubled = compare(&[one.clone()], &[one.clone(), one.clone()]);
+        assert_eq!(doubled.differences, ["not expected: a=1 "]);
+        assert_eq!(compare(&[one], &[two]).differences.len(), 2);
+    }
+
+    #[test]
+    fn what_the_broker_acknowledged_and_never_handed_out_is_counted() {
+        let line =
+            |sha256: &str| Line { stream: "s".into(), topic: "t".into(), sha256: sha256.into() };
+        let sent = [Message { topic: "t".into(), sha256: "1".into(), payload: None }];
+        assert_eq!(unseen([line("1")].iter(), &sent), 0);
+        assert_eq!(unseen([line("1"), line("1"), line("2")].iter(), &sent), 2);
+    }
+}
