@@ -84,16 +84,16 @@ impl Bench {
     /// Keeps messages and waits until they are durable.
     pub async fn feed(&self, stream: &str, messages: Vec<Incoming>) {
         let name = StreamName::parse(stream).unwrap();
-        let mut appenders = self.appenders.borrow_mut();
-        let appender = appenders.entry(name).or_insert_with_key(|name| self.buffer.appender(name));
+        let appender = self.appenders.borrow_mut().remove(&name);
+        let appender = appender.unwrap_or_else(|| self.buffer.appender(&name));
         let mut last = None;
         for batch in messages.chunks(2000) {
             let durable = appender.try_append(batch.to_vec()).expect("room").await;
             last = Some(durable.expect("durable"));
         }
         // The answer may come before the news.
-        let name = StreamName::parse(stream).unwrap();
         eventually("durable", || Some(self.buffer.durable(&name)) >= last).await;
+        self.appenders.borrow_mut().insert(name, appender);
     }
 
     pub fn sink(&self, stream: &str, sink: &str) -> TableSink {
