@@ -299,8 +299,7 @@ impl Exposition {
     pub fn sink_meters(&self, stream: &StreamName, sink: &SinkName, kind: SinkKind) -> SinkMeters {
         let of = [("stream", stream.as_str()), ("sink", sink.as_str())];
         let by_kind = [("kind", kind.code())];
-        let flagged = ["device_time_invalid", "out_of_range"]
-            .map(|flag| (flag, self.counter("flagged_messages", &[of[0], of[1], ("flag", flag)])));
+        let flagged = |flag| self.counter("flagged_messages", &[of[0], of[1], ("flag", flag)]);
         let errors = [ErrorClass::Transient, ErrorClass::Data, ErrorClass::Standing]
             .map(|class| self.counter("sink_errors", &[of[0], of[1], ("class", class.code())]));
         let reasons = Reason::ALL
