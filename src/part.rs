@@ -28,7 +28,7 @@ pub type PartResult = Result<(), anyhow::Error>;
 
 /// One supervised part. `run` returns `Ok` only when the phase told it to end; an `Err` or a panic makes the
 /// supervisor build a fresh part.
-pub trait Part: 'static {
+pub trait Part: Unpin + 'static {
     fn run(self, control: Control) -> impl Future<Output = PartResult>;
 }
 
@@ -117,4 +117,21 @@ impl Progress {
         let beat = Duration::from_millis(self.last_beat_ms.load(Ordering::Relaxed));
         Some(self.started.elapsed().saturating_sub(beat))
     }
+}
+
+/// What a person may tell one part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PartOrder {
+    Restart,
+    Pause,
+    Resume,
+}
+
+/// Order to the supervisor; false when there is no such part.
+#[derive(actix::Message, Debug, Clone)]
+#[rtype(result = "bool")]
+pub struct OrderPart {
+    pub name: String,
+    pub order: PartOrder,
 }

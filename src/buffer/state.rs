@@ -51,7 +51,7 @@ pub struct DeadLetterFilter {
 }
 
 impl DeadLetterFilter {
-    fn matches(&self, letter: &DeadLetter) -> bool {
+    pub fn matches(&self, letter: &DeadLetter) -> bool {
         self.stream.as_ref().is_none_or(|stream| *stream == letter.key.stream)
             && self.sink.as_ref().is_none_or(|sink| *sink == letter.key.sink)
             && self.reason.is_none_or(|reason| reason == letter.reason)

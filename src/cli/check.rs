@@ -6,16 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::Exit;
 use crate::config::{self, Loaded, Problem, Report, StreamSettings, Warnings};
 use crate::domain::{Arrival, DeliveryFlags, Record, Sequence, StreamName};
 use crate::mapping::{self, MappingError, RecordMapper, RowMapper};
-
-/// Exit code: all is well.
-const FINE: i32 = 0;
-/// Exit code: something else went wrong, e.g. standard input cannot be read.
-const FAILED: i32 = 1;
-/// Exit code: the configuration cannot be used (`EX_CONFIG`).
-pub const BAD_CONFIGURATION: i32 = 78;
 
 #[derive(Debug, clap::Args)]
 pub struct CheckArguments {
@@ -43,14 +37,14 @@ pub struct CheckArguments {
 }
 
 /// Runs the command and answers the exit code.
-pub fn check(arguments: &CheckArguments) -> i32 {
+pub fn check(arguments: &CheckArguments) -> Exit {
     if arguments.print_docs {
         print!("{}", config::markdown());
-        return FINE;
+        return Exit::Fine;
     }
     if arguments.print_schema {
         println!("{:#}", config::json_schema());
-        return FINE;
+        return Exit::Fine;
     }
     match load(&arguments.config) {
         Ok(loaded) => match &arguments.explain {
@@ -63,7 +57,7 @@ pub fn check(arguments: &CheckArguments) -> i32 {
             } else {
                 eprint!("{report}");
             }
-            BAD_CONFIGURATION
+            Exit::Configuration
         }
     }
 }
@@ -72,7 +66,7 @@ pub fn check(arguments: &CheckArguments) -> i32 {
 ///
 /// # Errors
 /// The exit code, when the configuration cannot be used; its report is printed.
-pub fn load_or_report(path: &Path) -> Result<Loaded, i32> {
+pub fn load_or_report(path: &Path) -> Result<Loaded, Exit> {
     match load(path) {
         Ok(loaded) => {
             if !loaded.warnings.is_empty() {
@@ -82,7 +76,7 @@ pub fn load_or_report(path: &Path) -> Result<Loaded, i32> {
         }
         Err(report) => {
             eprint!("{report}");
-            Err(BAD_CONFIGURATION)
+            Err(Exit::Configuration)
         }
     }
 }
@@ -125,20 +119,20 @@ fn mapping_problem(loaded: &Loaded, stream: &StreamSettings, error: MappingError
     Problem { place, path, value: None, rule: error.problem, hint: None }
 }
 
-fn passed(loaded: &Loaded, arguments: &CheckArguments) -> i32 {
+fn passed(loaded: &Loaded, arguments: &CheckArguments) -> Exit {
     if arguments.json {
         let mut answer = json!({ "ok": true, "warnings": loaded.warnings });
         if arguments.effective {
             answer["effective"] = json!(loaded.effective);
         }
         print_json(&answer);
-        return FINE;
+        return Exit::Fine;
     }
     if arguments.effective {
         for line in &loaded.effective {
             println!("{line}");
         }
-        return FINE;
+        return Exit::Fine;
     }
     if !loaded.warnings.is_empty() {
         eprintln!("{}", Warnings(&loaded.warnings));
@@ -146,25 +140,25 @@ fn passed(loaded: &Loaded, arguments: &CheckArguments) -> i32 {
     let settings = &loaded.settings;
     let sinks: usize = settings.streams.values().map(|stream| stream.sinks().len()).sum();
     println!("{} is fine: {} streams, {sinks} sinks", loaded.file, settings.streams.len());
-    FINE
+    Exit::Fine
 }
 
-fn explain(loaded: &Loaded, name: &str, arguments: &CheckArguments) -> i32 {
+fn explain(loaded: &Loaded, name: &str, arguments: &CheckArguments) -> Exit {
     let streams = &loaded.settings.streams;
     let Some(stream) = StreamName::parse(name).ok().and_then(|name| streams.get(&name)) else {
         let known: Vec<_> = streams.keys().map(StreamName::as_str).collect();
         eprintln!("there is no stream {name:?}; defined: {}", known.join(", "));
-        return FAILED;
+        return Exit::Failed;
     };
     let filter_topic = config::only_topic(&stream.topic_filter);
     let Some(topic) = arguments.topic.as_deref().or(filter_topic) else {
         eprintln!("{:?} has wildcards; say which topic: --topic", stream.topic_filter);
-        return FAILED;
+        return Exit::Failed;
     };
     let mut payload = Vec::new();
     if let Err(error) = std::io::stdin().lock().read_to_end(&mut payload) {
         eprintln!("cannot read the message from standard input: {error}");
-        return FAILED;
+        return Exit::Failed;
     }
     // An editor ends a file with a newline; a device does not.
     let payload = payload.strip_suffix(b"\n").unwrap_or(&payload);
@@ -175,11 +169,11 @@ fn explain(loaded: &Loaded, name: &str, arguments: &CheckArguments) -> i32 {
             } else {
                 print!("{explanation}");
             }
-            FINE
+            Exit::Fine
         }
         Err(errors) => {
             errors.iter().for_each(|error| eprintln!("{error}"));
-            BAD_CONFIGURATION
+            Exit::Configuration
         }
     }
 }

@@ -8,13 +8,10 @@ use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
+use super::Exit;
 use crate::config::{DatabaseSettings, Settings};
 use crate::domain::StreamName;
 use crate::migrate::{Draft, Session, draft, next_number};
-
-const FINE: u8 = 0;
-const FAILED: u8 = 1;
-const USAGE: u8 = 2;
 
 /// `telemetry migrate …`
 #[derive(Debug, Args)]
@@ -49,14 +46,14 @@ pub async fn run(
     args: &MigrateArgs,
     settings: &Settings,
     out: &mut impl Write,
-) -> Result<u8, anyhow::Error> {
+) -> anyhow::Result<Exit> {
     if let MigrateCommand::Draft { stream } = &args.command {
         return print_draft(args, settings, stream, out);
     }
     let Some(databases) = chosen(args, settings) else {
         let known: Vec<_> = settings.databases.keys().map(String::as_str).collect();
         writeln!(out, "no such database; configured: {}", known.join(", "))?;
-        return Ok(USAGE);
+        return Ok(Exit::Usage);
     };
     let mut reports = Vec::new();
     for (name, database) in databases {
@@ -66,7 +63,7 @@ pub async fn run(
         });
     }
     print_reports(args, &reports, out)?;
-    Ok(if reports.iter().any(|report| report.error.is_some()) { FAILED } else { FINE })
+    Ok(if reports.iter().any(|report| report.error.is_some()) { Exit::Failed } else { Exit::Fine })
 }
 
 fn chosen<'s>(
@@ -168,23 +165,23 @@ fn print_draft(
     settings: &Settings,
     stream: &str,
     out: &mut impl Write,
-) -> Result<u8, anyhow::Error> {
+) -> anyhow::Result<Exit> {
     let known = StreamName::parse(stream).ok().and_then(|name| settings.streams.get(&name));
     let Some(found) = known else {
         let known: Vec<_> = settings.streams.keys().map(StreamName::as_str).collect();
         writeln!(out, "no stream {stream:?}; configured: {}", known.join(", "))?;
-        return Ok(USAGE);
+        return Ok(Exit::Usage);
     };
     let wanted = |draft: &Draft| args.database.as_ref().is_none_or(|name| *name == draft.database);
     let drafts: Vec<Draft> = draft(found).into_iter().filter(wanted).collect();
     if drafts.is_empty() {
         writeln!(out, "stream {stream} writes no table")?;
-        return Ok(USAGE);
+        return Ok(Exit::Usage);
     }
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &drafts).context("print JSON")?;
         writeln!(out)?;
-        return Ok(FINE);
+        return Ok(Exit::Fine);
     }
     for (index, one) in drafts.iter().enumerate() {
         let folder =
@@ -196,5 +193,5 @@ fn print_draft(
         }
         writeln!(out, "{}", one.sql)?;
     }
-    Ok(FINE)
+    Ok(Exit::Fine)
 }

@@ -6,13 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::Exit;
 use crate::config::{self, BackoffSettings, BrokerSettings, MqttVersion, Settings};
 use crate::simulate::{self, FaultRates, Feed, Kind, Order, Totals};
 
-const FINE: i32 = 0;
-const FAILED: i32 = 1;
-const USAGE: i32 = 2;
-const BAD_CONFIGURATION: i32 = 78;
 /// Faster than any broker takes; a larger number is a slip of the pen.
 const RATE_MAX: f64 = 1_000_000.0;
 
@@ -54,7 +51,7 @@ pub struct SimulateArguments {
 }
 
 /// Runs the command and answers the exit code.
-pub fn simulate(arguments: &SimulateArguments) -> i32 {
+pub fn simulate(arguments: &SimulateArguments) -> Exit {
     let order = match order(arguments) {
         Ok(order) => order,
         Err((code, problem)) => {
@@ -67,7 +64,7 @@ pub fn simulate(arguments: &SimulateArguments) -> i32 {
             Ok(runtime) => runtime,
             Err(error) => {
                 eprintln!("cannot start threads: {error}");
-                return FAILED;
+                return Exit::Failed;
             }
         };
     let shown = std::io::stderr().is_terminal();
@@ -85,19 +82,19 @@ pub fn simulate(arguments: &SimulateArguments) -> i32 {
     match outcome {
         Ok(totals) => {
             summarise(&totals, arguments.json);
-            FINE
+            Exit::Fine
         }
         Err(error) => {
             eprintln!("{error}");
-            FAILED
+            Exit::Failed
         }
     }
 }
 
-type Refusal = (i32, String);
+type Refusal = (Exit, String);
 
 fn order(arguments: &SimulateArguments) -> Result<Order, Refusal> {
-    let usage = |problem: String| (USAGE, problem);
+    let usage = |problem: String| (Exit::Usage, problem);
     let faults = FaultRates::parse(&arguments.faults).map_err(|error| usage(error.to_string()))?;
     let default_rate = Rate::parse(&arguments.rate).map_err(usage)?;
     let chosen = arguments
@@ -112,7 +109,7 @@ fn order(arguments: &SimulateArguments) -> Result<Order, Refusal> {
         None => {
             let environment = |name: &str| std::env::var(name).ok();
             let loaded = config::load(&arguments.config, &environment)
-                .map_err(|report| (BAD_CONFIGURATION, report.to_string()))?;
+                .map_err(|report| (Exit::Configuration, report.to_string()))?;
             feeds_of_settings(&loaded.settings, &chosen, default_rate, devices).map_err(usage)?
         }
     };
@@ -387,7 +384,7 @@ mod tests {
         assert_eq!((order.brokers.len(), order.feeds.len()), (1, 5));
         assert!(order.feeds.iter().all(|feed| feed.rate == 2.0));
         let nowhere = parsed("simulate --config /nowhere/telemetry.toml").unwrap();
-        assert_eq!(super::order(&nowhere).unwrap_err().0, BAD_CONFIGURATION);
+        assert_eq!(super::order(&nowhere).unwrap_err().0, Exit::Configuration);
     }
 
     #[test]

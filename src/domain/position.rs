@@ -20,6 +20,11 @@ impl Sequence {
         Sequence(self.0 + 1)
     }
 
+    /// The one before; zero stays zero.
+    pub fn previous(self) -> Sequence {
+        Sequence(self.0.saturating_sub(1))
+    }
+
     /// How many records lie in `(earlier, self]`; 0 when `earlier` is not earlier.
     pub fn since(self, earlier: Sequence) -> u64 {
         self.0.saturating_sub(earlier.0)

@@ -1,1 +1,10 @@
-//! (to be written)
+//! The only place that knows every part: builds them, supervises them, stops them in order.
+
+mod assembly;
+mod part_actor;
+mod replay;
+mod restart;
+mod run;
+mod supervisor;
+
+pub use run::run;

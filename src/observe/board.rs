@@ -168,7 +168,7 @@ pub struct BufferStatus {
 }
 
 /// One supervised part.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, serde::Deserialize)]
 pub struct PartStatus {
     pub state: PartState,
     pub restarts: u64,
@@ -176,7 +176,7 @@ pub struct PartStatus {
     pub last_failure: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PartState {
     #[default]

@@ -1,10 +1,12 @@
 //! The metrics of `docs/metrics.md`. Names stay; labels come from the configuration or a fixed list, never from a
 //! message. Counters are added to once per batch; gauges are copied from the [`Board`] at each scrape.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -17,7 +19,8 @@ use crate::domain::{Arrival, ErrorClass, Reason, SinkName, StreamName};
 type Labels = Vec<(&'static str, String)>;
 type Counters = Family<Labels, Counter>;
 type Gauges = Family<Labels, Gauge>;
-type FloatGauges = Family<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>;
+type FloatGauge = Gauge<f64, AtomicU64>;
+type FloatGauges = Family<Labels, FloatGauge>;
 type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
 fn accept_seconds() -> Histogram {
@@ -111,10 +114,12 @@ pub struct BufferMeters {
 #[derive(Debug)]
 pub struct Exposition {
     registry: Registry,
-    counters: std::collections::BTreeMap<&'static str, Counters>,
-    histograms: std::collections::BTreeMap<&'static str, Histograms>,
-    gauges: std::collections::BTreeMap<&'static str, Gauges>,
-    float_gauges: std::collections::BTreeMap<&'static str, FloatGauges>,
+    counters: BTreeMap<&'static str, Counters>,
+    histograms: BTreeMap<&'static str, Histograms>,
+    gauges: BTreeMap<&'static str, Gauges>,
+    float_gauges: BTreeMap<&'static str, FloatGauges>,
+    process: Registry,
+    process_gauges: BTreeMap<&'static str, FloatGauge>,
     buffer: BufferMeters,
     /// One scrape at a time: gauges are set, then printed.
     scrape: Mutex<()>,
@@ -197,6 +202,10 @@ const FLOAT_GAUGES: &[(&str, &str)] = &[
     ("sink_oldest_pending_timestamp_seconds", "Arrival of the first pending record; 0 = none"),
     ("sink_newest_delivered_timestamp_seconds", "Arrival of the newest delivered record; 0 = none"),
     ("sink_last_success_timestamp_seconds", "Last time the sink took a batch; 0 = never"),
+];
+
+/// The names every exporter uses, so without our prefix.
+const PROCESS_GAUGES: &[(&str, &str)] = &[
     ("process_start_time_seconds", "Start of the process"),
     ("process_resident_memory_bytes", "Resident memory"),
     ("process_cpu_seconds", "CPU time used"),
@@ -227,6 +236,11 @@ impl Exposition {
                 (*name, register(&mut registry, name, help, FloatGauges::default()))
             })
             .collect();
+        let mut process = Registry::default();
+        let process_gauges = PROCESS_GAUGES
+            .iter()
+            .map(|(name, help)| (*name, register(&mut process, name, help, FloatGauge::default())))
+            .collect();
         let buffer = BufferMeters { sync_duration: sync_seconds(), group_messages: messages() };
         registry.register(
             "buffer_sync_duration_seconds",
@@ -239,7 +253,17 @@ impl Exposition {
             buffer.group_messages.clone(),
         );
         let scrape = Mutex::default();
-        Exposition { registry, counters, histograms, gauges, float_gauges, buffer, scrape }
+        Exposition {
+            registry,
+            counters,
+            histograms,
+            gauges,
+            float_gauges,
+            process,
+            process_gauges,
+            buffer,
+            scrape,
+        }
     }
 
     fn counter(&self, name: &str, labels: &[(&'static str, &str)]) -> Counter {
@@ -316,7 +340,9 @@ impl Exposition {
         self.copy_outside(board);
         let mut text = String::new();
         // Writing to a String cannot fail.
-        let _ = encode(&mut text, &self.registry);
+        let _ = encode_registry(&mut text, &self.registry);
+        let _ = encode_registry(&mut text, &self.process);
+        let _ = encode_eof(&mut text);
         text
     }
 
@@ -334,10 +360,14 @@ impl Exposition {
             advance(&self.counter("part_stalls", &of), status.stalls);
         }
         let process = super::process::Process::now();
-        self.set_float("process_start_time_seconds", &[], process.start_time_seconds);
-        self.set_float("process_resident_memory_bytes", &[], process.resident_bytes);
-        self.set_float("process_cpu_seconds", &[], process.cpu_seconds);
-        self.set_float("process_open_fds", &[], process.open_fds);
+        for (name, value) in [
+            ("process_start_time_seconds", process.start_time_seconds),
+            ("process_resident_memory_bytes", process.resident_bytes),
+            ("process_cpu_seconds", process.cpu_seconds),
+            ("process_open_fds", process.open_fds),
+        ] {
+            self.process_gauges[name].set(value);
+        }
     }
 
     fn copy_streams(&self, board: &Board) {
@@ -441,4 +471,26 @@ fn to_i64(value: u64) -> i64 {
 
 fn seconds(at: Option<Arrival>) -> f64 {
     at.map_or(0.0, |at| at.as_micros() as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_documented_with_its_help() {
+        let page = include_str!("../../docs/metrics.md");
+        let names = COUNTERS
+            .iter()
+            .map(|(name, help)| (format!("telemetry_{name}_total"), *help))
+            .chain(HISTOGRAMS.iter().map(|(name, help, _)| (format!("telemetry_{name}"), *help)))
+            .chain([GAUGES, FLOAT_GAUGES].concat().into_iter().map(|(name, help)| {
+                (format!("telemetry_{name}"), help)
+            }))
+            .chain(PROCESS_GAUGES.iter().map(|(name, help)| ((*name).to_owned(), *help)));
+        for (name, help) in names {
+            let line = page.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+            assert!(line.is_some_and(|line| line.contains(help)), "{name}: {help}");
+        }
+    }
 }

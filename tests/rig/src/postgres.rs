@@ -18,7 +18,7 @@ use crate::wait::until;
 /// The cluster's first role.
 pub const SUPERUSER: &str = "postgres";
 /// Its password; connections must give it.
-pub const PASSWORD: &str = "rig";
+pub const PASSWORD: &str = "made-up-7Q2xVt9";
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(30);

@@ -1,0 +1,304 @@
+//! `telemetry dlq`: messages a sink could not take.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand};
+use comfy_table::Table;
+
+use super::client::{self, OrderError};
+use super::Exit;
+use crate::buffer::DeadLetterFilter;
+use crate::config::Settings;
+use crate::domain::{DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, StreamName};
+use crate::http::{CONTROL_SOCKET, ReplayRequest, ReplayResult};
+
+/// Examples:
+///   telemetry dlq list --stream energy
+///   telemetry dlq show energy/energy_consumption/4711
+///   telemetry dlq replay --reason out_of_range
+///   telemetry dlq purge --stream plug --yes
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub struct DlqArgs {
+    /// The configuration; conf.d/*.toml beside it is read too
+    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/telemetry/telemetry.toml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    order: DlqOrder,
+}
+
+#[derive(Subcommand, Debug)]
+enum DlqOrder {
+    /// A line per dead letter, and counts by reason
+    List {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// Print JSON, one letter a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// One dead letter with its payload
+    Show {
+        /// STREAM/SINK/SEQUENCE, as `list` prints it
+        #[arg(value_parser = parse_key)]
+        letter: DeadLetterKey,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Deliver again through the current mapping, with the original arrival time
+    Replay {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// Only these: STREAM/SINK/SEQUENCE
+        #[arg(value_parser = parse_key)]
+        letters: Vec<DeadLetterKey>,
+        /// Say what would be replayed
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Give up on dead letters: they are gone
+    Purge {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Args, Debug, Default)]
+struct FilterArgs {
+    /// Only of this stream
+    #[arg(long, value_parser = |text: &str| StreamName::parse(text))]
+    stream: Option<StreamName>,
+    /// Only of this sink
+    #[arg(long, value_parser = |text: &str| SinkName::parse(text))]
+    sink: Option<SinkName>,
+    /// Only for this reason, e.g. out_of_range
+    #[arg(long, value_parser = parse_reason)]
+    reason: Option<Reason>,
+}
+
+impl FilterArgs {
+    fn filter(&self) -> DeadLetterFilter {
+        DeadLetterFilter {
+            stream: self.stream.clone(),
+            sink: self.sink.clone(),
+            reason: self.reason,
+            since: None,
+        }
+    }
+}
+
+fn parse_reason(text: &str) -> Result<Reason, String> {
+    Reason::ALL.into_iter().find(|reason| reason.code() == text).ok_or_else(|| {
+        let known: Vec<_> = Reason::ALL.iter().map(|reason| reason.code()).collect();
+        format!("one of: {}", known.join(", "))
+    })
+}
+
+fn parse_key(text: &str) -> Result<DeadLetterKey, String> {
+    let parts: Vec<_> = text.split('/').collect();
+    let [stream, sink, sequence] = parts[..] else {
+        return Err("give it as STREAM/SINK/SEQUENCE".to_owned());
+    };
+    Ok(DeadLetterKey {
+        stream: StreamName::parse(stream).map_err(|error| error.to_string())?,
+        sink: SinkName::parse(sink).map_err(|error| error.to_string())?,
+        sequence: Sequence(sequence.parse().map_err(|_| format!("{sequence:?} is no sequence"))?),
+    })
+}
+
+fn key_text(key: &DeadLetterKey) -> String {
+    format!("{}/{}/{}", key.stream, key.sink, key.sequence)
+}
+
+pub fn run(args: &DlqArgs) -> anyhow::Result<Exit> {
+    let settings = super::settings(&args.config)?;
+    match &args.order {
+        DlqOrder::List { filter, json } => list(&settings, filter, *json),
+        DlqOrder::Show { letter, json } => show(&settings, letter, *json),
+        DlqOrder::Replay { filter, letters, dry_run } => {
+            replay(&settings, filter, letters, *dry_run)
+        }
+        DlqOrder::Purge { filter, yes } => purge(&settings, filter, *yes),
+    }
+}
+
+/// Every letter that matches, page by page, from the running node or from the files of a stopped one.
+fn letters(settings: &Settings, filter: &DeadLetterFilter) -> anyhow::Result<Vec<DeadLetter>> {
+    let mut found: Vec<DeadLetter> = Vec::new();
+    loop {
+        let after = found.last().map(|letter| letter.key.clone());
+        let request = ReplayRequest { filter: filter.clone(), after, ..Default::default() };
+        let page: Vec<DeadLetter> = match order(settings, "/dlq/list", &request) {
+            Ok(answer) => serde_json::from_value(answer)?,
+            Err(OrderError::NotRunning(_)) => {
+                return Ok(crate::buffer::inspect::dead_letters(&settings.node.state_dir, filter)?);
+            }
+            Err(OrderError::Failed(error)) => return Err(error),
+        };
+        if page.is_empty() {
+            return Ok(found);
+        }
+        found.extend(page);
+    }
+}
+
+fn order(
+    settings: &Settings,
+    path: &str,
+    request: &ReplayRequest,
+) -> Result<serde_json::Value, OrderError> {
+    let socket = settings.node.state_dir.join(CONTROL_SOCKET);
+    super::block_on(client::order(&socket, path, Some(request)))?
+}
+
+fn list(settings: &Settings, filter: &FilterArgs, json: bool) -> anyhow::Result<Exit> {
+    let letters = letters(settings, &filter.filter())?;
+    let mut out = std::io::stdout().lock();
+    if json {
+        for letter in &letters {
+            writeln!(out, "{}", serde_json::to_string(&shown(letter))?)?;
+        }
+        return Ok(Exit::Fine);
+    }
+    if letters.is_empty() {
+        writeln!(out, "no dead letters")?;
+        return Ok(Exit::Fine);
+    }
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::NOTHING);
+    table.set_header(["LETTER", "ARRIVED", "REASON", "COLUMN", "DETAIL"]);
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for letter in &letters {
+        *counts.entry(letter.reason.code()).or_default() += 1;
+        table.add_row([
+            key_text(&letter.key),
+            time_text(letter.arrival),
+            letter.reason.code().to_owned(),
+            letter.column.clone().unwrap_or_default(),
+            letter.detail.clone(),
+        ]);
+    }
+    writeln!(out, "{table}")?;
+    let counts: Vec<_> = counts.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    writeln!(out, "{} dead letters: {}", letters.len(), counts.join(", "))?;
+    Ok(Exit::Fine)
+}
+
+fn time_text(at: crate::domain::Arrival) -> String {
+    jiff::Timestamp::from_microsecond(at.as_micros())
+        .map_or_else(|_| at.as_micros().to_string(), |time| format!("{time:.3}"))
+}
+
+/// The payload as text where it is text.
+fn shown(letter: &DeadLetter) -> serde_json::Value {
+    let mut value = serde_json::json!({
+        "letter": key_text(&letter.key), "topic": letter.topic, "arrival": time_text(letter.arrival),
+        "dead_at": time_text(letter.dead_at), "stage": letter.stage, "reason": letter.reason,
+        "detail": letter.detail, "sqlstate": letter.sqlstate, "column": letter.column,
+        "attempts": letter.attempts, "payload_bytes": letter.payload.len(),
+    });
+    value["payload"] = match std::str::from_utf8(&letter.payload) {
+        Ok(text) => text.into(),
+        Err(_) => hex::encode(&letter.payload).into(),
+    };
+    value
+}
+
+fn show(settings: &Settings, key: &DeadLetterKey, json: bool) -> anyhow::Result<Exit> {
+    let filter = DeadLetterFilter {
+        stream: Some(key.stream.clone()),
+        sink: Some(key.sink.clone()),
+        ..Default::default()
+    };
+    let letters = letters(settings, &filter)?;
+    let Some(letter) = letters.iter().find(|letter| letter.key == *key) else {
+        bail!("no dead letter {}: see `telemetry dlq list`", key_text(key));
+    };
+    if json {
+        println!("{:#}", shown(letter));
+        return Ok(Exit::Fine);
+    }
+    let value = shown(letter);
+    for (name, value) in value.as_object().into_iter().flatten() {
+        match value {
+            serde_json::Value::Null => {}
+            serde_json::Value::String(text) => println!("{name:>14}  {text}"),
+            other => println!("{name:>14}  {other}"),
+        }
+    }
+    Ok(Exit::Fine)
+}
+
+fn replay(
+    settings: &Settings,
+    filter: &FilterArgs,
+    keys: &[DeadLetterKey],
+    dry_run: bool,
+) -> anyhow::Result<Exit> {
+    let all = letters(settings, &filter.filter())?;
+    let chosen: Vec<_> = all
+        .into_iter()
+        .map(|letter| letter.key)
+        .filter(|key| keys.is_empty() || keys.contains(key))
+        .collect();
+    if let Some(missing) = keys.iter().find(|key| !chosen.contains(key)) {
+        bail!("no dead letter {}: see `telemetry dlq list`", key_text(missing));
+    }
+    if dry_run {
+        chosen.iter().for_each(|key| println!("would replay {}", key_text(key)));
+        return Ok(Exit::Fine);
+    }
+    let mut failed = 0;
+    for page in chosen.chunks(100) {
+        let request = ReplayRequest { keys: page.to_vec(), ..Default::default() };
+        let answer = order(settings, "/dlq/replay", &request)
+            .context("a replay needs the running node: start it first")?;
+        let results: Vec<ReplayResult> = serde_json::from_value(answer)?;
+        for result in results {
+            match result.error {
+                None => println!("replayed {}", key_text(&result.key)),
+                Some(error) => {
+                    failed += 1;
+                    println!("still dead {}: {error}", key_text(&result.key));
+                }
+            }
+        }
+    }
+    Ok(if failed == 0 { Exit::Fine } else { Exit::Failed })
+}
+
+fn purge(settings: &Settings, filter: &FilterArgs, yes: bool) -> anyhow::Result<Exit> {
+    let letters = letters(settings, &filter.filter())?;
+    if letters.is_empty() {
+        println!("no dead letters");
+        return Ok(Exit::Fine);
+    }
+    if !yes && !confirmed(letters.len())? {
+        return Ok(Exit::Failed);
+    }
+    for page in letters.chunks(100) {
+        let keys = page.iter().map(|letter| letter.key.clone()).collect();
+        let request = ReplayRequest { keys, ..Default::default() };
+        order(settings, "/dlq/purge", &request)
+            .context("a purge needs the running node: start it first")?;
+    }
+    println!("purged {}", letters.len());
+    Ok(Exit::Fine)
+}
+
+fn confirmed(count: usize) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("{count} dead letters would be gone for good: confirm with --yes");
+    }
+    eprint!("{count} dead letters will be gone for good. Type yes: ");
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(answer.trim() == "yes")
+}

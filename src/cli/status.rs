@@ -1,0 +1,166 @@
+//! `telemetry status`: one table of the running node.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Args;
+use comfy_table::{Cell, CellAlignment, Table};
+use serde_json::Value;
+
+use super::{ConfigArg, Exit, client};
+
+/// Examples:
+///   telemetry status
+///   telemetry status --watch
+///   telemetry status --json | jq '.streams[].sinks[].pending'
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// Ask this address instead of the configured one
+    #[arg(long, value_name = "HOST:PORT")]
+    address: Option<SocketAddr>,
+    /// Draw anew every second until interrupted
+    #[arg(long)]
+    watch: bool,
+    /// Print what /health answers
+    #[arg(long)]
+    json: bool,
+}
+
+/// Pause between two drawings.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+pub fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
+    let address = match args.address {
+        Some(address) => address,
+        None => super::settings(&args.config.config)?.http.listen,
+    };
+    super::block_on(async {
+        loop {
+            let health = client::ask(address, "/health").await?;
+            show(&health, args)?;
+            if !args.watch {
+                return Ok(if health["state"] == "unhealthy" { Exit::Failed } else { Exit::Fine });
+            }
+            tokio::time::sleep(WATCH_INTERVAL).await;
+        }
+    })?
+}
+
+fn show(health: &Value, args: &StatusArgs) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        return Ok(writeln!(out, "{health:#}")?);
+    }
+    if args.watch && out.is_terminal() {
+        crossterm::execute!(
+            out,
+            crossterm::terminal::Clear(crossterm::terminal::ClearType::All),
+            crossterm::cursor::MoveTo(0, 0)
+        )?;
+    }
+    write!(out, "{}", render(health))?;
+    Ok(out.flush()?)
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn age(seconds: Option<f64>) -> String {
+    match seconds {
+        None => "-".to_owned(),
+        Some(seconds) if seconds < 90.0 => format!("{seconds:.0} s"),
+        Some(seconds) if seconds < 5400.0 => format!("{:.0} min", seconds / 60.0),
+        Some(seconds) => format!("{:.1} h", seconds / 3600.0),
+    }
+}
+
+fn render(health: &Value) -> String {
+    let mut out = format!("{} · {}", text(&health["node"]["name"]), text(&health["state"]));
+    let buffer = &health["buffer"];
+    let mib = |value: &Value| value.as_f64().unwrap_or(0.0) / 1_048_576.0;
+    out.push_str(&format!(
+        " · buffer {:.0} of {:.0} MiB in {} generations\n",
+        mib(&buffer["bytes"]),
+        mib(&buffer["quota_bytes"]),
+        text(&buffer["generations"])
+    ));
+    for because in health["because"].as_array().into_iter().flatten() {
+        out.push_str(&format!("  ! {}\n", text(because)));
+    }
+    out.push_str(&table(health).to_string());
+    out.push('\n');
+    out
+}
+
+fn table(health: &Value) -> Table {
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::NOTHING);
+    table.set_header([
+        "STREAM", "INPUT", "RECEIVED", "AGE", "SINK", "STATE", "DELIVERED", "PENDING", "DEAD",
+        "FILTERED",
+    ]);
+    for stream in health["streams"].as_array().into_iter().flatten() {
+        let status = &stream["status"];
+        let input = if status["subscribed"] == true { "active" } else { "away" };
+        let mut first = vec![
+            text(&stream["name"]),
+            input.to_owned(),
+            text(&status["sequence"]),
+            age(stream["data_age_seconds"].as_f64()),
+        ];
+        for sink in stream["sinks"].as_array().into_iter().flatten() {
+            let books = &sink["status"]["books"];
+            let count = |name: &str| books[name].as_u64();
+            let filtered = count("filtered").zip(count("incomplete")).map(|(f, i)| f + i);
+            let number = |n: Option<u64>| n.map_or("-".to_owned(), |n| n.to_string());
+            let mut row: Vec<Cell> = first.drain(..).map(Cell::new).collect();
+            row.resize_with(4, || Cell::new(""));
+            row.extend([Cell::new(text(&sink["sink"])), Cell::new(text(&sink["status"]["state"]))]);
+            let numbers = [
+                number(count("delivered")),
+                text(&sink["pending"]),
+                text(&sink["status"]["dead_letters"]),
+                number(filtered),
+            ];
+            let right = |n: String| Cell::new(n).set_alignment(CellAlignment::Right);
+            row.extend(numbers.map(right));
+            table.add_row(row);
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_named_once_and_each_sink_has_a_line() {
+        let sink = |name: &str| {
+            serde_json::json!({"sink": name, "pending": 2, "status": {"state": "delivering",
+                "dead_letters": 1, "books": {"delivered": 7, "filtered": 1, "incomplete": 2}}})
+        };
+        let health = serde_json::json!({
+            "state": "degraded", "because": ["kafka:main is away: refused"],
+            "node": {"name": "n1"}, "buffer": {"bytes": 1048576, "quota_bytes": 2097152, "generations": 1},
+            "streams": [{"name": "energy", "data_age_seconds": 120.0,
+                "status": {"subscribed": true, "sequence": 12},
+                "sinks": [sink("kafka"), sink("energy_consumption")]}],
+        });
+        let shown = render(&health);
+        assert_eq!(shown.matches("energy ").count() , 1, "{shown}");
+        assert!(shown.contains("n1 · degraded · buffer 1 of 2 MiB"), "{shown}");
+        assert!(shown.contains("! kafka:main is away"), "{shown}");
+        assert!(shown.contains("energy_consumption"), "{shown}");
+        assert!(shown.contains("2 min"), "{shown}");
+    }
+}

@@ -1,0 +1,156 @@
+//! Orders: parts and dead letters. Only on the control socket.
+
+use std::sync::Arc;
+
+use actix::Recipient;
+use actix_web::{HttpResponse, web};
+use futures_util::future::LocalBoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::buffer::{BufferError, DeadLetterFilter, State};
+use crate::domain::{DeadLetter, DeadLetterKey};
+use crate::observe::Board;
+use crate::part::{OrderPart, PartOrder};
+
+/// Dead letters one request may list or replay.
+const PAGE_MAX: usize = 1000;
+
+/// Delivers one dead letter again through the current mapping; answers what became of it.
+pub type Replay =
+    Arc<dyn Fn(DeadLetter) -> LocalBoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// What orders need.
+#[derive(Clone)]
+pub struct ControlState {
+    pub supervisor: Recipient<OrderPart>,
+    pub letters: State,
+    pub replay: Replay,
+}
+
+pub fn routes(config: &mut web::ServiceConfig) {
+    config
+        .route("/parts", web::get().to(parts))
+        .route("/parts/{name:.*}/{order}", web::post().to(order_part))
+        .route("/dlq/list", web::post().to(list))
+        .route("/dlq/replay", web::post().to(replay))
+        .route("/dlq/purge", web::post().to(purge));
+}
+
+async fn parts(board: web::Data<Board>) -> HttpResponse {
+    HttpResponse::Ok().json(board.parts())
+}
+
+async fn order_part(
+    state: web::Data<ControlState>,
+    path: web::Path<(String, String)>,
+) -> HttpResponse {
+    let (name, order) = path.into_inner();
+    let order = match order.as_str() {
+        "restart" => PartOrder::Restart,
+        "pause" => PartOrder::Pause,
+        "resume" => PartOrder::Resume,
+        other => return refused(format!("no order {other:?}: restart, pause, resume")),
+    };
+    match state.supervisor.send(OrderPart { name: name.clone(), order }).await {
+        Ok(true) => HttpResponse::Ok().json(serde_json::json!({ "part": name, "order": order })),
+        Ok(false) => HttpResponse::NotFound()
+            .json(serde_json::json!({ "error": format!("no part is called {name:?}") })),
+        Err(_) => HttpResponse::ServiceUnavailable()
+            .json(serde_json::json!({ "error": "the node is stopping" })),
+    }
+}
+
+fn refused(error: String) -> HttpResponse {
+    HttpResponse::BadRequest().json(serde_json::json!({ "error": error }))
+}
+
+fn broken(error: &BufferError) -> HttpResponse {
+    HttpResponse::InternalServerError().json(serde_json::json!({ "error": error.to_string() }))
+}
+
+/// Which dead letters; all when empty.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplayRequest {
+    pub filter: DeadLetterFilter,
+    /// Only these; the filter still applies.
+    pub keys: Vec<DeadLetterKey>,
+    /// List: begin after this one.
+    pub after: Option<DeadLetterKey>,
+    /// At most this many, 1000 at most.
+    pub limit: Option<usize>,
+}
+
+/// What became of one letter.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReplayResult {
+    pub key: DeadLetterKey,
+    /// `None`: delivered and removed from the dead letters.
+    pub error: Option<String>,
+}
+
+async fn select(state: &ControlState, request: &ReplayRequest) -> Result<Vec<DeadLetter>, BufferError> {
+    let limit = request.limit.unwrap_or(PAGE_MAX).min(PAGE_MAX);
+    if request.keys.is_empty() {
+        return state.letters.dead_letters(request.filter.clone(), request.after.clone(), limit).await;
+    }
+    let mut found = Vec::new();
+    for key in request.keys.iter().take(limit) {
+        let filter = DeadLetterFilter {
+            stream: Some(key.stream.clone()),
+            sink: Some(key.sink.clone()),
+            ..request.filter.clone()
+        };
+        let before = DeadLetterKey { sequence: key.sequence.previous(), ..key.clone() };
+        let next = state.letters.dead_letters(filter, Some(before), 1).await?;
+        found.extend(next.into_iter().filter(|letter| letter.key == *key));
+    }
+    Ok(found)
+}
+
+async fn list(state: web::Data<ControlState>, request: web::Json<ReplayRequest>) -> HttpResponse {
+    match select(&state, &request).await {
+        Ok(letters) => HttpResponse::Ok().json(letters),
+        Err(error) => broken(&error),
+    }
+}
+
+/// One after the other, in key order, so the records of one device keep their order. A letter is removed only after its
+/// sink has it; killed between the two, the next replay finds it delivered and only removes it.
+async fn replay(state: web::Data<ControlState>, request: web::Json<ReplayRequest>) -> HttpResponse {
+    let letters = match select(&state, &request).await {
+        Ok(letters) => letters,
+        Err(error) => return broken(&error),
+    };
+    let mut results = Vec::with_capacity(letters.len());
+    for letter in letters {
+        let key = letter.key.clone();
+        let error = match (state.replay)(letter).await {
+            Err(error) => Some(error),
+            Ok(()) => {
+                let removed = state.letters.remove_dead_letters(vec![key.clone()]).await;
+                removed.err().map(|error| error.to_string())
+            }
+        };
+        results.push(ReplayResult { key, error });
+    }
+    let delivered = results.iter().filter(|result| result.error.is_none()).count();
+    tracing::info!(event = "dead_letters_replayed", delivered, failed = results.len() - delivered,
+        "dead letters were replayed by a person");
+    HttpResponse::Ok().json(results)
+}
+
+async fn purge(state: web::Data<ControlState>, request: web::Json<ReplayRequest>) -> HttpResponse {
+    let keys: Vec<_> = match select(&state, &request).await {
+        Ok(letters) => letters.into_iter().map(|letter| letter.key).collect(),
+        Err(error) => return broken(&error),
+    };
+    let purged = keys.len();
+    match state.letters.remove_dead_letters(keys).await {
+        Ok(()) => {
+            tracing::warn!(event = "dead_letters_purged", purged, "dead letters were purged by a person");
+            HttpResponse::Ok().json(serde_json::json!({ "purged": purged }))
+        }
+        Err(error) => broken(&error),
+    }
+}

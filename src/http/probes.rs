@@ -1,0 +1,106 @@
+//! Questions anyone on the listener may ask. Nothing here touches a broker, a database or the disk.
+
+use actix_web::{HttpResponse, web};
+use serde::Serialize;
+
+use crate::domain::{SinkName, StreamName};
+use crate::observe::health::{Health, judge};
+use crate::observe::{Board, BufferStatus, DependencyStatus, NodeStatus, PartStatus, SinkStatus, StreamStatus};
+
+/// `/ping` and `/ready` are the paths older probes ask for.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config
+        .route("/health/live", web::get().to(live))
+        .route("/ping", web::get().to(live))
+        .route("/health/ready", web::get().to(ready))
+        .route("/ready", web::get().to(ready))
+        .route("/health", web::get().to(health))
+        .route("/metrics", web::get().to(metrics))
+        .route("/streams", web::get().to(streams));
+}
+
+/// The process answers: nothing else is asked.
+async fn live() -> HttpResponse {
+    HttpResponse::Ok().json(serde_json::json!({ "status": "live" }))
+}
+
+async fn ready(board: web::Data<Board>) -> HttpResponse {
+    let health = judge(&board);
+    let mut response =
+        if health.ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
+    response.json(serde_json::json!({ "ready": health.ready, "because": health.because }))
+}
+
+/// `/health`: the verdict, then everything it was made from.
+#[derive(Serialize)]
+struct Detail {
+    #[serde(flatten)]
+    health: Health,
+    node: NodeStatus,
+    buffer: BufferStatus,
+    dependencies: std::collections::BTreeMap<String, DependencyStatus>,
+    parts: std::collections::BTreeMap<String, PartStatus>,
+    streams: Vec<StreamLine>,
+}
+
+/// One stream with its sinks, as `/streams`, `/health` and `telemetry status` show it.
+#[derive(Serialize)]
+pub struct StreamLine {
+    name: StreamName,
+    /// Seconds since the last message; none before the first.
+    data_age_seconds: Option<f64>,
+    status: StreamStatus,
+    sinks: Vec<SinkLine>,
+}
+
+#[derive(Serialize)]
+struct SinkLine {
+    sink: SinkName,
+    pending: Option<u64>,
+    /// Received minus delivered, pending, dead-lettered, filtered: 0 when the books balance.
+    difference: Option<i64>,
+    status: SinkStatus,
+}
+
+fn stream_lines(board: &Board) -> Vec<StreamLine> {
+    let now = crate::domain::Arrival::now();
+    let line = |(name, view): (&StreamName, &std::sync::Arc<crate::observe::StreamView>)| {
+        let status = view.status();
+        let sinks = board.sinks().filter(|(stream, _, _)| *stream == name);
+        let sinks = sinks.map(|(_, sink, view)| {
+            let sink_status = view.status();
+            SinkLine {
+                sink: sink.clone(),
+                pending: sink_status.books.map(|books| status.sequence.since(books.cursor)),
+                difference: sink_status.books.map(|books| books.difference()),
+                status: sink_status,
+            }
+        });
+        let sinks = sinks.collect();
+        let age = status.last_message.map(|at| (now.as_micros() - at.as_micros()).max(0) as f64 / 1e6);
+        StreamLine { name: name.clone(), data_age_seconds: age, status, sinks }
+    };
+    board.streams().map(line).collect()
+}
+
+async fn health(board: web::Data<Board>) -> HttpResponse {
+    let detail = Detail {
+        health: judge(&board),
+        node: board.node(),
+        buffer: board.buffer(),
+        dependencies: board.dependencies().map(|(name, status)| (name.to_owned(), status)).collect(),
+        parts: board.parts(),
+        streams: stream_lines(&board),
+    };
+    HttpResponse::Ok().json(detail)
+}
+
+async fn metrics(board: web::Data<Board>) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
+        .body(board.render_metrics())
+}
+
+async fn streams(board: web::Data<Board>) -> HttpResponse {
+    HttpResponse::Ok().json(serde_json::json!({ "streams": stream_lines(&board) }))
+}

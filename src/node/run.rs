@@ -1,0 +1,227 @@
+//! The node's life: start, run until told to stop or until the disk fails, stop in order.
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use anyhow::Context as _;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::assembly;
+use super::replay::{Replayers, replay};
+use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
+use crate::buffer::Buffer;
+use crate::config::Settings;
+use crate::http::{CONTROL_SOCKET, ControlState, Server, serve};
+use crate::observe::Board;
+use crate::part::Phase;
+
+/// How often a stop looks whether parts have ended.
+const STOP_POLL: Duration = Duration::from_millis(20);
+
+/// What parts get to abandon what they do once they are told to end at once.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// The buffer syncs and closes within this, or the stop goes on without it (what was acknowledged is durable anyway).
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs the node until SIGTERM or SIGINT. `Err` when it could not start, or when the disk failed under it: the process
+/// must then end non-zero, so that systemd starts it again.
+pub fn run(settings: Settings) -> anyhow::Result<()> {
+    install_panic_log();
+    System::new().block_on(async {
+        let mut signals = Signals::listen()?;
+        let node = Node::start(settings).await?;
+        let verdict = node.until_told(&mut signals).await;
+        node.stop(&mut signals).await;
+        verdict
+    })
+}
+
+/// A panic ends one part; its place belongs into the log like any other event.
+fn install_panic_log() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        tracing::error!(event = "panic", thread = thread.name().unwrap_or("unnamed"), "{panic}");
+    }));
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+struct Node {
+    settings: Arc<Settings>,
+    board: Arc<Board>,
+    buffer: Buffer,
+    supervisor: Addr<Supervisor>,
+    server: Server,
+}
+
+impl Node {
+    async fn start(settings: Settings) -> anyhow::Result<Self> {
+        let began = Instant::now();
+        let settings = Arc::new(settings);
+        let board = Board::new(&settings);
+        make_state_dir(&settings.node.state_dir)?;
+        let sinks: Vec<_> = settings
+            .streams
+            .values()
+            .map(|stream| (stream.name.clone(), stream.sinks()))
+            .collect();
+        let buffer =
+            Buffer::open(&settings.node.state_dir, &settings.buffer, &sinks, board.clone())?;
+        board.update_node(|node| node.log_identity = buffer.identity().to_string());
+        let supervisor = Supervisor::new(settings.supervision.clone(), board.clone()).start();
+        let context = assembly::Context {
+            settings: settings.clone(),
+            buffer: buffer.clone(),
+            board: board.clone(),
+        };
+        let sinks = assembly::table_sinks(&context);
+        let replayers = Replayers::default();
+        let control = ControlState {
+            supervisor: supervisor.clone().recipient(),
+            letters: buffer.state(),
+            replay: replay(&context, &sinks, &replayers),
+        };
+        let socket = settings.node.state_dir.join(CONTROL_SOCKET);
+        let server = serve(settings.http.listen, &socket, board.clone(), control).await?;
+        for part in assembly::parts(&context, &sinks, &replayers) {
+            supervisor.send(AddPart(part)).await.context("launch a part")?;
+        }
+        board.update_node(|node| node.running = true);
+        tracing::info!(event = "node_started", node = %settings.node.name,
+            log = %buffer.identity(), http = %server.address,
+            streams = settings.streams.len(), after_ms = began.elapsed().as_millis() as u64,
+            "accepting as soon as a broker is there");
+        notify(&[NotifyState::Ready, NotifyState::Status("accepting")]);
+        Ok(Node { settings, board, buffer, supervisor, server })
+    }
+
+    /// Until a signal, or the first error of the disk.
+    async fn until_told(&self, signals: &mut Signals) -> anyhow::Result<()> {
+        let watchdog = async {
+            match sd_notify::watchdog_enabled() {
+                Some(limit) => self.feed_watchdog(limit / 2).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = signals.next() => Ok(()),
+            error = self.buffer.failed() => {
+                tracing::error!(event = "buffer_failed", %error,
+                    "the disk failed: the node ends and must be started afresh");
+                Err(error.into())
+            }
+            () = watchdog => Ok(()),
+        }
+    }
+
+    /// Only real progress feeds it: a supervisor that does not answer, or a part that stays stalled, does not.
+    async fn feed_watchdog(&self, interval: Duration) {
+        loop {
+            let alive = tokio::time::timeout(interval, self.supervisor.send(GetAlive)).await;
+            if matches!(alive, Ok(Ok(true))) {
+                notify(&[NotifyState::Watchdog]);
+            }
+            tokio::time::sleep(interval).await;
+        }
+    }
+
+    /// 1. not ready 2. intake ends 3. sinks work until the deadline 4. whoever is left ends at once 5. HTTP ends
+    /// 6. the buffer closes. A second signal goes to 4.
+    async fn stop(self, signals: &mut Signals) {
+        let began = Instant::now();
+        self.board.update_node(|node| {
+            node.running = false;
+            node.draining = true;
+        });
+        notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+        let deadline = began + self.settings.node.drain_timeout;
+        tracing::info!(event = "node_stopping",
+            drain_timeout_ms = self.settings.node.drain_timeout.as_millis() as u64,
+            "intake ends, sinks deliver what they can");
+        tokio::select! {
+            () = self.drain(deadline) => {}
+            () = signals.next() => {
+                tracing::info!(event = "node_stopping_at_once", "a second signal: what is pending stays in the buffer");
+            }
+        }
+        for side in [Side::Intake, Side::Delivery] {
+            self.set_phase(side, Phase::Stopping).await;
+        }
+        for side in [Side::Intake, Side::Delivery] {
+            let left = self.wait_finished(side, Instant::now() + STOP_GRACE).await;
+            if !left.is_empty() {
+                tracing::warn!(event = "parts_left", parts = left.join(", "), "did not end in time");
+            }
+        }
+        self.server.stop().await;
+        if let Err(error) = self.buffer.close(CLOSE_TIMEOUT).await {
+            tracing::warn!(event = "buffer_close_failed", %error, "closing the buffer");
+        }
+        tracing::info!(event = "node_stopped", after_ms = began.elapsed().as_millis() as u64, "stopped");
+    }
+
+    async fn drain(&self, deadline: Instant) {
+        self.set_phase(Side::Intake, Phase::Draining { deadline }).await;
+        self.wait_finished(Side::Intake, deadline).await;
+        self.set_phase(Side::Delivery, Phase::Draining { deadline }).await;
+        let left = self.wait_finished(Side::Delivery, deadline).await;
+        if !left.is_empty() {
+            tracing::info!(event = "drain_deadline", parts = left.join(", "),
+                "the deadline has come: what is pending stays in the buffer");
+        }
+    }
+
+    async fn set_phase(&self, side: Side, phase: Phase) {
+        // The supervisor lives as long as the node; a failed send means that the system is going down anyway.
+        let _ = self.supervisor.send(SetPhase(side, phase)).await;
+    }
+
+    /// Who is left at the deadline.
+    async fn wait_finished(&self, side: Side, deadline: Instant) -> Vec<String> {
+        loop {
+            let left = self.supervisor.send(GetUnfinished(side)).await.unwrap_or_default();
+            if left.is_empty() || Instant::now() >= deadline {
+                return left;
+            }
+            tokio::time::sleep(STOP_POLL).await;
+        }
+    }
+}
+
+fn notify(states: &[NotifyState]) {
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(states);
+}
+
+fn make_state_dir(path: &Path) -> anyhow::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("make the state directory {}", path.display()))
+}

@@ -1,0 +1,328 @@
+//! The one actor that knows every part: it launches them from fresh constructors, restarts what ended, parks what
+//! keeps failing, cancels what makes no progress, and carries the phase to all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use tokio::sync::watch;
+
+use super::part_actor::{Cancel, EndNotice, Ending, PartActor, PartEnded};
+use super::restart::{Decision, RestartPolicy};
+use crate::config::SupervisionSettings;
+use crate::observe::{Board, PartState};
+use crate::part::{Control, OrderPart, Part, PartOrder, Phase, Progress};
+
+/// How often stalls are looked for.
+const TICK: Duration = Duration::from_secs(1);
+
+/// After a cancel, how long the actor may take to end before its thread counts as blocked.
+const CANCEL_GRACE: Duration = Duration::from_secs(5);
+
+/// Which phase a part follows: intake ends before delivery does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Intake,
+    Delivery,
+}
+
+type Launch =
+    Arc<dyn Fn(&ArbiterHandle, Control, EndNotice) -> Recipient<Cancel> + Send + Sync + 'static>;
+
+/// What the supervisor needs to give life to a part, as often as it takes.
+pub struct PartSpec {
+    pub name: String,
+    pub side: Side,
+    pub arbiter: ArbiterHandle,
+    launch: Launch,
+}
+
+impl PartSpec {
+    /// `build` runs on the part's own arbiter, once per life.
+    pub fn new<P: Part>(
+        name: String,
+        side: Side,
+        arbiter: ArbiterHandle,
+        build: impl Fn() -> P + Send + Sync + 'static,
+    ) -> Self {
+        let build = Arc::new(build);
+        let launch = move |arbiter: &ArbiterHandle, control: Control, notice: EndNotice| {
+            let build = build.clone();
+            let address = PartActor::start_in_arbiter(arbiter, move |_| {
+                PartActor::new(build(), control, notice)
+            });
+            address.recipient()
+        };
+        PartSpec { name, side, arbiter, launch: Arc::new(launch) }
+    }
+}
+
+struct Supervised {
+    spec: PartSpec,
+    policy: RestartPolicy,
+    /// Counts lives, so that late news of an earlier one is told apart.
+    launch: u64,
+    paused: watch::Sender<bool>,
+    life: Option<Life>,
+    state: PartState,
+}
+
+struct Life {
+    progress: Arc<Progress>,
+    cancel: Recipient<Cancel>,
+    cancelled_at: Option<Instant>,
+}
+
+/// See the module's text.
+pub struct Supervisor {
+    settings: SupervisionSettings,
+    board: Arc<Board>,
+    parts: BTreeMap<String, Supervised>,
+    intake: watch::Sender<Phase>,
+    delivery: watch::Sender<Phase>,
+}
+
+impl Supervisor {
+    pub fn new(settings: SupervisionSettings, board: Arc<Board>) -> Self {
+        Supervisor {
+            settings,
+            board,
+            parts: BTreeMap::new(),
+            intake: watch::Sender::new(Phase::Running),
+            delivery: watch::Sender::new(Phase::Running),
+        }
+    }
+
+    fn phase_of(&self, side: Side) -> &watch::Sender<Phase> {
+        match side {
+            Side::Intake => &self.intake,
+            Side::Delivery => &self.delivery,
+        }
+    }
+
+    fn launch(&mut self, name: &str, context: &mut Context<Self>) {
+        let Some(part) = self.parts.get(name) else { return };
+        let phase = self.phase_of(part.spec.side).subscribe();
+        if *phase.borrow() != Phase::Running {
+            return self.set_state(name, PartState::Finished, None);
+        }
+        let Some(part) = self.parts.get_mut(name) else { return };
+        part.launch += 1;
+        let progress = Arc::new(Progress::default());
+        let control = Control::new(phase, part.paused.subscribe(), progress.clone());
+        let notice =
+            EndNotice::new(context.address().recipient(), name.to_owned(), part.launch);
+        let cancel = (part.spec.launch)(&part.spec.arbiter, control, notice);
+        part.life = Some(Life { progress, cancel, cancelled_at: None });
+        let paused = *part.paused.borrow();
+        self.set_state(name, if paused { PartState::Paused } else { PartState::Running }, None);
+    }
+
+    fn set_state(&mut self, name: &str, state: PartState, failure: Option<String>) {
+        if let Some(part) = self.parts.get_mut(name) {
+            part.state = state;
+        }
+        self.board.update_part(name, |status| {
+            status.state = state;
+            if failure.is_some() {
+                status.last_failure = failure;
+            }
+        });
+    }
+
+    fn failed(&mut self, name: &str, why: String, context: &mut Context<Self>) {
+        let Some(part) = self.parts.get_mut(name) else { return };
+        part.life = None;
+        let (state, pause) = match part.policy.failed(Instant::now()) {
+            Decision::RestartAfter(pause) => {
+                tracing::warn!(event = "part_failed", part = name, error = %why,
+                    restart_in_ms = pause.as_millis() as u64, "a part failed and is started afresh");
+                (PartState::Restarting, pause)
+            }
+            Decision::Park { retry_after } => {
+                tracing::error!(event = "part_parked", part = name, error = %why,
+                    retry_in_seconds = retry_after.as_secs(),
+                    "a part failed too often and is parked; everything else goes on");
+                (PartState::Parked, retry_after)
+            }
+        };
+        self.set_state(name, state, Some(why));
+        self.board.update_part(name, |status| status.restarts += 1);
+        let (launch, name) = (part_launch(&self.parts, name), name.to_owned());
+        context.run_later(pause, move |supervisor, context| {
+            // A restart by hand may have been quicker.
+            if part_launch(&supervisor.parts, &name) == launch
+                && supervisor.parts.get(&name).is_some_and(|part| part.life.is_none())
+            {
+                supervisor.launch(&name, context);
+            }
+        });
+    }
+
+    /// Cancels what has work and makes no progress. A part that does not even take the cancel sits on a blocked
+    /// thread: its next life gets a new one.
+    fn look_for_stalls(&mut self, context: &mut Context<Self>) {
+        let limit = self.settings.stall_timeout;
+        let mut blocked = Vec::new();
+        for (name, part) in &mut self.parts {
+            let Some(life) = &mut part.life else { continue };
+            match life.cancelled_at {
+                None if life.progress.stalled_for().is_some_and(|stalled| stalled > limit) => {
+                    tracing::error!(event = "part_stalled", part = %name,
+                        after_seconds = limit.as_secs(), "a part has work and makes no progress");
+                    self.board.update_part(name, |status| status.stalls += 1);
+                    life.cancelled_at = Some(Instant::now());
+                    // A full mailbox means the thread is blocked: the grace below deals with it.
+                    let _ = life.cancel.try_send(Cancel);
+                }
+                Some(at) if at.elapsed() > CANCEL_GRACE => blocked.push(name.clone()),
+                _ => {}
+            }
+        }
+        for name in blocked {
+            if let Some(part) = self.parts.get_mut(&name) {
+                part.spec.arbiter = Arbiter::new().handle();
+                part.launch += 1;
+            }
+            self.failed(&name, "its thread is blocked".to_owned(), context);
+        }
+    }
+}
+
+fn part_launch(parts: &BTreeMap<String, Supervised>, name: &str) -> u64 {
+    parts.get(name).map_or(0, |part| part.launch)
+}
+
+impl Actor for Supervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.run_interval(TICK, |supervisor, context| supervisor.look_for_stalls(context));
+    }
+}
+
+/// Order: take this part on and launch it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct AddPart(pub PartSpec);
+
+impl Handler<AddPart> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, AddPart(spec): AddPart, context: &mut Self::Context) {
+        let name = spec.name.clone();
+        let part = Supervised {
+            spec,
+            policy: RestartPolicy::new(self.settings.clone()),
+            launch: 0,
+            paused: watch::Sender::new(false),
+            life: None,
+            state: PartState::Running,
+        };
+        self.parts.insert(name.clone(), part);
+        self.launch(&name, context);
+    }
+}
+
+impl Handler<PartEnded> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, news: PartEnded, context: &mut Self::Context) {
+        let Some(part) = self.parts.get_mut(&news.name) else { return };
+        if part.launch != news.launch {
+            return;
+        }
+        let phase = *self.phase_of(self.parts[&news.name].spec.side).borrow();
+        let why = match news.ending {
+            Ending::Finished if phase != Phase::Running => {
+                if let Some(part) = self.parts.get_mut(&news.name) {
+                    part.life = None;
+                }
+                return self.set_state(&news.name, PartState::Finished, None);
+            }
+            Ending::Finished => "it ended without being told to".to_owned(),
+            Ending::Failed(why) => why,
+            Ending::Panicked(text) => format!("panic: {text}"),
+            Ending::Gone => "its actor is gone".to_owned(),
+        };
+        self.failed(&news.name, why, context);
+    }
+}
+
+/// Order: carry this phase to one side.
+#[derive(Message, Debug, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct SetPhase(pub Side, pub Phase);
+
+impl Handler<SetPhase> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, SetPhase(side, phase): SetPhase, _: &mut Self::Context) {
+        self.phase_of(side).send_replace(phase);
+    }
+}
+
+/// Question: which parts of a side have not finished?
+#[derive(Message, Debug, Clone, Copy)]
+#[rtype(result = "Vec<String>")]
+pub struct GetUnfinished(pub Side);
+
+impl Handler<GetUnfinished> for Supervisor {
+    type Result = MessageResult<GetUnfinished>;
+
+    fn handle(&mut self, GetUnfinished(side): GetUnfinished, _: &mut Self::Context) -> Self::Result {
+        let unfinished = self.parts.iter().filter(|(_, part)| part.spec.side == side);
+        let unfinished = unfinished.filter(|(_, part)| part.life.is_some());
+        MessageResult(unfinished.map(|(name, _)| name.clone()).collect())
+    }
+}
+
+/// Question for the watchdog: is any part stalled beyond its limit?
+#[derive(Message, Debug, Clone, Copy)]
+#[rtype(result = "bool")]
+pub struct GetAlive;
+
+impl Handler<GetAlive> for Supervisor {
+    type Result = bool;
+
+    fn handle(&mut self, _: GetAlive, _: &mut Self::Context) -> bool {
+        // A stalled part is cancelled and restarted within its limit and the grace; only when even that does not help
+        // is the process of no use.
+        let limit = self.settings.stall_timeout + CANCEL_GRACE * 2;
+        self.parts.values().all(|part| {
+            let stalled = part.life.as_ref().and_then(|life| life.progress.stalled_for());
+            stalled.is_none_or(|stalled| stalled <= limit)
+        })
+    }
+}
+
+impl Handler<OrderPart> for Supervisor {
+    type Result = bool;
+
+    fn handle(&mut self, OrderPart { name, order }: OrderPart, context: &mut Self::Context) -> bool {
+        let Some(part) = self.parts.get_mut(&name) else { return false };
+        tracing::info!(event = "part_ordered", part = %name, ?order, "an order from a person");
+        match order {
+            PartOrder::Pause | PartOrder::Resume => {
+                part.paused.send_replace(order == PartOrder::Pause);
+                let paused = order == PartOrder::Pause;
+                let state = if paused { PartState::Paused } else { PartState::Running };
+                if part.life.is_some() {
+                    self.set_state(&name, state, None);
+                }
+            }
+            PartOrder::Restart => {
+                part.policy.forgive();
+                match &part.life {
+                    // It ends as `Gone` and is started afresh after the first, short pause.
+                    Some(life) => {
+                        let _ = life.cancel.try_send(Cancel);
+                    }
+                    None => self.launch(&name, context),
+                }
+            }
+        }
+        true
+    }
+}

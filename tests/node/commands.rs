@@ -1,0 +1,73 @@
+//! What a person sees: commands, health, metrics.
+
+use rig::eventually;
+
+use crate::world::{Changes, SOON, World};
+
+#[test]
+fn probes_metrics_and_status_tell_the_same_story() {
+    let mut world = World::start(Changes::default());
+    let publisher = world.publisher();
+    publisher.publish("energy", "saveeye/telemetry", r#"{"saveeyeDeviceSerialNumber": "SE-1", "newField": {"a": 1},
+        "activeActualConsumption": {"total": 1}}"#);
+    publisher.flush(SOON).unwrap();
+    world.drained(SOON);
+    for path in ["/health/live", "/ping", "/health/ready", "/ready"] {
+        let answer = world.node.get(path).unwrap();
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+    }
+    let health = world.node.get("/health").unwrap().json().unwrap();
+    assert_eq!(health["state"], "healthy", "{health:#}");
+    let metrics = world.node.get("/metrics").unwrap().body;
+    for line in [
+        r#"telemetry_accepted_messages_total{stream="energy"} 1"#,
+        r#"telemetry_delivered_messages_total{stream="energy",sink="energy_consumption"} 1"#,
+        r#"telemetry_sink_pending_messages{stream="energy",sink="energy_consumption"} 0"#,
+        "telemetry_ready 1",
+    ] {
+        assert!(metrics.contains(line), "{line} in\n{metrics}");
+    }
+    eventually(SOON, "the member nobody maps is listed", || {
+        world.node.get("/streams").unwrap().body.contains("newField.a")
+    });
+    let status = world.node.command(&["status"]).unwrap();
+    assert!(status.status.success());
+    let shown = String::from_utf8(status.stdout).unwrap();
+    assert!(shown.contains("energy_consumption") && shown.contains("delivering"), "{shown}");
+    let inspect = world.node.command(&["buffer", "inspect"]).unwrap();
+    assert!(inspect.status.success(), "{}", String::from_utf8_lossy(&inspect.stderr));
+    assert!(String::from_utf8_lossy(&inspect.stdout).contains("energy"));
+    let status = world.node.stop(SOON).unwrap();
+    assert!(status.success(), "{status}");
+    let verify = world.node.command(&["buffer", "verify"]).unwrap();
+    assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stdout));
+    let export = world.node.command(&["buffer", "export", "--stream", "energy"]).unwrap();
+    assert_eq!(String::from_utf8_lossy(&export.stdout).lines().count(), 1);
+}
+
+#[test]
+fn a_second_node_on_the_same_directory_is_refused() {
+    let world = World::start(Changes::default());
+    let output = world.node.command(&["run"]).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("another"), "{error}");
+}
+
+#[test]
+fn no_part_of_a_secret_is_ever_shown() {
+    let mut world = World::start(Changes::default());
+    let mut shown = world.node.get("/health").unwrap().body;
+    shown.push_str(&world.node.get("/metrics").unwrap().body);
+    for arguments in [&["check", "--effective"][..], &["status", "--json"]] {
+        let output = world.node.command(arguments).unwrap();
+        shown.push_str(&String::from_utf8_lossy(&output.stdout));
+        shown.push_str(&String::from_utf8_lossy(&output.stderr));
+    }
+    world.postgres.stop().unwrap();
+    eventually(SOON, "it notices", || {
+        world.node.get("/health").unwrap().body.contains("is away")
+    });
+    shown.push_str(&world.node.log_text());
+    assert!(!shown.contains(rig::PASSWORD), "the password is in what the node shows");
+}

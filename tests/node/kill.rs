@@ -1,0 +1,88 @@
+//! `kill -9` under load, again and again: nothing acknowledged is lost, no row is doubled.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use rig::eventually;
+use serde_json::{Value, json};
+
+use crate::world::{Changes, SOON, World};
+
+const ROUNDS: u64 = 50;
+const MESSAGES_A_ROUND: u64 = 300;
+
+fn payload(stream: &str, count: u64) -> (&'static str, String) {
+    match stream {
+        "energy" => (
+            "saveeye/telemetry",
+            json!({"saveeyeDeviceSerialNumber": format!("SE-{}", count % 3),
+                "activeActualConsumption": {"total": 500},
+                "activeTotalConsumption": {"total": count}})
+            .to_string(),
+        ),
+        _ => (
+            "homelab/temperature/outdoor",
+            json!({"temperature_c": count, "humidity_pct": 50}).to_string(),
+        ),
+    }
+}
+
+fn number(entry: &rig::Entry) -> String {
+    let value: Value = serde_json::from_slice(&entry.payload).unwrap();
+    let number = value.pointer("/activeTotalConsumption/total").or(value.get("temperature_c"));
+    format!("{} {}", entry.stream, number.unwrap())
+}
+
+#[test]
+fn fifty_kills_under_load_lose_nothing_and_double_no_row() {
+    let mut world = World::start(Changes { kafka: true, ..Changes::default() });
+    let publisher = world.publisher();
+    let mut count = 0;
+    for round in 0..ROUNDS {
+        for _ in 0..MESSAGES_A_ROUND {
+            for stream in ["energy", "temperature_outdoor"] {
+                let (topic, payload) = payload(stream, count);
+                publisher.publish(stream, topic, payload);
+            }
+            count += 1;
+        }
+        // A moment that differs from round to round, and does not depend on what the node has done.
+        std::thread::sleep(Duration::from_millis(round * 37 % 250));
+        world.node.kill();
+        world.node.start().unwrap();
+    }
+    publisher.flush(Duration::from_secs(60)).unwrap();
+    eventually(Duration::from_secs(60), "all rows", || {
+        world.count("telemetry", "energy_consumption") >= count
+            && world.count("telemetry", "temperature_sensors") >= count
+    });
+    world.drained(SOON);
+    let mut arrived = Vec::new();
+    for (stream, sql) in [
+        ("energy", "SELECT active_energy_total FROM energy_consumption"),
+        ("temperature_outdoor", "SELECT temperature_c FROM temperature_sensors"),
+    ] {
+        let rows = world.postgres.query("telemetry", sql).unwrap();
+        arrived.extend(rows.into_iter().flatten().flatten().map(|n| format!("{stream} {n}")));
+    }
+    let comparison = publisher.ledger().compare(number, arrived.iter().map(String::as_str));
+    assert!(comparison.is_exact(), "{comparison:?}");
+    assert_topic(&world, count);
+}
+
+/// At least once, each repeat marked by its id, and in order per device once repeats are dropped.
+fn assert_topic(world: &World, count: u64) {
+    let mut newest: HashMap<String, u64> = HashMap::new();
+    let mut seen = std::collections::HashSet::new();
+    for record in world.kafka_records("homelab-energy-realtime") {
+        if !seen.insert(record.header("telemetry-id").unwrap().to_owned()) {
+            continue;
+        }
+        let value: Value = serde_json::from_slice(&record.value).unwrap();
+        let number = value["fields"]["active_energy_total"].as_u64().unwrap();
+        let device = String::from_utf8(record.key.unwrap()).unwrap();
+        let before = newest.insert(device, number);
+        assert!(before.is_none_or(|before| before < number), "{before:?} before {number}");
+    }
+    assert_eq!(seen.len() as u64, count);
+}

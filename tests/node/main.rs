@@ -1,0 +1,10 @@
+//! The node from outside: the real binary between a real Mosquitto, PostgreSQL and Kafka, judged by what was published
+//! and what arrived.
+
+mod bad_input;
+mod commands;
+mod kill;
+mod outages;
+mod parts;
+mod streams;
+mod world;

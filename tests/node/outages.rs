@@ -1,0 +1,172 @@
+//! Whatever is outside may be away: the node keeps what it accepted and catches up by itself.
+
+use std::time::Duration;
+
+use rig::eventually;
+use serde_json::json;
+
+use crate::world::{Changes, SOON, World};
+
+fn reading(count: u64) -> String {
+    json!({"saveeyeDeviceSerialNumber": "SE-1", "activeActualConsumption": {"total": 500},
+        "activeTotalConsumption": {"total": count}})
+    .to_string()
+}
+
+/// Each publication's counter value, as the table and the topic show it.
+fn counters(world: &World) -> Vec<String> {
+    let sql = "SELECT active_energy_total FROM energy_consumption";
+    let rows = world.postgres.query("telemetry", sql).unwrap();
+    rows.into_iter().flatten().flatten().collect()
+}
+
+fn assert_once_each(world: &World, publisher: &rig::Publisher) {
+    let arrived = counters(world);
+    let ledger = publisher.ledger();
+    let comparison = ledger.compare(
+        |entry| {
+            let value: serde_json::Value = serde_json::from_slice(&entry.payload).unwrap();
+            value["activeTotalConsumption"]["total"].to_string()
+        },
+        arrived.iter().map(String::as_str),
+    );
+    assert!(comparison.is_exact(), "{comparison:?}");
+}
+
+#[test]
+fn it_starts_with_everything_away_and_catches_up_when_things_come() {
+    let mut world = World::prepare(Changes { kafka: true, ..Changes::default() });
+    world.mosquitto.stop().unwrap();
+    world.postgres.stop().unwrap();
+    world.node.start().unwrap();
+    let ready = world.node.get("/health/ready").unwrap();
+    assert_eq!(ready.status, 503, "{}", ready.body);
+    world.mosquitto.restart().unwrap();
+    eventually(SOON, "subscribed", || {
+        let all = world.node.streams().unwrap();
+        all["streams"].as_array().unwrap().iter().all(|line| line["status"]["subscribed"] == true)
+    });
+    let publisher = world.publisher();
+    for count in 0..100 {
+        publisher.publish("energy", "saveeye/telemetry", reading(count));
+    }
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "the topic has them without a database", || {
+        world.kafka_records("homelab-energy-realtime").len() == 100
+    });
+    world.postgres.restart().unwrap();
+    world.drained(SOON);
+    assert_once_each(&world, &publisher);
+    world.node.wait_ready(SOON).unwrap();
+}
+
+#[test]
+fn a_database_away_under_load_costs_nothing() {
+    let mut world = World::start(Changes::default());
+    let publisher = world.publisher();
+    let send = |from: u64| (from..from + 1000).for_each(|count| {
+        publisher.publish("energy", "saveeye/telemetry", reading(count));
+    });
+    send(0);
+    world.postgres.kill();
+    send(1000);
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "it says that it waits", || {
+        world.sink("energy", "energy_consumption")["status"]["state"] == "waiting"
+    });
+    world.postgres.restart().unwrap();
+    send(2000);
+    publisher.flush(SOON).unwrap();
+    world.drained(SOON);
+    assert_once_each(&world, &publisher);
+    assert_eq!(world.count("telemetry", "energy_consumption"), 3000);
+    let dead = world.books("energy", "energy_consumption", "dead_lettered");
+    assert_eq!(dead, 0, "an outage is never a dead letter");
+}
+
+#[test]
+fn a_broker_restart_is_followed_by_a_new_subscription_even_without_its_session_store() {
+    let mut world = World::start(Changes::default());
+    let publisher = world.publisher();
+    publisher.publish("energy", "saveeye/telemetry", reading(1));
+    publisher.flush(SOON).unwrap();
+    world.drained(SOON);
+    world.mosquitto.stop().unwrap();
+    eventually(SOON, "it says so", || {
+        world.node.get("/health").unwrap().body.contains("not subscribed")
+    });
+    let store = world.mosquitto.folder().join("data/mosquitto.db");
+    if store.exists() {
+        std::fs::remove_file(store).unwrap();
+    }
+    world.mosquitto.restart().unwrap();
+    eventually(Duration::from_secs(60), "all streams are subscribed again", || {
+        let all = world.node.streams().unwrap();
+        all["streams"].as_array().unwrap().iter().all(|line| line["status"]["subscribed"] == true)
+    });
+    publisher.publish("energy", "saveeye/telemetry", reading(2));
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "the second reading", || counters(&world).len() == 2);
+}
+
+#[test]
+fn stop_and_start_under_load_lose_and_double_nothing() {
+    let mut world = World::start(Changes { kafka: true, ..Changes::default() });
+    let publisher = world.publisher();
+    let mut count = 0;
+    for _ in 0..3 {
+        for _ in 0..2000 {
+            publisher.publish("energy", "saveeye/telemetry", reading(count));
+            count += 1;
+        }
+        let status = world.node.stop(SOON).unwrap();
+        assert!(status.success(), "{status}");
+        world.node.start().unwrap();
+    }
+    publisher.flush(SOON).unwrap();
+    world.drained(SOON);
+    eventually(SOON, "all rows", || world.count("telemetry", "energy_consumption") == count);
+    assert_once_each(&world, &publisher);
+    let records = world.kafka_records("homelab-energy-realtime");
+    let ids: std::collections::HashSet<_> =
+        records.iter().filter_map(|record| record.header("telemetry-id")).collect();
+    assert_eq!(ids.len() as u64, count, "a clean stop repeats nothing either");
+    assert_eq!(records.len() as u64, count);
+}
+
+#[test]
+fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
+    let extra = "[buffer]\nquota_bytes = 8388608\ngeneration_bytes = 1048576\nfree_bytes_min = 1048576\n";
+    let mut world = World::start(Changes { extra: extra.to_owned(), ..Changes::default() });
+    world.postgres.stop().unwrap();
+    let publisher = world.publisher();
+    let pad = "x".repeat(2000);
+    let padded = |count: u64| {
+        json!({"saveeyeDeviceSerialNumber": "SE-1", "pad": pad,
+            "activeActualConsumption": {"total": 500}, "activeTotalConsumption": {"total": count}})
+        .to_string()
+    };
+    let mut count = 0;
+    eventually(Duration::from_secs(60), "the quota is reached and said", || {
+        for _ in 0..200 {
+            publisher.publish("energy", "saveeye/telemetry", padded(count));
+            count += 1;
+        }
+        publisher.flush(SOON).unwrap();
+        let health = world.node.get("/health").unwrap().json().unwrap();
+        health["buffer"]["accepting"] == false
+    });
+    for _ in 0..500 {
+        publisher.publish("energy", "saveeye/telemetry", padded(count));
+        count += 1;
+    }
+    publisher.flush(SOON).unwrap();
+    let ready = world.node.get("/health/ready").unwrap();
+    assert_eq!(ready.status, 503, "{}", ready.body);
+    world.postgres.restart().unwrap();
+    eventually(Duration::from_secs(60), "all rows", || {
+        world.postgres.count("telemetry", "energy_consumption").is_ok_and(|rows| rows == count)
+    });
+    world.drained(SOON);
+    assert_once_each(&world, &publisher);
+}

@@ -1,0 +1,147 @@
+//! One node with its own broker and databases; Kafka is shared by all tests, with topics of their own.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rig::{Folder, Homelab, Kafka, Mosquitto, Node, PASSWORD, Postgres, Publisher, SUPERUSER, eventually, free_port};
+use serde_json::Value;
+
+/// Longest wait for something that normally takes well under a second.
+pub const SOON: Duration = Duration::from_secs(30);
+
+fn kafka() -> &'static Kafka {
+    static KAFKA: OnceLock<Kafka> = OnceLock::new();
+    KAFKA.get_or_init(|| Kafka::start().expect("Kafka starts"))
+}
+
+/// The homelab example between private servers.
+pub struct World {
+    pub mosquitto: Mosquitto,
+    pub postgres: Postgres,
+    pub node: Node,
+    prefix: Option<String>,
+    folder: Folder,
+}
+
+/// What a test changes in the homelab example.
+#[derive(Default)]
+pub struct Changes {
+    pub kafka: bool,
+    /// Further TOML, written to `conf.d/`.
+    pub extra: String,
+    /// Sets FAILPOINTS for the node.
+    pub failpoints: String,
+}
+
+impl World {
+    /// Servers up, databases made, node described but not started.
+    pub fn prepare(changes: Changes) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let folder = Folder::new(None, "node").unwrap();
+        let mosquitto = Mosquitto::start().unwrap();
+        let postgres = Postgres::start().unwrap();
+        for database in ["telemetry", "homelab_settings"] {
+            postgres.create_database(database).unwrap();
+        }
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let prefix = changes.kafka.then(|| format!("t{}-{count}-", std::process::id()));
+        let http_port = free_port().unwrap();
+        let config = folder.path().join("telemetry.toml");
+        let mut homelab = Homelab::load().unwrap();
+        homelab.node(&folder.path().join("state"), http_port);
+        homelab.broker(mosquitto.port());
+        homelab.databases(postgres.port(), folder.path()).unwrap();
+        // Quicker than a person needs it, so that outages in tests are short.
+        homelab.set(&["brokers", "home", "reconnect_max_ms"], 2000);
+        for database in ["telemetry", "homelab_settings"] {
+            homelab.set(&["databases", database, "retry_max_ms"], 1000);
+        }
+        match &prefix {
+            None => homelab.without_kafka(),
+            Some(prefix) => {
+                homelab.cluster(&kafka().bootstrap());
+                homelab.each("streams", |stream| {
+                    let kafka = stream.get_mut("kafka").and_then(|kafka| kafka.as_table_like_mut());
+                    if let Some(kafka) = kafka {
+                        let topic = kafka.get("topic").and_then(|topic| topic.as_str()).unwrap();
+                        let topic = format!("{prefix}{topic}");
+                        kafka.insert("topic", topic.into());
+                    }
+                });
+            }
+        }
+        homelab.write(&config).unwrap();
+        if !changes.extra.is_empty() {
+            fs::create_dir(folder.path().join("conf.d")).unwrap();
+            fs::write(folder.path().join("conf.d/test.toml"), &changes.extra).unwrap();
+        }
+        let node = Node::new(env!("CARGO_BIN_EXE_telemetry"), config, http_port)
+            .environment("FAILPOINTS", &changes.failpoints);
+        World { mosquitto, postgres, node, prefix, folder }
+    }
+
+    /// Everything up and ready.
+    pub fn start(changes: Changes) -> Self {
+        let mut world = World::prepare(changes);
+        world.node.start().unwrap();
+        world.node.wait_ready(SOON).unwrap();
+        world
+    }
+
+    pub fn publisher(&self) -> Publisher {
+        Publisher::new(self.mosquitto.port(), "publisher")
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    pub fn topic(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix.as_deref().unwrap_or_default())
+    }
+
+    pub fn kafka_records(&self, topic: &str) -> Vec<rig::Record> {
+        kafka().read_topic(&self.topic(topic)).unwrap_or_default()
+    }
+
+    /// One row as JSON, or none.
+    pub fn row(&self, database: &str, sql: &str) -> Option<Value> {
+        let rows = self.postgres.query(database, &format!("SELECT to_jsonb(r) FROM ({sql}) r")).unwrap();
+        let text = rows.into_iter().next()?.into_iter().next()??;
+        Some(serde_json::from_str(&text).unwrap())
+    }
+
+    pub fn count(&self, database: &str, table: &str) -> u64 {
+        self.postgres.count(database, table).unwrap()
+    }
+
+    /// The books of one sink from `/streams`; null before they are known.
+    pub fn sink(&self, stream: &str, sink: &str) -> Value {
+        let all = self.node.streams().unwrap_or(Value::Null);
+        let streams = all["streams"].as_array().cloned().unwrap_or_default();
+        let stream = streams.into_iter().find(|line| line["name"] == stream).unwrap_or(Value::Null);
+        let sinks = stream["sinks"].as_array().cloned().unwrap_or_default();
+        sinks.into_iter().find(|line| line["sink"] == sink).unwrap_or(Value::Null)
+    }
+
+    pub fn books(&self, stream: &str, sink: &str, what: &str) -> u64 {
+        self.sink(stream, sink)["status"]["books"][what].as_u64().unwrap_or(0)
+    }
+
+    /// Waits until every sink of every stream has passed what is durable, and the books balance.
+    #[track_caller]
+    pub fn drained(&self, within: Duration) {
+        eventually(within, "every sink has passed every record, with balanced books", || {
+            let Ok(all) = self.node.streams() else { return false };
+            let streams = all["streams"].as_array().cloned().unwrap_or_default();
+            let settled = |sink: &Value| sink["pending"] == 0 && sink["difference"] == 0;
+            !streams.is_empty()
+                && streams.iter().all(|stream| {
+                    stream["sinks"].as_array().is_some_and(|sinks| sinks.iter().all(settled))
+                })
+        });
+    }
+}
