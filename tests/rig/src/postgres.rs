@@ -1,11 +1,11 @@
 //! A private PostgreSQL cluster.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+mod cluster;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use rustix::process::Signal;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
@@ -25,9 +25,6 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 const QUERY_WITHIN: Duration = Duration::from_secs(120);
 const PORT_TRIES: usize = 3;
-/// Who runs the server when we are root, which PostgreSQL refuses to be.
-const SYSTEM_USERS: [&str; 2] = ["postgres", "nobody"];
-
 /// What the cluster is to be like.
 #[derive(Debug, Clone, Default)]
 pub struct PostgresOptions {
@@ -77,18 +74,19 @@ impl Postgres {
     pub fn prepare(options: &PostgresOptions) -> Result<Self> {
         let folder = Folder::new(options.folder.clone(), "postgres")?;
         let data = folder.join("data");
-        let privileges = privileges(folder.path())?;
+        let privileges = cluster::privileges(folder.path())?;
         if !data.join("PG_VERSION").exists() {
-            initialise(&folder, &data, &privileges)?;
+            cluster::make(&folder, &data)?;
         }
         let port = free_port();
-        let daemon = Daemon::new("postgres", program("postgres")?, folder.join("postgres.log"))
-            .privileges(privileges)
-            .working_folder(folder.path())
-            .arguments(["-D".into(), data.into_os_string()])
-            .arguments(settings(port, &options.settings))
-            // SIGTERM would wait for every client to leave.
-            .stop_signal(Signal::INT);
+        let daemon =
+            Daemon::new("postgres", cluster::program("postgres")?, folder.join("postgres.log"))
+                .privileges(privileges)
+                .working_folder(folder.path())
+                .arguments(["-D".into(), data.into_os_string()])
+                .arguments(settings(port, &options.settings))
+                // SIGTERM would wait for every client to leave.
+                .stop_signal(Signal::INT);
         Ok(Self { daemon, port, folder })
     }
 
@@ -277,94 +275,4 @@ fn settings(port: u16, given: &[(String, String)]) -> Vec<String> {
         .chain(given)
         .flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")])
         .collect()
-}
-
-fn initialise(folder: &Folder, data: &Path, privileges: &[String]) -> Result<()> {
-    let password = folder.join("superuser-password");
-    std::fs::write(&password, format!("{PASSWORD}\n")).context("write the password file")?;
-    if let Some((user, group)) = server_user()? {
-        for path in [folder.path(), &password] {
-            chown(path, Some(user), Some(group))
-                .with_context(|| format!("give {} to the server's user", path.display()))?;
-        }
-    }
-    let mut command = Command::new("setpriv");
-    command
-        .args(privileges)
-        .arg("--")
-        .arg(program("initdb")?)
-        .arg("-D")
-        .arg(data)
-        .args(["-U", SUPERUSER, "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8"])
-        // A half-made cluster is made again, so nothing need be durable yet.
-        .args(["--no-sync", "--no-instructions"])
-        .arg(format!("--pwfile={}", password.display()))
-        .current_dir(folder.path())
-        .stdin(Stdio::null());
-    let output = command.output().context("run initdb")?;
-    if !output.status.success() {
-        bail!(
-            "{command:?} failed:\n{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(())
-}
-
-/// Debian keeps the server out of the search path, one folder per version; the newest wins.
-fn program(name: &str) -> Result<PathBuf> {
-    let mut folders: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| {
-            let version = entry.file_name().to_str()?.parse().ok()?;
-            Some((version, entry.path().join("bin")))
-        })
-        .collect();
-    folders.sort();
-    let asked = Command::new("pg_config").arg("--bindir").output().ok();
-    let asked = asked.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    let newest = folders.into_iter().rev().map(|(_, folder)| folder);
-    newest
-        .chain(asked.map(PathBuf::from))
-        .map(|folder| folder.join(name))
-        .find(|path| path.is_file())
-        .with_context(|| {
-            format!("{name} not found in /usr/lib/postgresql/*/bin nor by pg_config --bindir")
-        })
-}
-
-/// User and group the server runs as: `None` = as we do.
-fn server_user() -> Result<Option<(u32, u32)>> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(None);
-    }
-    let users = std::fs::read_to_string("/etc/passwd").context("read /etc/passwd")?;
-    let find = |name: &str| {
-        let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
-        let mut numbers = line.split(':').skip(2);
-        Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-    };
-    let found = SYSTEM_USERS.iter().find_map(|name| find(name));
-    Ok(Some(found.context("run as root, but there is no user for the server to be")?))
-}
-
-/// Options of `setpriv` that give up root, but keep the way into the folder when only root may walk it.
-fn privileges(folder: &Path) -> Result<Vec<String>> {
-    let Some((user, group)) = server_user()? else { return Ok(Vec::new()) };
-    let mut options =
-        vec![format!("--reuid={user}"), format!("--regid={group}"), "--clear-groups".to_owned()];
-    let folder = folder.canonicalize().context("find the server's folder")?;
-    let closed = folder.ancestors().skip(1).any(|above| {
-        above
-            .metadata()
-            .is_ok_and(|about| about.uid() != user && about.permissions().mode() & 0o001 == 0)
-    });
-    if closed {
-        options
-            .extend(["--inh-caps=+dac_override", "--ambient-caps=+dac_override"].map(Into::into));
-    }
-    Ok(options)
 }
