@@ -32,7 +32,7 @@ impl RowMapper {
         let mut plan = Plan::compile(&stream.mapping, Use::Table, &mut problems);
         let mut columns = Vec::new();
         let mut rules = Vec::new();
-        for (field, column) in &table.columns {
+        for (column, field) in wanted(table) {
             let Some(rule) = stream.mapping.fields.get_index_of(field) else {
                 let problem = format!("fills column {column:?}, but no field has this name");
                 problems.add(field, problem);
@@ -41,7 +41,7 @@ impl RowMapper {
             let required = plan.rules.get(rule).is_some_and(|rule| rule.never_null())
                 || *field == stream.mapping.device_id;
             let field_type = stream.mapping.fields[rule].field_type;
-            let (name, field) = (column.clone(), field.clone());
+            let (name, field) = (column.to_owned(), field.to_owned());
             columns.push(Column { name, field, field_type, required });
             rules.push(rule);
         }
@@ -54,8 +54,7 @@ impl RowMapper {
         Ok(RowMapper { plan, columns, rules, settings, values })
     }
 
-    /// The columns of the settings, in their order. A column set at the first insert only is not among them: its writer
-    /// takes it from the column of the same field.
+    /// The columns of the settings in their order, then those set at the first insert only.
     pub fn columns(&self) -> &[Column] {
         &self.columns
     }
@@ -118,6 +117,20 @@ impl RowMapper {
     }
 }
 
+/// Column and field, in the order of the row.
+fn wanted(table: &TableSettings) -> Vec<(&str, &str)> {
+    let mut wanted: Vec<(&str, &str)> =
+        table.columns.iter().map(|(field, column)| (column.as_str(), field.as_str())).collect();
+    if let TableKind::Latest { insert_only, .. } = &table.kind {
+        for (column, field) in insert_only {
+            if !wanted.iter().any(|(known, _)| known == column) {
+                wanted.push((column, field));
+            }
+        }
+    }
+    wanted
+}
+
 /// The fields that make a message a settings message: neither the key, nor set at the first insert only, nor the same
 /// in every message.
 fn settings_of(
@@ -131,13 +144,6 @@ fn settings_of(
     if !table.columns.contains_key(key) {
         problems
             .add(key, format!("is the key of table {:?}, but has no column there", table.table));
-    }
-    for (column, field) in insert_only {
-        if !table.columns.contains_key(field) {
-            let problem =
-                format!("is to fill column {column:?} once, but has no column of its own");
-            problems.add(field, problem);
-        }
     }
     let fields = &stream.mapping.fields;
     let counts = table.columns.iter().filter(|(field, column)| {

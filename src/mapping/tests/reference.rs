@@ -193,8 +193,15 @@ fn outdoor_row_and_record() {
 #[test]
 fn plug_row_and_record() {
     let row = row(&plug(), "power_plugs", "tele/plug-desk/STATE", PLUG.as_bytes()).mapped();
-    let expected = [text("plug-desk"), Value::Bool(true), Value::Int(72), Value::Int(277_964)];
+    let expected = [
+        text("plug-desk"),
+        Value::Bool(true),
+        Value::Int(72),
+        Value::Int(277_964),
+        text("plug-desk"),
+    ];
     assert_eq!(row.values().cloned().collect::<Vec<_>>(), expected);
+    assert_eq!(row.keys().last().unwrap(), "name");
     let (json, key) = kafka(&plug(), "tele/plug-desk/STATE", PLUG.as_bytes()).mapped();
     assert_eq!(key, "plug-desk");
     let expected = r#""tags":{"plug_id":"plug-desk"},"fields":{"status":true,"wifi_rssi":72,"uptime_seconds":277964}}"#;
