@@ -15,7 +15,12 @@ use crate::domain::{Sequence, SequenceRange, StreamName};
 #[derive(Debug, Args)]
 pub struct BufferArguments {
     /// The configuration that names the state directory
-    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/telemetry/telemetry.toml")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        default_value = "/etc/telemetry/telemetry.toml"
+    )]
     pub config: PathBuf,
     /// Print JSON
     #[arg(long, global = true)]

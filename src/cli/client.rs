@@ -54,7 +54,8 @@ pub async fn order(
             return Err(OrderError::NotRunning(error));
         }
         Err(error) => {
-            let text = format!("cannot open {}: run as the node's user or as root", socket.display());
+            let text =
+                format!("cannot open {}: run as the node's user or as root", socket.display());
             return Err(anyhow::Error::new(error).context(text).into());
         }
     };

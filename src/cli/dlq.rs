@@ -1,15 +1,15 @@
 //! `telemetry dlq`: messages a sink could not take.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use comfy_table::Table;
 
-use super::client::{self, OrderError};
 use super::Exit;
+use super::client::{self, OrderError};
 use crate::buffer::DeadLetterFilter;
 use crate::config::Settings;
 use crate::domain::{DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, StreamName};
@@ -24,7 +24,12 @@ use crate::http::{CONTROL_SOCKET, ReplayRequest, ReplayResult};
 #[command(verbatim_doc_comment)]
 pub struct DlqArgs {
     /// The configuration; conf.d/*.toml beside it is read too
-    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/telemetry/telemetry.toml")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        default_value = "/etc/telemetry/telemetry.toml"
+    )]
     config: PathBuf,
     #[command(subcommand)]
     order: DlqOrder,

@@ -105,7 +105,15 @@ fn table(health: &Value) -> Table {
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::NOTHING);
     table.set_header([
-        "STREAM", "INPUT", "RECEIVED", "AGE", "SINK", "STATE", "DELIVERED", "PENDING", "DEAD",
+        "STREAM",
+        "INPUT",
+        "RECEIVED",
+        "AGE",
+        "SINK",
+        "STATE",
+        "DELIVERED",
+        "PENDING",
+        "DEAD",
         "FILTERED",
     ]);
     for stream in health["streams"].as_array().into_iter().flatten() {
@@ -157,7 +165,7 @@ mod tests {
                 "sinks": [sink("kafka"), sink("energy_consumption")]}],
         });
         let shown = render(&health);
-        assert_eq!(shown.matches("energy ").count() , 1, "{shown}");
+        assert_eq!(shown.matches("energy ").count(), 1, "{shown}");
         assert!(shown.contains("n1 · degraded · buffer 1 of 2 MiB"), "{shown}");
         assert!(shown.contains("! kafka:main is away"), "{shown}");
         assert!(shown.contains("energy_consumption"), "{shown}");

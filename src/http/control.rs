@@ -89,10 +89,16 @@ pub struct ReplayResult {
     pub error: Option<String>,
 }
 
-async fn select(state: &ControlState, request: &ReplayRequest) -> Result<Vec<DeadLetter>, BufferError> {
+async fn select(
+    state: &ControlState,
+    request: &ReplayRequest,
+) -> Result<Vec<DeadLetter>, BufferError> {
     let limit = request.limit.unwrap_or(PAGE_MAX).min(PAGE_MAX);
     if request.keys.is_empty() {
-        return state.letters.dead_letters(request.filter.clone(), request.after.clone(), limit).await;
+        return state
+            .letters
+            .dead_letters(request.filter.clone(), request.after.clone(), limit)
+            .await;
     }
     let mut found = Vec::new();
     for key in request.keys.iter().take(limit) {
@@ -135,8 +141,12 @@ async fn replay(state: web::Data<ControlState>, request: web::Json<ReplayRequest
         results.push(ReplayResult { key, error });
     }
     let delivered = results.iter().filter(|result| result.error.is_none()).count();
-    tracing::info!(event = "dead_letters_replayed", delivered, failed = results.len() - delivered,
-        "dead letters were replayed by a person");
+    tracing::info!(
+        event = "dead_letters_replayed",
+        delivered,
+        failed = results.len() - delivered,
+        "dead letters were replayed by a person"
+    );
     HttpResponse::Ok().json(results)
 }
 
@@ -148,7 +158,11 @@ async fn purge(state: web::Data<ControlState>, request: web::Json<ReplayRequest>
     let purged = keys.len();
     match state.letters.remove_dead_letters(keys).await {
         Ok(()) => {
-            tracing::warn!(event = "dead_letters_purged", purged, "dead letters were purged by a person");
+            tracing::warn!(
+                event = "dead_letters_purged",
+                purged,
+                "dead letters were purged by a person"
+            );
             HttpResponse::Ok().json(serde_json::json!({ "purged": purged }))
         }
         Err(error) => broken(&error),

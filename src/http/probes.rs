@@ -5,7 +5,9 @@ use serde::Serialize;
 
 use crate::domain::{SinkName, StreamName};
 use crate::observe::health::{Health, judge};
-use crate::observe::{Board, BufferStatus, DependencyStatus, NodeStatus, PartStatus, SinkStatus, StreamStatus};
+use crate::observe::{
+    Board, BufferStatus, DependencyStatus, NodeStatus, PartStatus, SinkStatus, StreamStatus,
+};
 
 /// `/ping` and `/ready` are the paths older probes ask for.
 pub fn routes(config: &mut web::ServiceConfig) {
@@ -77,7 +79,8 @@ fn stream_lines(board: &Board) -> Vec<StreamLine> {
             }
         });
         let sinks = sinks.collect();
-        let age = status.last_message.map(|at| (now.as_micros() - at.as_micros()).max(0) as f64 / 1e6);
+        let age =
+            status.last_message.map(|at| (now.as_micros() - at.as_micros()).max(0) as f64 / 1e6);
         StreamLine { name: name.clone(), data_age_seconds: age, status, sinks }
     };
     board.streams().map(line).collect()
@@ -88,7 +91,10 @@ async fn health(board: web::Data<Board>) -> HttpResponse {
         health: judge(&board),
         node: board.node(),
         buffer: board.buffer(),
-        dependencies: board.dependencies().map(|(name, status)| (name.to_owned(), status)).collect(),
+        dependencies: board
+            .dependencies()
+            .map(|(name, status)| (name.to_owned(), status))
+            .collect(),
         parts: board.parts(),
         streams: stream_lines(&board),
     };

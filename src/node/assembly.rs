@@ -135,15 +135,10 @@ fn stream_parts(context: &Context) -> Vec<PartSpec> {
     let spec = |(stream, arbiter): (&StreamSettings, &ArbiterHandle)| {
         let broker = context.settings.brokers[&stream.broker].clone();
         let (stream, context) = (stream.clone(), context.clone());
-        PartSpec::new(
-            format!("stream:{}", stream.name),
-            Side::Intake,
-            arbiter.clone(),
-            move || {
-                let (buffer, board) = (context.buffer.clone(), context.board.clone());
-                StreamReader::new(stream.clone(), broker.clone(), buffer, board)
-            },
-        )
+        PartSpec::new(format!("stream:{}", stream.name), Side::Intake, arbiter.clone(), move || {
+            let (buffer, board) = (context.buffer.clone(), context.board.clone());
+            StreamReader::new(stream.clone(), broker.clone(), buffer, board)
+        })
     };
     streams.map(spec).collect()
 }

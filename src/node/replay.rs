@@ -61,7 +61,9 @@ async fn to_table(sink: &database::TableSink, letter: &DeadLetter) -> Result<(),
     match database::replay(sink, letter).await {
         Ok(Delivered | AlreadyReplayed) => Ok(()),
         Ok(Filtered) => Err("the current filter excludes it: purge it".to_owned()),
-        Ok(Incomplete) => Err("it lacks a required field: purge it or relax the mapping".to_owned()),
+        Ok(Incomplete) => {
+            Err("it lacks a required field: purge it or relax the mapping".to_owned())
+        }
         Ok(NotPassed) => Err("its writer has not passed it yet: try again".to_owned()),
         Ok(StillDead(fault)) => Err(fault.detail),
         Err(error) => Err(error.to_string()),
@@ -73,7 +75,9 @@ async fn to_kafka(replayer: &KafkaReplayer, letter: &DeadLetter) -> Result<(), S
     match replayer.replay(letter).await {
         Ok(Delivered) => Ok(()),
         Ok(Filtered) => Err("the current filter excludes it: purge it".to_owned()),
-        Ok(Incomplete) => Err("it lacks a required field: purge it or relax the mapping".to_owned()),
+        Ok(Incomplete) => {
+            Err("it lacks a required field: purge it or relax the mapping".to_owned())
+        }
         Ok(Dead(fault)) => Err(fault.detail),
         Err(error) => Err(error.to_string()),
     }

@@ -11,7 +11,9 @@ use crate::retry::Backoff;
 pub enum Decision {
     RestartAfter(Duration),
     /// Too many failures within the window: tried again slowly, or by hand.
-    Park { retry_after: Duration },
+    Park {
+        retry_after: Duration,
+    },
 }
 
 /// The failures of one part.
@@ -90,6 +92,8 @@ mod tests {
         };
         assert!(pause(&pauses[2]) > pause(&pauses[0]));
         policy.forgive();
-        assert!(matches!(policy.failed(now), Decision::RestartAfter(p) if p < Duration::from_millis(140)));
+        assert!(
+            matches!(policy.failed(now), Decision::RestartAfter(p) if p < Duration::from_millis(140))
+        );
     }
 }

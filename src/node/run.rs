@@ -85,11 +85,8 @@ impl Node {
         let settings = Arc::new(settings);
         let board = Board::new(&settings);
         make_state_dir(&settings.node.state_dir)?;
-        let sinks: Vec<_> = settings
-            .streams
-            .values()
-            .map(|stream| (stream.name.clone(), stream.sinks()))
-            .collect();
+        let sinks: Vec<_> =
+            settings.streams.values().map(|stream| (stream.name.clone(), stream.sinks())).collect();
         let buffer =
             Buffer::open(&settings.node.state_dir, &settings.buffer, &sinks, board.clone())?;
         board.update_node(|node| node.log_identity = buffer.identity().to_string());
@@ -160,9 +157,11 @@ impl Node {
         });
         notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
         let deadline = began + self.settings.node.drain_timeout;
-        tracing::info!(event = "node_stopping",
+        tracing::info!(
+            event = "node_stopping",
             drain_timeout_ms = self.settings.node.drain_timeout.as_millis() as u64,
-            "intake ends, sinks deliver what they can");
+            "intake ends, sinks deliver what they can"
+        );
         tokio::select! {
             () = self.drain(deadline) => {}
             () = signals.next() => {
@@ -175,14 +174,22 @@ impl Node {
         for side in [Side::Intake, Side::Delivery] {
             let left = self.wait_finished(side, Instant::now() + STOP_GRACE).await;
             if !left.is_empty() {
-                tracing::warn!(event = "parts_left", parts = left.join(", "), "did not end in time");
+                tracing::warn!(
+                    event = "parts_left",
+                    parts = left.join(", "),
+                    "did not end in time"
+                );
             }
         }
         self.server.stop().await;
         if let Err(error) = self.buffer.close(CLOSE_TIMEOUT).await {
             tracing::warn!(event = "buffer_close_failed", %error, "closing the buffer");
         }
-        tracing::info!(event = "node_stopped", after_ms = began.elapsed().as_millis() as u64, "stopped");
+        tracing::info!(
+            event = "node_stopped",
+            after_ms = began.elapsed().as_millis() as u64,
+            "stopped"
+        );
     }
 
     async fn drain(&self, deadline: Instant) {
@@ -191,8 +198,11 @@ impl Node {
         self.set_phase(Side::Delivery, Phase::Draining { deadline }).await;
         let left = self.wait_finished(Side::Delivery, deadline).await;
         if !left.is_empty() {
-            tracing::info!(event = "drain_deadline", parts = left.join(", "),
-                "the deadline has come: what is pending stays in the buffer");
+            tracing::info!(
+                event = "drain_deadline",
+                parts = left.join(", "),
+                "the deadline has come: what is pending stays in the buffer"
+            );
         }
     }
 

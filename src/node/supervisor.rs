@@ -111,8 +111,7 @@ impl Supervisor {
         part.launch += 1;
         let progress = Arc::new(Progress::default());
         let control = Control::new(phase, part.paused.subscribe(), progress.clone());
-        let notice =
-            EndNotice::new(context.address().recipient(), name.to_owned(), part.launch);
+        let notice = EndNotice::new(context.address().recipient(), name.to_owned(), part.launch);
         let cancel = (part.spec.launch)(&part.spec.arbiter, control, notice);
         part.life = Some(Life { progress, cancel, cancelled_at: None });
         let paused = *part.paused.borrow();
@@ -271,7 +270,11 @@ pub struct GetUnfinished(pub Side);
 impl Handler<GetUnfinished> for Supervisor {
     type Result = MessageResult<GetUnfinished>;
 
-    fn handle(&mut self, GetUnfinished(side): GetUnfinished, _: &mut Self::Context) -> Self::Result {
+    fn handle(
+        &mut self,
+        GetUnfinished(side): GetUnfinished,
+        _: &mut Self::Context,
+    ) -> Self::Result {
         let unfinished = self.parts.iter().filter(|(_, part)| part.spec.side == side);
         let unfinished = unfinished.filter(|(_, part)| part.life.is_some());
         MessageResult(unfinished.map(|(name, _)| name.clone()).collect())
@@ -300,7 +303,11 @@ impl Handler<GetAlive> for Supervisor {
 impl Handler<OrderPart> for Supervisor {
     type Result = bool;
 
-    fn handle(&mut self, OrderPart { name, order }: OrderPart, context: &mut Self::Context) -> bool {
+    fn handle(
+        &mut self,
+        OrderPart { name, order }: OrderPart,
+        context: &mut Self::Context,
+    ) -> bool {
         let Some(part) = self.parts.get_mut(&name) else { return false };
         tracing::info!(event = "part_ordered", part = %name, ?order, "an order from a person");
         match order {

@@ -484,9 +484,12 @@ mod tests {
             .iter()
             .map(|(name, help)| (format!("telemetry_{name}_total"), *help))
             .chain(HISTOGRAMS.iter().map(|(name, help, _)| (format!("telemetry_{name}"), *help)))
-            .chain([GAUGES, FLOAT_GAUGES].concat().into_iter().map(|(name, help)| {
-                (format!("telemetry_{name}"), help)
-            }))
+            .chain(
+                [GAUGES, FLOAT_GAUGES]
+                    .concat()
+                    .into_iter()
+                    .map(|(name, help)| (format!("telemetry_{name}"), help)),
+            )
             .chain(PROCESS_GAUGES.iter().map(|(name, help)| ((*name).to_owned(), *help)));
         for (name, help) in names {
             let line = page.lines().find(|line| line.starts_with(&format!("| `{name}` |")));

@@ -81,7 +81,8 @@ fn what_the_filter_excludes_is_counted_and_no_error() {
 #[test]
 fn a_row_the_database_refuses_is_isolated_and_its_replay_keeps_the_arrival_time() {
     let world = World::start(Changes::default());
-    let guard = "ALTER TABLE energy_consumption ADD CONSTRAINT sane CHECK (active_power_total <> 13)";
+    let guard =
+        "ALTER TABLE energy_consumption ADD CONSTRAINT sane CHECK (active_power_total <> 13)";
     world.postgres.execute("telemetry", guard).unwrap();
     let publisher = world.publisher();
     for count in 0..500 {
@@ -95,7 +96,10 @@ fn a_row_the_database_refuses_is_isolated_and_its_replay_keeps_the_arrival_time(
     assert_eq!(found.len(), 1);
     assert_eq!(found[0]["sqlstate"], "23514");
     let arrival = found[0]["arrival"].as_str().unwrap().to_owned();
-    world.postgres.execute("telemetry", "ALTER TABLE energy_consumption DROP CONSTRAINT sane").unwrap();
+    world
+        .postgres
+        .execute("telemetry", "ALTER TABLE energy_consumption DROP CONSTRAINT sane")
+        .unwrap();
     for _ in 0..2 {
         let output = world.node.command(&["dlq", "replay"]).unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
@@ -118,7 +122,10 @@ fn a_missing_column_holds_that_writer_only_and_names_the_fix() {
     let mut world = World::prepare(Changes::default());
     let output = world.node.command(&["migrate", "apply"]).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    world.postgres.execute("telemetry", "ALTER TABLE energy_consumption DROP COLUMN power_factor").unwrap();
+    world
+        .postgres
+        .execute("telemetry", "ALTER TABLE energy_consumption DROP COLUMN power_factor")
+        .unwrap();
     world.node.start().unwrap();
     eventually(SOON, "the writer holds", || {
         world.sink("energy", "energy_consumption")["status"]["state"] == "held"
@@ -127,15 +134,24 @@ fn a_missing_column_holds_that_writer_only_and_names_the_fix() {
     assert!(trouble.as_str().unwrap().contains("power_factor"), "{trouble}");
     let publisher = world.publisher();
     publisher.publish("energy", "saveeye/telemetry", energy("5"));
-    publisher.publish("temperature_outdoor", "homelab/temperature/outdoor", r#"{"temperature_c": 1}"#);
+    publisher.publish(
+        "temperature_outdoor",
+        "homelab/temperature/outdoor",
+        r#"{"temperature_c": 1}"#,
+    );
     publisher.flush(SOON).unwrap();
-    eventually(SOON, "the other stream flows", || world.count("telemetry", "temperature_sensors") == 1);
-    eventually(SOON, "the held stream is kept", || world.sink("energy", "energy_consumption")["pending"] == 1);
+    eventually(SOON, "the other stream flows", || {
+        world.count("telemetry", "temperature_sensors") == 1
+    });
+    eventually(SOON, "the held stream is kept", || {
+        world.sink("energy", "energy_consumption")["pending"] == 1
+    });
     world
         .postgres
         .execute("telemetry", "ALTER TABLE energy_consumption ADD COLUMN power_factor smallint")
         .unwrap();
-    let output = world.node.command(&["parts", "restart", "writer:energy:energy_consumption"]).unwrap();
+    let output =
+        world.node.command(&["parts", "restart", "writer:energy:energy_consumption"]).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     eventually(SOON, "it goes on", || world.count("telemetry", "energy_consumption") == 1);
 }

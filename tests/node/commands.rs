@@ -8,8 +8,12 @@ use crate::world::{Changes, SOON, World};
 fn probes_metrics_and_status_tell_the_same_story() {
     let mut world = World::start(Changes::default());
     let publisher = world.publisher();
-    publisher.publish("energy", "saveeye/telemetry", r#"{"saveeyeDeviceSerialNumber": "SE-1", "newField": {"a": 1},
-        "activeActualConsumption": {"total": 1}}"#);
+    publisher.publish(
+        "energy",
+        "saveeye/telemetry",
+        r#"{"saveeyeDeviceSerialNumber": "SE-1", "newField": {"a": 1},
+        "activeActualConsumption": {"total": 1}}"#,
+    );
     publisher.flush(SOON).unwrap();
     world.drained(SOON);
     for path in ["/health/live", "/ping", "/health/ready", "/ready"] {
@@ -65,9 +69,7 @@ fn no_part_of_a_secret_is_ever_shown() {
         shown.push_str(&String::from_utf8_lossy(&output.stderr));
     }
     world.postgres.stop().unwrap();
-    eventually(SOON, "it notices", || {
-        world.node.get("/health").unwrap().body.contains("is away")
-    });
+    eventually(SOON, "it notices", || world.node.get("/health").unwrap().body.contains("is away"));
     shown.push_str(&world.node.log_text());
     assert!(!shown.contains(rig::PASSWORD), "the password is in what the node shows");
 }

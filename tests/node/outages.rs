@@ -64,9 +64,11 @@ fn it_starts_with_everything_away_and_catches_up_when_things_come() {
 fn a_database_away_under_load_costs_nothing() {
     let mut world = World::start(Changes::default());
     let publisher = world.publisher();
-    let send = |from: u64| (from..from + 1000).for_each(|count| {
-        publisher.publish("energy", "saveeye/telemetry", reading(count));
-    });
+    let send = |from: u64| {
+        (from..from + 1000).for_each(|count| {
+            publisher.publish("energy", "saveeye/telemetry", reading(count));
+        })
+    };
     send(0);
     world.postgres.kill();
     send(1000);
@@ -136,7 +138,8 @@ fn stop_and_start_under_load_lose_and_double_nothing() {
 
 #[test]
 fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
-    let extra = "[buffer]\nquota_bytes = 8388608\ngeneration_bytes = 1048576\nfree_bytes_min = 1048576\n";
+    let extra =
+        "[buffer]\nquota_bytes = 8388608\ngeneration_bytes = 1048576\nfree_bytes_min = 1048576\n";
     let mut world = World::start(Changes { extra: extra.to_owned(), ..Changes::default() });
     world.postgres.stop().unwrap();
     let publisher = world.publisher();

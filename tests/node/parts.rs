@@ -67,7 +67,8 @@ fn a_panicking_producer_is_started_afresh() {
 #[test]
 fn a_part_that_panics_each_time_is_parked_and_the_others_go_on() {
     let failpoints = "writer_batch_energy=panic(made by a test)".to_owned();
-    let extra = "[supervision]\nrestarts_max = 2\nbackoff_min_ms = 10\nbackoff_max_ms = 20\n".to_owned();
+    let extra =
+        "[supervision]\nrestarts_max = 2\nbackoff_min_ms = 10\nbackoff_max_ms = 20\n".to_owned();
     let mut world = World::prepare(Changes { failpoints, extra, ..Changes::default() });
     world.node.start().unwrap();
     let publisher = world.publisher();
@@ -77,9 +78,15 @@ fn a_part_that_panics_each_time_is_parked_and_the_others_go_on() {
         let health = world.node.get("/health").unwrap().json().unwrap();
         health["parts"]["writer:energy:energy_consumption"]["state"] == "parked"
     });
-    publisher.publish("temperature_outdoor", "homelab/temperature/outdoor", r#"{"temperature_c": 1}"#);
+    publisher.publish(
+        "temperature_outdoor",
+        "homelab/temperature/outdoor",
+        r#"{"temperature_c": 1}"#,
+    );
     publisher.flush(SOON).unwrap();
-    eventually(SOON, "another writer goes on", || world.count("telemetry", "temperature_sensors") == 1);
+    eventually(SOON, "another writer goes on", || {
+        world.count("telemetry", "temperature_sensors") == 1
+    });
     let metrics = world.node.get("/metrics").unwrap().body;
     let line = r#"telemetry_part_parked{part="writer:energy:energy_consumption"} 1"#;
     assert!(metrics.contains(line), "{metrics}");

@@ -126,7 +126,11 @@ fn heatpump(world: &World) {
 fn indoor(world: &World) {
     let (value, ts, key) = record(world, "homelab-temperature-indoor");
     assert_eq!(key, "shellyhtg3-5ec0ffee0001");
-    assert_eq!(value["fields"]["external_power"], json!(0), "a declared boolean, in the record too");
+    assert_eq!(
+        value["fields"]["external_power"],
+        json!(0),
+        "a declared boolean, in the record too"
+    );
     let row = same_instant_row(world, "telemetry", "temperature_sensors", &ts);
     let expected = json!({"device_id": "shellyhtg3-5ec0ffee0001", "mac_address": "5EC0FFEE0001",
         "location": "indoor", "temperature_c": 21.4, "temperature_f": 70.5, "humidity": 44.2,
@@ -134,9 +138,13 @@ fn indoor(world: &World) {
     for (name, value) in expected.as_object().unwrap() {
         assert_eq!(&row[name], value, "{name}");
     }
-    for (name, value) in [("wifi_rssi", -55.0), ("battery_percent", 83.0), ("external_power", 0.0),
-        ("uptime", 30.0), ("ram_free", 164220.0)]
-    {
+    for (name, value) in [
+        ("wifi_rssi", -55.0),
+        ("battery_percent", 83.0),
+        ("external_power", 0.0),
+        ("uptime", 30.0),
+        ("ram_free", 164220.0),
+    ] {
         assert_eq!(row[name].as_f64(), Some(value), "{name}");
     }
     assert_eq!(row["wind_speed_ms"], Value::Null);
@@ -148,9 +156,12 @@ fn outdoor(world: &World) {
     assert_eq!(key, "outdoor-sensor");
     assert_eq!(value["tags"]["location"], "outdoor");
     let row = same_instant_row(world, "telemetry", "temperature_sensors", &ts);
-    for (name, value) in
-        [("temperature_c", 6.4), ("humidity", 71.0), ("wind_speed_ms", 3.2), ("pressure_hpa", 1012.6)]
-    {
+    for (name, value) in [
+        ("temperature_c", 6.4),
+        ("humidity", 71.0),
+        ("wind_speed_ms", 3.2),
+        ("pressure_hpa", 1012.6),
+    ] {
         assert_eq!(row[name].as_f64(), Some(value), "{name}");
     }
     assert_eq!(row["device_id"], "outdoor-sensor");
@@ -163,9 +174,13 @@ fn plug(world: &World) {
     assert_eq!(value["tags"], json!({"plug_id": "plug-desk"}));
     assert_eq!(value["fields"], json!({"status": true, "wifi_rssi": 72, "uptime_seconds": 277964}));
     let row = world.row("homelab_settings", "SELECT * FROM power_plugs").unwrap();
-    for (name, value) in [("plug_id", json!("plug-desk")), ("name", json!("plug-desk")),
-        ("status", json!(true)), ("wifi_rssi", json!(72)), ("uptime_seconds", json!(277964))]
-    {
+    for (name, value) in [
+        ("plug_id", json!("plug-desk")),
+        ("name", json!("plug-desk")),
+        ("status", json!(true)),
+        ("wifi_rssi", json!(72)),
+        ("uptime_seconds", json!(277964)),
+    ] {
         assert_eq!(row[name], value, "{name}");
     }
 }
@@ -198,5 +213,9 @@ fn a_latest_state_row_changes_only_when_a_value_does_and_nothing_is_erased() {
     let row = world.row("homelab_settings", "SELECT * FROM settings").unwrap();
     assert_eq!((&row["curve"], &row["curve_max"]), (&json!(38), &json!(45)), "a partial message");
     assert_ne!(row["updated_at"], before["updated_at"]);
-    assert_eq!(world.books("heatpump", "heatpump_status", "incomplete"), 1, "no outdoor temperature");
+    assert_eq!(
+        world.books("heatpump", "heatpump_status", "incomplete"),
+        1,
+        "no outdoor temperature"
+    );
 }

@@ -6,7 +6,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rig::{Folder, Homelab, Kafka, Mosquitto, Node, PASSWORD, Postgres, Publisher, SUPERUSER, eventually, free_port};
+use rig::{
+    Folder, Homelab, Kafka, Mosquitto, Node, PASSWORD, Postgres, Publisher, SUPERUSER, eventually,
+    free_port,
+};
 use serde_json::Value;
 
 /// Longest wait for something that normally takes well under a second.
@@ -109,7 +112,8 @@ impl World {
 
     /// One row as JSON, or none.
     pub fn row(&self, database: &str, sql: &str) -> Option<Value> {
-        let rows = self.postgres.query(database, &format!("SELECT to_jsonb(r) FROM ({sql}) r")).unwrap();
+        let rows =
+            self.postgres.query(database, &format!("SELECT to_jsonb(r) FROM ({sql}) r")).unwrap();
         let text = rows.into_iter().next()?.into_iter().next()??;
         Some(serde_json::from_str(&text).unwrap())
     }
