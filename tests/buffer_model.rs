@@ -215,11 +215,474 @@ async fn large_records_go_over_several_keys_and_never_into_blob_files() {
     }
     let seen = all(&buffer, "a", Sequence::ZERO).await;
     let odd: Vec<_> = seen.payloads.values().step_by(2).cloned().collect();
-    assert_eq!(odd, large);
+    assert!(odd == large);
     assert_eq!(seen.payloads.len(), 80);
     for name in generations(folder.path()) {
         let blobs = folder.path().join("buffer").join(name).join("blobs");
         assert_eq!(fs::read_dir(blobs).map_or(0, Iterator::count), 0, "sled never syncs a blob");
     }
     close(&buffer).await;
+}
+
+/// What `kill -9` would leave: the files as they are, of a buffer that does not know it.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_answered_survives_a_kill_and_no_number_is_used_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let buffer = open(folder.path());
+    let mut last = Sequence::ZERO;
+    for _ in 0..12 {
+        last = append(&buffer, "a", payloads(64, 400)).await;
+    }
+    let before = all(&buffer, "a", Sequence::ZERO).await;
+    let killed = tempfile::tempdir().unwrap();
+    copy(folder.path(), killed.path());
+    close(&buffer).await;
+    let buffer = open(killed.path());
+    assert_eq!(buffer.durable(&stream("a")).0, last);
+    assert!(all(&buffer, "a", Sequence::ZERO).await == before);
+    assert!(buffer.losses().is_empty());
+    assert_eq!(append(&buffer, "a", payloads(1, 1)).await, last.next());
+    close(&buffer).await;
+}
+
+#[tokio::test]
+async fn a_generation_every_sink_has_passed_is_dropped_and_the_newest_sealed_one_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let buffer = open(folder.path());
+    let mut last = Sequence::ZERO;
+    while generations(folder.path()).len() < 5 {
+        last = append(&buffer, "a", payloads(64, 400)).await;
+    }
+    buffer.delivered(&stream("a"), &sink("one"), Delivered(last));
+    buffer.delivered(&stream("a"), &sink("two"), Delivered(Sequence(1)));
+    append(&buffer, "a", payloads(1, 1)).await;
+    assert_eq!(generations(folder.path()).len(), 5, "sink two needs the first");
+    buffer.delivered(&stream("a"), &sink("two"), Delivered(last));
+    until("the drained ones are gone", || generations(folder.path()).len() == 2).await;
+    let oldest = buffer.oldest(&stream("a"));
+    assert!(oldest > Sequence(1));
+    let recent = buffer.recent(&stream("a"), 100).unwrap();
+    assert_eq!(recent.last().unwrap().range().last, last.next());
+    let records: usize =
+        recent.iter().map(|block| block.records_after(Sequence::ZERO).count()).sum();
+    assert!((100..116).contains(&records), "{records}");
+    close(&buffer).await;
+    let buffer = open(folder.path());
+    assert_eq!(buffer.oldest(&stream("a")), oldest);
+    assert!(buffer.losses().is_empty(), "what was dropped is not lost");
+    assert_eq!(append(&buffer, "a", payloads(1, 1)).await, Sequence(last.0 + 2));
+    close(&buffer).await;
+}
+
+/// Fills five generations with streams `a` and `b`; returns what sinks would see.
+async fn five_generations(folder: &Path) -> (Seen, Seen) {
+    let buffer = open(folder);
+    while generations(folder).len() < 5 {
+        append(&buffer, "a", payloads(64, 400)).await;
+        append(&buffer, "b", payloads(10, 100)).await;
+    }
+    append(&buffer, "a", payloads(10, 10)).await;
+    let seen = (all(&buffer, "a", Sequence::ZERO).await, all(&buffer, "b", Sequence::ZERO).await);
+    close(&buffer).await;
+    seen
+}
+
+/// Overwrites the middle of a database's file.
+fn damage(folder: &Path, generation: &str) {
+    let path = folder.join("buffer").join(generation).join("db");
+    let mut bytes = fs::read(&path).unwrap();
+    let whole = bytes.len();
+    bytes[..whole * 3 / 4].fill(0xa5);
+    fs::write(path, bytes).unwrap();
+}
+
+fn range_in(folder: &Path, generation: &str, name: &str) -> SequenceRange {
+    let path = folder.join("buffer").join(generation).join("sealed.json");
+    let text = fs::read_to_string(path).unwrap();
+    let json = text.split_once('\n').unwrap().1;
+    let value: serde_json::Value = serde_json::from_str(json).unwrap();
+    serde_json::from_value(value["ranges"][name].clone()).unwrap()
+}
+
+fn count(lost: &[SequenceRange]) -> u64 {
+    lost.iter().map(|range| range.count()).sum()
+}
+
+#[tokio::test]
+async fn an_unreadable_generation_is_set_aside_and_exactly_its_records_are_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = five_generations(folder.path()).await;
+    let third = generations(folder.path())[2].clone();
+    let ranges = ["a", "b"].map(|name| range_in(folder.path(), &third, name));
+    damage(folder.path(), &third);
+    for opening in 0..2 {
+        let buffer = open(folder.path());
+        for (name, whole, range) in [("a", &a, ranges[0]), ("b", &b, ranges[1])] {
+            let seen = all(&buffer, name, Sequence::ZERO).await;
+            assert_eq!(count(&seen.lost), range.count(), "{name}, opening {opening}");
+            assert_eq!(seen.lost.first().unwrap().first, range.first);
+            assert_eq!(seen.lost.last().unwrap().last, range.last);
+            let mut expected = whole.payloads.clone();
+            expected.retain(|n, _| *n < range.first.0 || *n > range.last.0);
+            let appended_since = seen.payloads.len() - expected.len();
+            assert_eq!(appended_since, if name == "a" { opening } else { 0 });
+            let fine = expected.iter().all(|(n, payload)| seen.payloads.get(n) == Some(payload));
+            assert!(fine, "the neighbours are fine");
+        }
+        let lost: u64 = buffer.losses().iter().map(|loss| loss.range.count()).sum();
+        assert_eq!(lost, ranges[0].count() + ranges[1].count(), "noted once");
+        append(&buffer, "a", payloads(1, 1)).await;
+        close(&buffer).await;
+    }
+    assert_eq!(generations(folder.path()).len(), 4);
+    assert_eq!(fs::read_dir(folder.path().join("buffer/quarantine")).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn an_unreadable_newest_generation_costs_its_records_and_never_a_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, _) = five_generations(folder.path()).await;
+    let names = generations(folder.path());
+    let before = range_in(folder.path(), &names[3], "a").last;
+    let last = Sequence(*a.payloads.last_key_value().unwrap().0);
+    damage(folder.path(), &names[4]);
+    let buffer = open(folder.path());
+    assert_eq!(buffer.durable(&stream("a")).0, last, "the stop was orderly: the numbers are exact");
+    let seen = all(&buffer, "a", before).await;
+    assert_eq!(seen.lost, [SequenceRange { first: before.next(), last }]);
+    assert_eq!(append(&buffer, "a", payloads(1, 1)).await, last.next());
+    close(&buffer).await;
+}
+
+#[tokio::test]
+async fn an_unreadable_newest_generation_after_a_kill_never_gives_a_number_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let buffer = open(folder.path());
+    let last = append(&buffer, "a", payloads(500, 40)).await;
+    let killed = tempfile::tempdir().unwrap();
+    copy(folder.path(), killed.path());
+    close(&buffer).await;
+    let newest = generations(killed.path()).pop().unwrap();
+    damage(killed.path(), &newest);
+    let buffer = open(killed.path());
+    assert!(buffer.durable(&stream("a")).0 >= last);
+    let seen = all(&buffer, "a", Sequence::ZERO).await;
+    assert!(seen.payloads.is_empty());
+    assert!(count(&seen.lost) >= last.0, "at least what was there is reported");
+    close(&buffer).await;
+}
+
+#[tokio::test]
+async fn a_sealed_generation_without_its_sidecar_is_read_instead() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, _) = five_generations(folder.path()).await;
+    let names = generations(folder.path());
+    let sidecar = |name: &String| folder.path().join("buffer").join(name).join("sealed.json");
+    fs::remove_file(sidecar(&names[1])).unwrap();
+    fs::write(sidecar(&names[2]), "damaged").unwrap();
+    let buffer = open(folder.path());
+    assert!(all(&buffer, "a", Sequence::ZERO).await == a);
+    assert!(buffer.losses().is_empty());
+    close(&buffer).await;
+}
+
+#[tokio::test]
+async fn at_the_quota_nothing_is_answered_until_a_sink_has_caught_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = BufferSettings { quota_bytes: 6 << 20, generation_bytes: 1 << 20, ..small() };
+    let board = board();
+    let buffer = Buffer::open(folder.path(), &settings, &streams(), board.clone()).unwrap();
+    let mut last = Sequence::ZERO;
+    let mut waiting = loop {
+        let answer = hand_over(&buffer, "a", payloads(64, 4000));
+        let mut answer = answer;
+        match tokio::time::timeout(Duration::from_secs(1), &mut answer).await {
+            Ok(durable) => last = durable.unwrap().0,
+            Err(_) => break answer,
+        }
+    };
+    until("the board says so", || !board.buffer().accepting).await;
+    assert!(board.buffer().refusing_because.unwrap().contains("quota"));
+    assert!(waiting.try_recv().is_err(), "not acknowledged");
+    for name in ["one", "two"] {
+        buffer.delivered(&stream("a"), &sink(name), Delivered(last));
+    }
+    assert_eq!(answered(waiting).await, Sequence(last.0 + 64));
+    until("the board says so", || board.buffer().accepting).await;
+    close(&buffer).await;
+}
+
+#[tokio::test]
+async fn a_full_buffer_closes_without_acknowledging_what_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = BufferSettings { free_bytes_min: u64::MAX, ..small() };
+    let buffer = try_open(folder.path(), &settings).unwrap();
+    let answer = hand_over(&buffer, "a", payloads(1, 1));
+    close(&buffer).await;
+    assert!(answer.await.is_err());
+    let buffer = open(folder.path());
+    assert_eq!(append(&buffer, "a", payloads(1, 1)).await, Sequence(1));
+    close(&buffer).await;
+}
+
+#[tokio::test]
+async fn a_stream_with_sixteen_batches_waiting_gets_the_next_one_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = BufferSettings { sync_linger: Duration::from_secs(1), ..small() };
+    let buffer = try_open(folder.path(), &settings).unwrap();
+    let appender = buffer.appender(&stream("a"));
+    let batch = || vec![message(b"m".to_vec())];
+    let answers: Vec<_> = (0..16).map(|_| appender.try_append(batch()).unwrap()).collect();
+    assert_eq!(appender.try_append(batch()).unwrap_err().len(), 1);
+    tokio::time::timeout(PATIENCE, appender.ready()).await.expect("a permit comes back");
+    for (n, answer) in answers.into_iter().enumerate() {
+        assert_eq!(answered(answer).await, Sequence(n as u64 + 1));
+    }
+    assert!(appender.try_append(batch()).is_ok());
+    close(&buffer).await;
+}
+
+fn letter(sink_name: &str, sequence: u64, bytes: usize) -> DeadLetter {
+    let key =
+        DeadLetterKey { sink: sink(sink_name), stream: stream("a"), sequence: Sequence(sequence) };
+    DeadLetter {
+        key,
+        topic: "house/küche".into(),
+        payload: (0..bytes).map(|n| n as u8).collect(),
+        arrival: Arrival(1),
+        dead_at: Arrival(sequence as i64),
+        stage: Stage::Map,
+        reason: Reason::WrongType,
+        detail: "value: a text".into(),
+        sqlstate: None,
+        column: Some("value".into()),
+        attempts: 1,
+        retain: false,
+    }
+}
+
+#[tokio::test]
+async fn books_notes_and_dead_letters_survive_and_keep_their_bounds() {
+    let folder = tempfile::tempdir().unwrap();
+    let buffer = open(folder.path());
+    let state = buffer.state();
+    let (a, one) = (stream("a"), sink("one"));
+    assert_eq!(state.books(&a, &one).await.unwrap(), None);
+    let books = Books { cursor: Sequence(9), delivered: 8, lost: 1, ..Books::default() };
+    state.save_books(&a, &one, books).await.unwrap();
+    state.put_note("stream/retained", vec![3; 50_000]).await.unwrap();
+    state.put_note("stream/retained", vec![4; 20_000]).await.unwrap();
+    let letters: Vec<_> = [(2, 30_000), (1, 10), (3, 0)].map(|(n, b)| letter("one", n, b)).into();
+    state.put_dead_letters(letters.clone()).await.unwrap();
+    state.put_dead_letters(letters).await.unwrap();
+    state.put_dead_letters(vec![letter("two", 2, 5)]).await.unwrap();
+    let too_many = state.put_dead_letters(vec![letter("one", 4, 2 << 20)]).await;
+    assert!(matches!(too_many, Err(BufferError::DeadLettersFull { .. })));
+    close(&buffer).await;
+
+    let buffer = open(folder.path());
+    let state = buffer.state();
+    assert_eq!(state.books(&a, &one).await.unwrap(), Some(books));
+    assert_eq!(state.note("stream/retained").await.unwrap(), Some(vec![4; 20_000]));
+    assert_eq!(state.note("stream/ret").await.unwrap(), None);
+    assert_eq!(state.dead_letter_count(&a, &one).await.unwrap(), 3, "a repeat doubles nothing");
+    let every = DeadLetterFilter::default();
+    let found = state.dead_letters(every.clone(), None, 10).await.unwrap();
+    let expected = [("one", 1, 10), ("one", 2, 30_000), ("one", 3, 0), ("two", 2, 5)]
+        .map(|(s, n, b)| letter(s, n, b));
+    assert_eq!(found, expected);
+    let page = state.dead_letters(every.clone(), Some(found[1].key.clone()), 1).await.unwrap();
+    assert_eq!(page, expected[2..3]);
+    let since =
+        DeadLetterFilter { since: Some(Arrival(2)), sink: Some(one.clone()), ..every.clone() };
+    assert_eq!(state.dead_letters(since, None, 10).await.unwrap(), expected[1..3]);
+    state.remove_dead_letters(vec![found[1].key.clone(), found[1].key.clone()]).await.unwrap();
+    assert_eq!(state.dead_letter_count(&a, &one).await.unwrap(), 2);
+    assert_eq!(state.dead_letters(every, None, 10).await.unwrap().len(), 3);
+    close(&buffer).await;
+    let blobs = folder.path().join("state/blobs");
+    assert_eq!(fs::read_dir(blobs).map_or(0, Iterator::count), 0);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append { stream: usize, sizes: Vec<usize> },
+    Read { stream: usize, from_percent: u64, bytes_max: usize },
+    Deliver { stream: usize, sink: usize, percent: u64 },
+    Reopen,
+    Kill,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let size = prop_oneof![8 => 0usize..600, 1 => 7_000usize..7_600, 1 => 10_000usize..60_000];
+    prop_oneof![
+        6 => (0usize..2, prop::collection::vec(size, 1..80))
+            .prop_map(|(stream, sizes)| Step::Append { stream, sizes }),
+        3 => (0usize..2, 0u64..=100, prop_oneof![Just(1usize), 1_000usize..100_000])
+            .prop_map(|(stream, from_percent, bytes_max)| Step::Read { stream, from_percent, bytes_max }),
+        3 => (0usize..2, 0usize..2, 0u64..=100)
+            .prop_map(|(stream, sink, percent)| Step::Deliver { stream, sink, percent }),
+        1 => Just(Step::Reopen),
+        1 => Just(Step::Kill),
+    ]
+}
+
+/// The whole truth about a log: what was appended, and how far each sink is.
+#[derive(Default)]
+struct Model {
+    payloads: [Vec<Vec<u8>>; 2],
+    delivered: [BTreeMap<&'static str, u64>; 2],
+}
+
+const NAMES: [&str; 2] = ["a", "b"];
+const SINKS: [&[&str]; 2] = [&["one", "two"], &["one"]];
+
+impl Model {
+    /// What nobody may drop begins behind this.
+    fn passed(&self, at: usize) -> u64 {
+        let reported = SINKS[at].iter().map(|sink| self.delivered[at].get(sink).copied());
+        reported.map(Option::unwrap_or_default).min().unwrap()
+    }
+
+    async fn check(&self, buffer: &Buffer, at: usize, from_percent: u64, bytes_max: usize) {
+        let count = self.payloads[at].len() as u64;
+        assert_eq!(buffer.durable(&stream(NAMES[at])), Durable(Sequence(count)));
+        let oldest = buffer.oldest(&stream(NAMES[at])).0 - 1;
+        assert!(oldest <= self.passed(at), "dropped what a sink still needs");
+        // The janitor may drop what every sink has passed at any moment.
+        let from = (count * from_percent / 100).max(self.passed(at));
+        let mut reader = buffer.reader(&stream(NAMES[at]));
+        let seen = drain(&mut reader, Sequence(from), bytes_max).await;
+        assert!(seen.lost.is_empty(), "{:?}", seen.lost);
+        let expected = self.payloads[at].iter().enumerate().skip(from as usize);
+        let expected: BTreeMap<_, _> = expected.map(|(n, p)| (n as u64 + 1, p.clone())).collect();
+        assert!(seen.payloads == expected, "payloads differ from the model's");
+    }
+}
+
+/// Makes the files of a closed buffer those of a killed one: numbers are set aside beyond what is there.
+fn forget_the_orderly_stop(folder: &Path) {
+    let path = folder.join("buffer/marks");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut marks: serde_json::Value =
+        serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
+    assert_eq!(marks["clean"], true);
+    marks["clean"] = false.into();
+    for reserved in marks["reserved"].as_object_mut().unwrap().values_mut() {
+        *reserved = (reserved.as_u64().unwrap() + 65_536).into();
+    }
+    let json = marks.to_string();
+    fs::write(path, format!("{:08x}\n{json}\n", crc32fast::hash(json.as_bytes()))).unwrap();
+}
+
+async fn run(steps: Vec<Step>) {
+    let mut folder = tempfile::tempdir().unwrap();
+    let mut buffer = open(folder.path());
+    let mut model = Model::default();
+    let mut salt = 0u8;
+    for step in steps {
+        match step {
+            Step::Append { stream, sizes } => {
+                salt = salt.wrapping_add(1);
+                let batch: Vec<_> = sizes.into_iter().map(|size| vec![salt; size]).collect();
+                model.payloads[stream].extend(batch.iter().cloned());
+                let last = append(&buffer, NAMES[stream], batch).await;
+                assert_eq!(last.0, model.payloads[stream].len() as u64);
+            }
+            Step::Read { stream, from_percent, bytes_max } => {
+                model.check(&buffer, stream, from_percent, bytes_max).await;
+            }
+            Step::Deliver { stream: at, sink: which, percent } => {
+                let name = SINKS[at][which % SINKS[at].len()];
+                let position = model.payloads[at].len() as u64 * percent / 100;
+                buffer.delivered(&stream(NAMES[at]), &sink(name), Delivered(Sequence(position)));
+                let known = model.delivered[at].entry(name).or_default();
+                *known = position.max(*known);
+            }
+            Step::Reopen => {
+                close(&buffer).await;
+                buffer = open(folder.path());
+            }
+            Step::Kill => {
+                close(&buffer).await;
+                let killed = tempfile::tempdir().unwrap();
+                copy(folder.path(), killed.path());
+                forget_the_orderly_stop(killed.path());
+                folder = killed;
+                buffer = open(folder.path());
+            }
+        }
+    }
+    for at in 0..2 {
+        model.check(&buffer, at, 0, 32 << 10).await;
+    }
+    assert!(buffer.losses().is_empty());
+    close(&buffer).await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10, max_shrink_iters: 60, ..ProptestConfig::default() })]
+    #[test]
+    fn the_buffer_does_what_the_model_does(steps in prop::collection::vec(step(), 1..40)) {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(run(steps));
+    }
+}
+
+#[tokio::test]
+async fn a_running_buffer_is_inspected_verified_and_exported_without_being_touched() {
+    use telemetry::buffer::inspect;
+    let folder = tempfile::tempdir().unwrap();
+    let (a, _) = five_generations(folder.path()).await;
+    let buffer = open(folder.path());
+    let count = a.payloads.len() as u64 + 2;
+    append(&buffer, "a", vec![vec![0xff, 0x00], b"text".to_vec()]).await;
+    let books = Books { cursor: Sequence(3), delivered: 3, ..Books::default() };
+    buffer.state().save_books(&stream("a"), &sink("one"), books).await.unwrap();
+    buffer.state().put_dead_letters(vec![letter("one", 1, 9)]).await.unwrap();
+
+    let inspection = inspect::inspect(folder.path()).unwrap();
+    assert_eq!(inspection.identity, buffer.identity());
+    assert_eq!(inspection.generations.len(), 5);
+    assert_eq!(inspection.sinks[0].books, Some(books));
+    assert_eq!(inspection.sinks[0].dead_letters, 1);
+    let last = inspection.generations.last().unwrap();
+    assert!(!last.sealed);
+    assert_eq!(last.streams[&stream("a")].last, Sequence(count));
+    assert!(inspect::verify(folder.path()).unwrap().fine());
+
+    let mut lines = Vec::new();
+    let range = SequenceRange { first: Sequence(2), last: Sequence(u64::MAX) };
+    let written = inspect::export(folder.path(), &stream("a"), range, &mut lines).unwrap();
+    assert_eq!(written, count - 1);
+    let lines = String::from_utf8(lines).unwrap();
+    let tail: Vec<serde_json::Value> =
+        lines.lines().rev().take(2).map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(tail[0]["payload"], "text");
+    assert_eq!(tail[1]["payload_hex"], "ff00");
+    assert_eq!(append(&buffer, "a", payloads(1, 1)).await, Sequence(count + 1));
+    close(&buffer).await;
+
+    damage(folder.path(), &generations(folder.path())[1]);
+    let verification = inspect::verify(folder.path()).unwrap();
+    assert!(!verification.fine());
+    assert!(verification.generations[1].trouble.is_some());
+    assert!(generations(folder.path()).len() == 5, "looking moves nothing");
 }

@@ -269,3 +269,104 @@ impl BlockBuilder {
         self.done
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn incoming() -> impl Strategy<Value = Incoming> {
+        let payload = prop_oneof![
+            4 => prop::collection::vec(any::<u8>(), 0..700),
+            1 => prop::collection::vec(any::<u8>(), 7_000..20_000),
+        ];
+        let topic = prop_oneof![Just("same/topic".to_owned()), "[a-zäé/]{0,40}"];
+        let flags = (0u8..4, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+            |(qos, retain, dup, truncated)| DeliveryFlags { qos, retain, dup, truncated },
+        );
+        (topic, payload, any::<i64>(), flags, any::<u16>()).prop_map(
+            |(topic, payload, arrival, flags, packet_id)| Incoming {
+                topic: topic.into(),
+                payload: payload.into(),
+                arrival: Arrival(arrival),
+                flags,
+                packet_id,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_built_reads_back(
+            messages in prop::collection::vec(incoming(), 1..60),
+            first in 1..u64::MAX / 2,
+        ) {
+            let mut builder = BlockBuilder::new(Sequence(first));
+            messages.iter().for_each(|message| builder.push(message));
+            prop_assert_eq!(builder.last(), Sequence(first + messages.len() as u64 - 1));
+            let blocks = builder.finish();
+            let mut expected = messages.iter().zip(first..);
+            for block in &blocks {
+                let read = Block::decode(Bytes::copy_from_slice(block.encoded())).unwrap();
+                prop_assert_eq!(read.range(), block.range());
+                let records: Vec<_> = read.records_after(Sequence::ZERO).collect();
+                prop_assert!(records.len() <= BLOCK_RECORDS_MAX);
+                prop_assert!(records.len() == 1 || read.bytes() <= PART_BYTES_MAX);
+                for record in records {
+                    let (message, sequence) = expected.next().unwrap();
+                    prop_assert_eq!(record.sequence, Sequence(sequence));
+                    prop_assert_eq!(record.topic.as_bytes(), &message.topic[..]);
+                    prop_assert_eq!(record.payload, &message.payload[..]);
+                    prop_assert_eq!(record.arrival, message.arrival);
+                    prop_assert_eq!(record.flags, message.flags);
+                    prop_assert_eq!(record.packet_id, message.packet_id);
+                }
+            }
+            prop_assert!(expected.next().is_none());
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused_without_a_panic(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+            whole in any::<bool>(),
+        ) {
+            // With a header that fits, so that the records are looked at.
+            if whole && bytes.len() >= HEADER_BYTES {
+                let length = (bytes.len() as u32).to_be_bytes();
+                bytes[0] = VERSION;
+                bytes[LENGTH_AT..FIRST_AT].copy_from_slice(&length);
+                let crc = crc32fast::hash(&bytes[LENGTH_AT..]).to_be_bytes();
+                bytes[CRC_AT..LENGTH_AT].copy_from_slice(&crc);
+            }
+            if let Ok(block) = Block::decode(bytes.into()) {
+                prop_assert_eq!(
+                    block.records_after(Sequence::ZERO).count() as u64,
+                    block.range().count()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_is_noticed() {
+        let mut builder = BlockBuilder::new(Sequence(5));
+        for n in 0..3u8 {
+            builder.push(&Incoming {
+                topic: Bytes::from_static(b"t"),
+                payload: vec![n; 20].into(),
+                arrival: Arrival(1),
+                flags: DeliveryFlags::default(),
+                packet_id: 1,
+            });
+        }
+        let whole = builder.finish().remove(0);
+        let after: Vec<_> = whole.records_after(Sequence(6)).map(|r| r.sequence.0).collect();
+        assert_eq!(after, [7]);
+        for bit in 0..whole.bytes() * 8 {
+            let mut bytes = whole.encoded().to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(Block::decode(bytes.into()).is_err(), "bit {bit}");
+        }
+    }
+}

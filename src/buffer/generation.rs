@@ -140,10 +140,8 @@ pub(super) fn insert(store: &Store, prefix: &[u8], block: &Block) -> Result<(), 
 /// What stands at a place of the log.
 pub(super) enum Found {
     Block(Block),
-    /// Parts are missing, or the bytes are no block.
-    Damaged {
-        first: Sequence,
-    },
+    /// Parts are missing, or the bytes are no block: it shows as the hole it leaves.
+    Damaged,
 }
 
 /// A block whose parts are being collected.
@@ -160,7 +158,7 @@ impl Parts {
         let decoded = Block::decode(Bytes::from(self.bytes));
         match decoded {
             Ok(block) if block.range().first == self.first => Found::Block(block),
-            _ => Found::Damaged { first: self.first },
+            _ => Found::Damaged,
         }
     }
 }

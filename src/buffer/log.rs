@@ -127,6 +127,27 @@ impl Index {
         self.generations.values().map(|entry| entry.bytes).sum()
     }
 
+    /// Says which records nobody is configured to take.
+    pub(super) fn warn_of_unconfigured(&self) {
+        let mut held: BTreeMap<&StreamName, u64> = BTreeMap::new();
+        for (stream, range) in self.generations.values().flat_map(|entry| &entry.ranges) {
+            if !self.sinks.contains_key(stream) {
+                *held.entry(stream).or_default() += range.count();
+            }
+        }
+        for (stream, records) in held {
+            let owed = self.unconfigured.contains_key(stream);
+            tracing::warn!(
+                event = "stream_not_configured",
+                stream = %stream,
+                records,
+                owed,
+                "the buffer holds records of a stream that is not configured; configure it again to deliver them \
+                 (owed = a sink had not taken them all: they are kept as long)"
+            );
+        }
+    }
+
     pub(super) fn oldest(&self, stream: &StreamName) -> Option<Sequence> {
         self.generations.values().find_map(|entry| entry.ranges.get(stream)).map(|r| r.first)
     }

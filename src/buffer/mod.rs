@@ -1,4 +1,87 @@
-//! The durable buffer.
+//! The durable buffer: what is answered here is on stable storage, and stays until every sink has passed it.
+//!
+//! # The constraints
+//!
+//! - An acknowledgement leaves only after an `fdatasync` that covers the message. The first sync that fails ends the
+//!   process: the kernel reports a lost write once, so a second try would succeed over missing data.
+//! - sled 0.34 never gives disk space back, may refuse to open a whole database for one bad page, syncs with
+//!   `sync_file_range`, which is not durable, never syncs the blob files it makes of pages above 128 KiB, and keeps
+//!   pages of all it has read in memory, whatever its cache setting. Everything below follows from this line.
+//! - Bounds: 16 batches per stream wait at the writer ([`APPEND_QUEUE_BATCHES`]); a block has at most 16 records or
+//!   7,300 bytes, unless a single record is larger; a generation is a file of `generation_bytes` (64 MiB), at most a
+//!   quarter of the quota; the tail in memory has `tail_bytes_max`; 2 sealed generations are open at a time; 256
+//!   commands wait at the state database.
+//!
+//! # Record, block, generation
+//!
+//! A *record* is a message as it was received, with a number of its stream: contiguous, from 1, never used twice.
+//! Up to 16 records make a *block* (`block.rs`), one key of sled: a leaf of its tree holds 16 keys of whatever size,
+//! so blocks divide its work by 16. A block carries its own CRC and range, because sled's checksums say nothing
+//! about what is missing. 17 values of 7,300 bytes stay below the size of a blob; a larger record is split over keys.
+//!
+//! A *generation* (`generation.rs`) is one sled database in its own folder, which only grows. Space comes back by
+//! removing a folder, damage stays within one, and memory follows the size of those that are open. Only the newest is
+//! written. When it is full the next one is made, with every sync its creation needs, and only then the old one is
+//! sealed by a small file with its ranges. So whatever a crash leaves, the newest folder is the one written last, and
+//! a start reads the small files and verifies only that one: opening takes as long with an hour's backlog as without.
+//!
+//! # Group commit
+//!
+//! One thread (`writer.rs`) owns appending. It takes what waits from all streams once the oldest message is
+//! `sync_linger` old or `group_messages_max` have come, numbers it, hands the blocks to sled, syncs once, and then in
+//! this order: index, tail, the streams' durable positions, answers. Whoever hears of a record can read it.
+//!
+//! A number must not be given out twice even when the newest generation is unreadable after a crash. So numbers are
+//! set aside in the file `marks`, 65,536 at a time, before they are used; a start that cannot read the newest
+//! generation goes on behind them. An orderly stop writes the exact numbers, so nothing is skipped then.
+//!
+//! # Reading
+//!
+//! A sink that keeps up is handed the block the writer made, from the *tail* (`tail.rs`): the newest durable blocks of
+//! all streams, the oldest of whatever stream evicted first. A sink that lags asks the reading thread (`reader.rs`).
+//! That thread shares the handle of the generation being written and opens sealed ones for as long as they are read;
+//! the handles stay locked during a read, for sled refuses to open a database twice.
+//!
+//! # Dropping
+//!
+//! Oldest first, a sealed generation is dropped when every configured sink of every stream in it has passed it, but
+//! never the newest sealed one: after a crash the broker may send its records again, and [`Buffer::recent`] is how
+//! they are recognised. Streams without sinks hold nothing back. A stream that is in the log and no longer configured
+//! holds its records back only when the state database has books of a sink that is behind: its sinks still owe them,
+//! should it be configured again. Without books nobody knows who would want them. Either way the start says so.
+//! The file `marks` notes what was dropped before the folder goes, so that it is never mistaken for loss.
+//!
+//! At the quota, or below the minimum of free space, the writer holds the batch it has and takes no other. Nothing is
+//! answered, the streams stop reading, the broker keeps the rest. The ballast file is given up at start when the disk
+//! is so full that sled could not open.
+//!
+//! # Loss
+//!
+//! A sealed generation that does not open, panics or cannot be read is moved to `quarantine/`, a single damaged block
+//! leaves a hole. The ranges before and after tell which numbers are missing: they are written to `losses`, shown on
+//! the board, logged as an error, and every sink that comes by is told by [`Chunk::lost`]. An error in the generation
+//! being written ends the process; the next start verifies it and, if need be, sets it aside. After a crash the loss
+//! is then reported up to the numbers set aside, which is too much rather than too little. A full disk, a missing
+//! permission or too many open files are no damage: nothing is moved for them.
+//!
+//! # State
+//!
+//! Books, cursors, dead letters and notes are overwritten, generations never are; so they are a second, small
+//! database (`state_store.rs`) with a thread of its own (`state.rs`). One that cannot be opened is set aside: the node
+//! keeps accepting, Kafka repeats from the oldest record kept, tables have their cursor in PostgreSQL, and the
+//! dead letters in the quarantined folder are reported as damaged, loudly. It never shrinks; its size follows the
+//! dead letters, which have a quota.
+//!
+//! ```text
+//!  <state_dir>/lock                           one process at a time
+//!  <state_dir>/ballast                        given up to open on a full disk
+//!  <state_dir>/state/                         books, dead letters, notes
+//!  <state_dir>/buffer/identity                which log this is
+//!  <state_dir>/buffer/marks                   numbers set aside, numbers dropped
+//!  <state_dir>/buffer/losses                  what the disk lost
+//!  <state_dir>/buffer/generation-000001/      one sled database, sealed.json beside its files
+//!  <state_dir>/buffer/quarantine/             what could not be read
+//! ```
 
 mod block;
 mod disk;
@@ -68,7 +151,7 @@ pub struct Incoming {
 pub struct Buffer {
     log: Arc<Log>,
     orders: mpsc::Sender<writer::Order>,
-    requests: mpsc::Sender<reader::Request>,
+    requests: mpsc::Sender<Option<reader::Request>>,
     state: State,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
     /// Held until everything is closed.
@@ -92,50 +175,22 @@ impl Buffer {
         let identity = recovery::identity(&folder)?;
         let state = recovery::state(state_dir, &quarantine, settings)?;
         recovery::check_shim(&state)?;
-        let configured: Vec<StreamName> = streams.iter().map(|(name, _)| name.clone()).collect();
-        let books = state.all_books()?;
-        let mut delivered: BTreeMap<StreamName, Sequence> = BTreeMap::new();
-        let mut behind: BTreeMap<StreamName, Sequence> = BTreeMap::new();
-        for (stream, _, books) in books {
-            let cursor = books.cursor;
-            let most = delivered.entry(stream.clone()).or_default();
-            *most = cursor.max(*most);
-            let least = behind.entry(stream).or_insert(cursor);
-            *least = cursor.min(*least);
-        }
+        let cursors = Cursors::of(&state)?;
         let mut recovered = recovery::Recovery {
             buffer: &folder,
             quarantine: &quarantine,
             identity,
-            configured: &configured,
-            delivered,
+            configured: &streams.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(),
+            delivered: cursors.furthest.clone(),
         }
         .run()?;
-        let losses =
-            disk::read_json(&folder.join("losses")).unwrap_or_default().unwrap_or_default();
         let cell = |name: &StreamName| {
             let next = recovered.contents.next.get(name).copied().unwrap_or(Sequence(1));
             let cell = StreamCell::new(name.clone(), Sequence(next.0 - 1), &board);
             (name.clone(), Arc::new(cell))
         };
         let cells = recovered.streams.iter().map(cell).collect();
-        let quarantined =
-            std::fs::read_dir(&quarantine).map_or(0, |entries| entries.count() as u64);
-        let no_position = |(name, sinks): &(StreamName, Vec<SinkName>)| {
-            (name.clone(), sinks.iter().map(|sink| (sink.clone(), None)).collect())
-        };
-        let sinks: BTreeMap<StreamName, BTreeMap<SinkName, Option<Sequence>>> =
-            streams.iter().map(no_position).collect();
-        behind.retain(|stream, _| !sinks.contains_key(stream));
-        let index = Index {
-            generations: std::mem::take(&mut recovered.entries),
-            current: Some((recovered.number, recovered.store.clone())),
-            sinks,
-            unconfigured: behind,
-            losses,
-            quarantined,
-            retired: Vec::new(),
-        };
+        let index = index(&mut recovered, &folder, streams, cursors);
         let log = Arc::new(Log {
             folder,
             settings: settings.clone(),
@@ -152,13 +207,13 @@ impl Buffer {
             space: Bell::default(),
             board,
         });
-        log.lose(recovered.losses.clone());
-        if let Some(stopped) = log.stopped() {
-            return Err(stopped);
-        }
-        log.show_losses(&lock(&log.index));
         log.show_opened();
-        Buffer::start(log, recovered, state, directory)
+        log.lose(recovered.losses.clone());
+        log.show_losses(&lock(&log.index));
+        match log.stopped() {
+            Some(stopped) => Err(stopped),
+            None => Buffer::start(log, recovered, state, directory),
+        }
     }
 
     fn start(
@@ -284,6 +339,7 @@ impl Buffer {
         }
         self.log.closing.store(true, Ordering::Release);
         self.log.news.ring();
+        let _ = self.requests.send(None);
         for thread in threads {
             let _ = thread.join();
         }
@@ -306,6 +362,51 @@ impl Buffer {
             Err(_) => std::future::pending().await,
         }
     }
+}
+
+/// What the saved books say of each stream.
+struct Cursors {
+    furthest: BTreeMap<StreamName, Sequence>,
+    nearest: BTreeMap<StreamName, Sequence>,
+}
+
+impl Cursors {
+    fn of(state: &StateStore) -> Result<Self, BufferError> {
+        let mut cursors = Cursors { furthest: BTreeMap::new(), nearest: BTreeMap::new() };
+        for (stream, _, books) in state.all_books()? {
+            let furthest = cursors.furthest.entry(stream.clone()).or_default();
+            *furthest = books.cursor.max(*furthest);
+            let nearest = cursors.nearest.entry(stream).or_insert(books.cursor);
+            *nearest = books.cursor.min(*nearest);
+        }
+        Ok(cursors)
+    }
+}
+
+fn index(
+    recovered: &mut Recovered,
+    folder: &Path,
+    streams: &[(StreamName, Vec<SinkName>)],
+    cursors: Cursors,
+) -> Index {
+    let unknown = |(name, sinks): &(StreamName, Vec<SinkName>)| {
+        (name.clone(), sinks.iter().map(|sink| (sink.clone(), None)).collect())
+    };
+    let sinks: BTreeMap<StreamName, BTreeMap<_, _>> = streams.iter().map(unknown).collect();
+    let mut unconfigured = cursors.nearest;
+    unconfigured.retain(|stream, _| !sinks.contains_key(stream));
+    let index = Index {
+        generations: std::mem::take(&mut recovered.entries),
+        current: Some((recovered.number, recovered.store.clone())),
+        sinks,
+        unconfigured,
+        losses: disk::read_json(&folder.join("losses")).ok().flatten().unwrap_or_default(),
+        quarantined: std::fs::read_dir(folder.join("quarantine"))
+            .map_or(0, |entries| entries.count() as u64),
+        retired: Vec::new(),
+    };
+    index.warn_of_unconfigured();
+    index
 }
 
 /// A thread whose panic stops the buffer: nobody else would notice that nothing is answered any more.

@@ -82,14 +82,14 @@ pub(super) struct Request {
 pub struct Reader {
     log: Arc<Log>,
     cell: Arc<StreamCell>,
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<Option<Request>>,
 }
 
 impl Reader {
     pub(super) fn new(
         log: Arc<Log>,
         cell: Arc<StreamCell>,
-        requests: mpsc::Sender<Request>,
+        requests: mpsc::Sender<Option<Request>>,
     ) -> Self {
         Reader { log, cell, requests }
     }
@@ -114,7 +114,7 @@ impl Reader {
         let (answer, answered) = oneshot::channel();
         let request = Request { cell: self.cell.clone(), position, bytes_max, answer };
         let ended = || BufferError::Stopped { reason: "its reading thread has ended".to_owned() };
-        if self.requests.send(request).is_err() {
+        if self.requests.send(Some(request)).is_err() {
             return Err(self.log.stopped().unwrap_or_else(ended));
         }
         answered.await.unwrap_or_else(|_| Err(self.log.stopped().unwrap_or_else(ended)))
@@ -126,13 +126,9 @@ impl Reader {
     }
 }
 
-/// The reading thread: until every asker is gone or the buffer closes.
-pub(super) fn run(log: &Log, requests: &mpsc::Receiver<Request>) {
-    while let Ok(request) = requests.recv_timeout(super::IDLE_PAUSE).map(Some).or_else(again) {
-        if log.closing() {
-            return;
-        }
-        let Some(request) = request else { continue };
+/// The reading thread: until it is sent `None` or every asker is gone.
+pub(super) fn run(log: &Log, requests: &mpsc::Receiver<Option<Request>>) {
+    while let Ok(Some(request)) = requests.recv() {
         let found = fetch(log, &request.cell, request.position, request.bytes_max);
         // The asker may have been stopped meanwhile.
         let _ = request.answer.send(found);
@@ -209,11 +205,4 @@ fn chunk(log: &Log, cell: &StreamCell, number: u64, stretch: Stretch) -> Chunk {
 fn give_up(log: &Log, number: u64, error: &BufferError) {
     let written = lock(&log.index).current.as_ref().is_some_and(|(current, _)| *current == number);
     if written { log.fail(error) } else { log.quarantine(number, error) }
-}
-
-fn again(error: mpsc::RecvTimeoutError) -> Result<Option<Request>, mpsc::RecvTimeoutError> {
-    match error {
-        mpsc::RecvTimeoutError::Timeout => Ok(None),
-        gone => Err(gone),
-    }
 }

@@ -104,8 +104,6 @@ pub(super) struct Recovered {
     pub losses: Vec<Loss>,
     pub marks: Marks,
     pub streams: BTreeSet<StreamName>,
-    /// Found unreadable by this start.
-    pub set_aside: u64,
 }
 
 /// What recovery goes by.
@@ -194,7 +192,7 @@ impl Recovery<'_> {
         contents.next = next;
         marks.clean = false;
         let entries = known.into_iter().map(entry).collect();
-        Ok(Recovered { entries, number, store, contents, losses, marks, streams, set_aside })
+        Ok(Recovered { entries, number, store, contents, losses, marks, streams })
     }
 
     /// Where a stream's numbers go on: behind every number that may have been given out.

@@ -141,13 +141,16 @@ fn print_reports(
             (&report.applied_now, "applied now"),
             (&report.pending, "pending"),
         ];
-        for (files, state) in lines {
-            let quiet = matches!(args.command, MigrateCommand::Plan) && state == "applied";
-            for file in files.iter().filter(|_| !quiet) {
-                table.add_row([report.database.as_str(), file.as_str(), state]);
+        // Only `status` tells of the past.
+        let told = if matches!(args.command, MigrateCommand::Status) { 0 } else { 1 };
+        let mut quiet = report.error.is_none();
+        for (files, state) in &lines[told..] {
+            for file in *files {
+                table.add_row([report.database.as_str(), file.as_str(), *state]);
+                quiet = false;
             }
         }
-        if table.is_empty() || report.pending.is_empty() && report.error.is_none() {
+        if quiet {
             table.add_row([report.database.as_str(), "", "up to date"]);
         }
     }

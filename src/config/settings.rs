@@ -161,7 +161,8 @@ pub struct ClusterSettings {
     pub compression: String,
     pub linger: Duration,
     pub batch_bytes: usize,
-    /// librdkafka's delivery timeout: after it a record is sent again from the buffer.
+    /// Nothing confirmed for this long although the cluster answers: the producer is renewed, and what is unconfirmed
+    /// is sent again from the buffer, in order.
     pub message_timeout: Duration,
     pub operation_timeout: Duration,
     /// Records handed to librdkafka and not yet confirmed, per stream.

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use indexmap::IndexMap;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
@@ -285,27 +286,21 @@ impl Check<'_> {
             }
             TableKind::Latest { key, updated_at_column, insert_only } => {
                 self.own(updated_at_column, "timestamptz", is_time);
-                self.key(key, expected.columns);
+                self.key(key, insert_only, expected.columns);
                 for (column, field) in insert_only {
-                    match expected.columns.iter().find(|mapped| mapped.field == *field) {
-                        Some(mapped) => self.insert_only(column, mapped),
-                        None => self.mistakes.push(format!(
-                            "column {column} is set once from field {field}, which this table does not map (add it to \
-                             the table's columns)"
-                        )),
+                    if !expected.columns.iter().any(|mapped| mapped.name == *column) {
+                        self.mistakes.push(format!(
+                            "column {column} is set once from field {field}, which the mapping does not yield"
+                        ));
                     }
                 }
             }
         }
     }
 
-    fn insert_only(&mut self, name: &str, mapped: &Column) {
-        let wanted = sql_type(mapped.field_type);
-        self.own(name, wanted, |column| fit(mapped.field_type, Some(column)) == Fit::Fits);
-    }
-
-    fn key(&mut self, field: &str, columns: &[Column]) {
-        let Some(mapped) = columns.iter().find(|column| column.field == field) else {
+    fn key(&mut self, field: &str, fixed: &IndexMap<String, String>, columns: &[Column]) {
+        let is_key = |column: &&Column| column.field == field && !fixed.contains_key(&column.name);
+        let Some(mapped) = columns.iter().find(is_key) else {
             self.mistakes.push(format!("the key field {field} is not among the table's columns"));
             return;
         };

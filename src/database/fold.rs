@@ -31,8 +31,6 @@ pub struct Row {
     pub updated_at: Option<Arrival>,
     /// Set by the fold: a message moved `seen`.
     pub seen_moved: bool,
-    /// Set by the fold: the message that (first) changed it, for columns set at insert only.
-    pub first: Vec<Cell<'static>>,
 }
 
 /// Rows by key; ordered, so that two writers lock in the same order.
@@ -44,8 +42,12 @@ pub struct Folded {
     pub stale: u64,
 }
 
-/// Applies the messages in order.
-pub fn fold<'m>(rows: &mut Rows, messages: impl IntoIterator<Item = &'m Message>) -> Folded {
+/// Applies the messages in order. `fixed` says which cells are set when a row is made and never again.
+pub fn fold<'m>(
+    rows: &mut Rows,
+    fixed: &[bool],
+    messages: impl IntoIterator<Item = &'m Message>,
+) -> Folded {
     let mut folded = Folded::default();
     for message in messages {
         let row = rows.entry(message.key.clone()).or_default();
@@ -55,7 +57,7 @@ pub fn fold<'m>(rows: &mut Rows, messages: impl IntoIterator<Item = &'m Message>
         }
         row.seen_moved |= row.seen != Some(message.arrival);
         row.seen = Some(message.arrival);
-        if apply(row, message) {
+        if apply(row, fixed, message) {
             row.updated_at = Some(message.arrival);
         } else {
             folded.unchanged += 1;
@@ -65,25 +67,17 @@ pub fn fold<'m>(rows: &mut Rows, messages: impl IntoIterator<Item = &'m Message>
 }
 
 /// True when a value became different.
-fn apply(row: &mut Row, message: &Message) -> bool {
-    let changed = match &mut row.cells {
-        None => {
-            row.cells = Some(message.cells.clone());
-            true
-        }
-        Some(cells) => {
-            let mut changed = false;
-            for (cell, new) in cells.iter_mut().zip(&message.cells) {
-                if !new.is_null() && cell != new {
-                    cell.clone_from(new);
-                    changed = true;
-                }
-            }
-            changed
-        }
+fn apply(row: &mut Row, fixed: &[bool], message: &Message) -> bool {
+    let Some(cells) = &mut row.cells else {
+        row.cells = Some(message.cells.clone());
+        return true;
     };
-    if changed && row.first.is_empty() {
-        row.first.clone_from(&message.cells);
+    let mut changed = false;
+    for ((cell, new), fixed) in cells.iter_mut().zip(&message.cells).zip(fixed) {
+        if !fixed && !new.is_null() && cell != new {
+            cell.clone_from(new);
+            changed = true;
+        }
     }
     changed
 }
@@ -93,6 +87,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const FREE: [bool; 3] = [false; 3];
 
     fn message(key: &str, arrival: i64, values: &[Option<i64>]) -> Message {
         let cells = values.iter().map(|value| value.map_or(Cell::Null, Cell::Int8)).collect();
@@ -111,7 +107,7 @@ mod tests {
     fn a_partial_message_leaves_the_other_columns_as_they_are() {
         let mut rows = Rows::new();
         let messages = [message("a", 1, &[Some(1), Some(2)]), message("a", 2, &[None, Some(3)])];
-        assert_eq!(fold(&mut rows, &messages), Folded::default());
+        assert_eq!(fold(&mut rows, &FREE, &messages), Folded::default());
         assert_eq!(values(&rows["a"]), [Some(1), Some(3)]);
         assert_eq!(rows["a"].updated_at, Some(Arrival(2)));
     }
@@ -125,9 +121,17 @@ mod tests {
             message("a", 5, &[Some(2)]),
             message("a", 9, &[Some(3)]),
         ];
-        assert_eq!(fold(&mut rows, &messages), Folded { unchanged: 1, stale: 1 });
+        assert_eq!(fold(&mut rows, &FREE, &messages), Folded { unchanged: 1, stale: 1 });
         assert_eq!(values(&rows["a"]), [Some(3)]);
         assert_eq!(rows["a"].seen, Some(Arrival(9)));
+    }
+
+    #[test]
+    fn a_fixed_cell_keeps_what_the_row_was_made_with() {
+        let mut rows = Rows::new();
+        let messages = [message("a", 1, &[Some(1), Some(5)]), message("a", 2, &[Some(2), Some(6)])];
+        fold(&mut rows, &[false, true], &messages);
+        assert_eq!(values(&rows["a"]), [Some(2), Some(5)]);
     }
 
     /// What one transaction per message would do, written down as plainly as the rule.
@@ -175,7 +179,7 @@ mod tests {
             for batch in [&messages[..cut], &messages[cut..]] {
                 let batch: Vec<_> =
                     batch.iter().map(|(key, at, values)| message(key, *at, values)).collect();
-                let folded = fold(&mut rows, &batch);
+                let folded = fold(&mut rows, &FREE, &batch);
                 total.unchanged += folded.unchanged;
                 total.stale += folded.stale;
                 // As the table would hand the rows to the next batch.
@@ -183,7 +187,6 @@ mod tests {
                     if let Some(at) = row.updated_at.take() {
                         updated.insert(key.clone(), at.0);
                     }
-                    row.first.clear();
                 }
             }
             for (key, at, values) in &messages {

@@ -23,8 +23,8 @@ type Parameter = Box<dyn ToSql + Sync + Send>;
 pub struct LatestPlan {
     pub columns: Vec<PlannedColumn>,
     key: usize,
-    /// Which mapped column feeds each column that is set at insert only.
-    insert_only: Vec<usize>,
+    /// Columns that are set when a row is made and never again.
+    fixed: Vec<bool>,
     scope: String,
     select: String,
     select_seen: String,
@@ -42,31 +42,30 @@ pub struct LatestTable<'a> {
     /// Field that is the key.
     pub key: &'a str,
     pub updated_at: &'a str,
-    /// Column → field.
+    /// Column → field; the mapping yields these columns too.
     pub insert_only: &'a indexmap::IndexMap<String, String>,
 }
 
 impl LatestPlan {
-    /// After the catalog check, which has proven that the key and the fields of `insert_only` are mapped.
+    /// After the catalog check, which has proven that the key is mapped.
     pub fn new(of: &LatestTable<'_>, columns: Vec<PlannedColumn>) -> Option<LatestPlan> {
-        let index = |field: &str| of.mapped.iter().position(|column| column.field == field);
-        let key = index(of.key)?;
-        let insert_only: Vec<usize> =
-            of.insert_only.values().map(|field| index(field)).collect::<Option<_>>()?;
+        let fixed: Vec<bool> =
+            columns.iter().map(|column| of.insert_only.contains_key(&column.name)).collect();
+        let key = of
+            .mapped
+            .iter()
+            .zip(&fixed)
+            .position(|(column, fixed)| column.field == of.key && !fixed)?;
         let table = qualified(of.schema, &of.table.table);
         let key_name = quoted(&columns[key].name);
         let names: Vec<String> = columns.iter().map(|column| quoted(&column.name)).collect();
         let kept = |name: &String| format!("{name} = COALESCE(EXCLUDED.{name}, present.{name})");
+        let is_set = |index: usize| index != key && !fixed[index];
         let mut sets: Vec<String> =
-            names.iter().filter(|name| **name != key_name).map(kept).collect();
+            names.iter().enumerate().filter(|(i, _)| is_set(*i)).map(|(_, n)| kept(n)).collect();
         let updated_at = quoted(of.updated_at);
         sets.push(format!("{updated_at} = EXCLUDED.{updated_at}"));
-        let all: Vec<String> = names
-            .iter()
-            .cloned()
-            .chain([updated_at])
-            .chain(of.insert_only.keys().map(|column| quoted(column)))
-            .collect();
+        let all: Vec<String> = names.iter().cloned().chain([updated_at]).collect();
         let parameters: Vec<String> = (1..=all.len()).map(|n| format!("${n}")).collect();
         let seen = bookkeeping::latest_seen(of.schema);
         let key_array = array_name(columns[key].column_type);
@@ -95,7 +94,7 @@ impl LatestPlan {
             scope: format!("{}/{}", of.stream, of.sink),
             columns,
             key,
-            insert_only,
+            fixed,
         })
     }
 
@@ -114,8 +113,10 @@ impl LatestPlan {
             };
             cells.push(cell.into_owned());
         }
-        let says_something =
-            cells.iter().enumerate().any(|(index, cell)| index != self.key && !cell.is_null());
+        let says_something = cells
+            .iter()
+            .enumerate()
+            .any(|(index, cell)| index != self.key && !self.fixed[index] && !cell.is_null());
         let key = cells.get(self.key).and_then(Cell::key_text);
         Ok(key.filter(|_| says_something).map(|key| Message { key, arrival, cells }))
     }
@@ -133,7 +134,7 @@ impl LatestPlan {
         for keys in keys.chunks(KEYS_PER_STATEMENT) {
             self.read(client, keys, &mut rows).await?;
         }
-        let folded = fold(&mut rows, messages);
+        let folded = fold(&mut rows, &self.fixed, messages);
         let changed: Vec<&Row> = rows.values().filter(|row| row.updated_at.is_some()).collect();
         for rows in changed.chunks(KEYS_PER_STATEMENT) {
             self.upsert(client, rows).await?;
@@ -186,10 +187,6 @@ impl LatestPlan {
         }
         let times = rows.iter().filter_map(|row| row.updated_at).map(Timestamptz::from);
         parameters.push((Box::new(times.collect::<Vec<_>>()), Type::TIMESTAMPTZ_ARRAY));
-        for &index in &self.insert_only {
-            let cells = rows.iter().filter_map(|row| row.first.get(index));
-            parameters.push(array(self.columns[index].column_type, cells));
-        }
         let parameters: Vec<(&(dyn ToSql + Sync), Type)> =
             parameters.iter().map(|(value, ty)| (&**value as _, ty.clone())).collect();
         client

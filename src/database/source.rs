@@ -201,7 +201,7 @@ pub fn map(mapper: &mut RowMapper, plan: &Plan, record: &Record<'_>, batch: &mut
                 batch.messages.push(message);
                 Mapped::Row
             }
-            Ok(None) => Mapped::Incomplete,
+            Ok(None) => Mapped::Filtered,
             Err(fault) => Mapped::Dead(fault),
         },
     }

@@ -61,6 +61,7 @@ impl Target {
     /// Delivers the batch: whole, or in halves around the rows that the server refuses, which become dead letters.
     /// After an error the cursor row says how much of it was taken.
     pub async fn deliver(&mut self, mut batch: Batch) -> Result<(), Trouble> {
+        fail::fail_point!(&format!("writer_batch_{}", self.sink.stream.name));
         let started = Instant::now();
         // Before the cursor passes them: a crash may repeat a letter under its own key, never lose it.
         self.store(batch.letters.clone()).await?;
@@ -212,38 +213,16 @@ impl Target {
         meters.batch_duration.observe(started.elapsed().as_secs_f64());
         meters.batch_messages.observe(batch.records as f64);
         let seen = &batch.observed;
-        for (flag, counter) in &meters.flagged {
-            counter.inc_by(match *flag {
-                "device_time_invalid" => seen.device_time_invalid,
-                _ => seen.out_of_range,
-            });
-        }
+        meters.flagged_device_time_invalid.inc_by(seen.device_time_invalid);
+        meters.flagged_out_of_range.inc_by(seen.out_of_range);
         let stream = &self.sink.stream.name;
-        if !seen.unmapped.is_empty() {
-            self.sink
-                .board
-                .stream(stream)
-                .update(|status| merge(&mut status.unmapped, &seen.unmapped));
-        }
+        self.sink.board.stream(stream).unmapped_seen(&self.sink.table.sink, &seen.unmapped);
         if !batch.letters.is_empty() {
             let sink = &self.sink.table.sink;
             let letters = self.sink.buffer.state().dead_letter_count(stream, sink).await?;
             self.view.update(|status| status.dead_letters = letters);
         }
         Ok(())
-    }
-}
-
-/// Names of members no mapping uses that are remembered per stream.
-const UNMAPPED_NAMES_MAX: usize = 100;
-
-fn merge(known: &mut std::collections::BTreeMap<String, u64>, seen: &[(String, u64)]) {
-    for (name, count) in seen {
-        if let Some(total) = known.get_mut(name) {
-            *total += count;
-        } else if known.len() < UNMAPPED_NAMES_MAX {
-            known.insert(name.clone(), *count);
-        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! From checked settings to librdkafka properties.
 
+use std::time::Duration;
+
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
@@ -11,6 +13,9 @@ const QUEUE_SPARE_MESSAGES: usize = 1_000;
 const MESSAGE_BYTES_LEGAL: std::ops::RangeInclusive<usize> = 1_000..=1_000_000_000;
 /// Memory one producer's queue may take: beyond it `send` answers "queue full" and the streams wait.
 const QUEUE_KBYTES_MAX: usize = 256 * 1024;
+
+/// A connection that is refused costs nothing, and what waits is to go out soon after the brokers are back.
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// What a producer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +34,8 @@ pub(super) fn producer_config(
     purpose: Purpose,
 ) -> ClientConfig {
     let mut config = client_config(settings);
+    // A record that travels alone waits for no company.
+    let linger = if purpose == Purpose::Single { Duration::ZERO } else { settings.linger };
     let queue = settings.in_flight_max * streams.max(1) + QUEUE_SPARE_MESSAGES;
     config
         .set("enable.idempotence", "true")
@@ -38,7 +45,7 @@ pub(super) fn producer_config(
         // sends everything again, in order.
         .set("message.timeout.ms", "0")
         .set("compression.type", &settings.compression)
-        .set("linger.ms", (settings.linger.as_secs_f64() * 1e3).to_string())
+        .set("linger.ms", (linger.as_secs_f64() * 1e3).to_string())
         .set("batch.size", settings.batch_bytes.to_string())
         .set("queue.buffering.max.messages", queue.to_string())
         .set("queue.buffering.max.kbytes", QUEUE_KBYTES_MAX.to_string())
@@ -74,8 +81,8 @@ fn client_config(settings: &ClusterSettings) -> ClientConfig {
         )
         .set("socket.keepalive.enable", "true")
         .set("socket.nagle.disable", "true")
-        .set("reconnect.backoff.ms", settings.retry.min.as_millis().min(3_600_000).to_string())
-        .set("reconnect.backoff.max.ms", settings.retry.max.as_millis().min(3_600_000).to_string())
+        .set("reconnect.backoff.ms", reconnect(settings.retry.min).to_string())
+        .set("reconnect.backoff.max.ms", reconnect(settings.retry.max).to_string())
         .set("allow.auto.create.topics", "false")
         .set("statistics.interval.ms", "0")
         .set("log.connection.close", "false")
@@ -91,6 +98,10 @@ fn client_config(settings: &ClusterSettings) -> ClientConfig {
             .set("sasl.password", sasl.password.expose());
     }
     config
+}
+
+fn reconnect(pause: Duration) -> u128 {
+    pause.min(RECONNECT_MAX).as_millis()
 }
 
 fn security_protocol(settings: &ClusterSettings) -> &'static str {
@@ -124,8 +135,6 @@ fn set_tls(config: &mut ClientConfig, tls: &TlsSettings) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::config::{BackoffSettings, SaslSettings};
     use crate::domain::Secret;

@@ -265,7 +265,10 @@ impl Delivery<'_> {
                     }
                 }
                 Code::MessageSizeTooLarge => return Ok(false),
-                Code::Fatal => return Err(Interrupt::Stop(Stop::Failed)),
+                Code::Fatal => {
+                    self.session.context().give_up();
+                    return Err(Interrupt::Stop(Stop::Failed));
+                }
                 code => return Err(Interrupt::Stop(Stop::Refused(record.sequence, code))),
             }
         }

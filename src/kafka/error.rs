@@ -46,6 +46,23 @@ impl KafkaError {
         }
     }
 
+    /// Nobody answered: the cluster is away, not only a topic in trouble.
+    pub(super) fn is_unreachable(&self) -> bool {
+        match self {
+            KafkaError::TimedOut { .. } => true,
+            KafkaError::Refused { code, .. } => matches!(
+                code,
+                Code::BrokerTransportFailure
+                    | Code::AllBrokersDown
+                    | Code::Resolve
+                    | Code::OperationTimedOut
+                    | Code::Authentication
+                    | Code::SSL
+            ),
+            _ => false,
+        }
+    }
+
     /// Names what was being done and the topic; a client error without a code is one of settings.
     pub(super) fn of(doing: &'static str, topic: &str, error: &ClientError) -> Self {
         match error.rdkafka_error_code() {

@@ -9,8 +9,10 @@ use tokio::sync::Notify;
 
 use crate::observe::{Board, DependencyView};
 
-/// Facilities of librdkafka whose lines repeat what `kafka_lost` says.
-const CONNECTION_FACILITIES: [&str; 5] = ["FAIL", "ERROR", "REQTMOUT", "CONNECT", "DISCONNECT"];
+/// Facilities of librdkafka whose lines repeat what `kafka_lost` says, or comment on properties the node itself sets.
+/// A producer that ended is renewed, one without an identity asks again.
+const QUIET_FACILITIES: [&str; 8] =
+    ["FAIL", "ERROR", "REQTMOUT", "CONNECT", "DISCONNECT", "CONFWARN", "FATAL", "GETPID"];
 /// Distinct facilities remembered as already logged.
 const FACILITIES_MAX: usize = 64;
 
@@ -93,7 +95,7 @@ impl ClusterHealth {
     /// A line of the library: a warning once per kind until the cluster has answered anew, else for debugging.
     pub fn library_log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         let serious = (level as i32) <= (RDKafkaLogLevel::Warning as i32);
-        if serious && !CONNECTION_FACILITIES.contains(&facility) && self.is_first(facility) {
+        if serious && !QUIET_FACILITIES.contains(&facility) && self.is_first(facility) {
             tracing::warn!(target: "librdkafka", cluster = %self.cluster, facility, "{text}");
         } else {
             tracing::debug!(target: "librdkafka", cluster = %self.cluster, facility, "{text}");

@@ -11,7 +11,7 @@ use super::error::{KafkaError, class_of};
 use super::ledger::{Ledger, LedgerParts};
 use super::outbox::{Outbox, dead_letter, too_large};
 use super::session::{Cluster, Session};
-use super::topics;
+use super::topics::{self, TopicFacts};
 use super::window::Failure;
 use crate::buffer::{BufferError, Reader};
 use crate::config::{KafkaSinkSettings, StreamSettings};
@@ -115,6 +115,7 @@ impl Lane {
 
     /// From the cursor on, until something ends it that is dealt with before it returns.
     async fn attempt(&mut self) -> Result<(), KafkaError> {
+        fail::fail_point!(&format!("kafka_attempt_{}", self.ledger.stream()));
         let session = match self.single_until {
             None => self.cluster.shared()?,
             Some(_) => match &self.own_session {
@@ -147,28 +148,38 @@ impl Lane {
     /// False when the phase ended it.
     async fn prepare(&mut self, session: &Arc<Session>) -> Result<bool, KafkaError> {
         let preparing = topics::prepare(&self.cluster, session, &self.sink);
-        let mut control = self.control.clone();
         let facts = tokio::select! {
             facts = preparing => facts?,
-            () = control.changed() => return Ok(false),
+            () = interrupted(&mut self.control) => return Ok(false),
         };
         self.prepared = true;
         let configured = self.cluster.settings.message_bytes_max;
         self.record_bytes_max = facts.message_bytes_max.unwrap_or(configured).min(configured);
-        if let Some(wanted) = &self.sink.ensure
-            && let Some(difference) = topics::drift(&facts, wanted)
-            && !self.drift_told
-        {
-            self.drift_told = true;
+        self.tell_drift(&facts);
+        Ok(true)
+    }
+
+    /// What of the topic does not fit the settings; once.
+    fn tell_drift(&mut self, facts: &TopicFacts) {
+        if std::mem::replace(&mut self.drift_told, true) {
+            return;
+        }
+        let (stream, topic) = (self.ledger.stream(), &self.sink.topic);
+        let wanted = self.sink.ensure.as_ref();
+        if let Some(difference) = wanted.and_then(|wanted| topics::drift(facts, wanted)) {
             tracing::warn!(
-                event = "kafka_topic_drift",
-                stream = %self.ledger.stream(),
-                topic = %self.sink.topic,
-                difference,
+                event = "kafka_topic_drift", %stream, topic, difference,
                 "the topic is not as `ensure` asks for; the node changes no existing topic"
             );
         }
-        Ok(true)
+        let batch_bytes = self.cluster.settings.batch_bytes;
+        if let Some(limit) = facts.message_bytes_max.filter(|limit| *limit < batch_bytes) {
+            tracing::warn!(
+                event = "kafka_batches_too_large", %stream, topic, limit, batch_bytes,
+                "the topic takes no batch of `batch_bytes`: each refused one is sent again record by record; \
+                 lower `batch_bytes` or raise the topic's max.message.bytes"
+            );
+        }
     }
 
     /// Judges how a delivery ended. `unreported` records are left with a producer nobody listens to any more.
@@ -196,6 +207,8 @@ impl Lane {
             (None, Stop::Single) => {
                 self.single_until = None;
                 self.own_session = None;
+                // The shared producer may still remember the topic as refused or missing.
+                self.prepared = false;
                 Ok(())
             }
             (None, Stop::Stuck) => {
@@ -287,13 +300,16 @@ impl Lane {
         self.ledger.view().meters.retries.inc();
         self.control.progress.beat();
         self.prepared = false;
+        self.own_session = None;
+        if error.is_unreachable() {
+            self.cluster.health.lost(&error.to_string());
+        }
         let pause = match class {
             ErrorClass::Standing => {
                 self.ledger.show(SinkState::Held, Some(error.to_string()));
                 self.cluster.settings.retry.max
             }
             ErrorClass::Transient | ErrorClass::Data => {
-                self.cluster.health.lost(&error.to_string());
                 self.ledger.show(SinkState::Waiting, Some(error.to_string()));
                 self.backoff.next_pause()
             }
@@ -321,5 +337,15 @@ impl Lane {
             _ => pause,
         };
         self.control.sleep(pause).await;
+    }
+}
+
+/// Returns when the phase or a pause changes, or a drain reaches its deadline.
+async fn interrupted(control: &mut Control) {
+    match control.phase() {
+        Phase::Draining { deadline } => {
+            control.sleep(deadline.saturating_duration_since(Instant::now())).await;
+        }
+        Phase::Running | Phase::Stopping => control.changed().await,
     }
 }

@@ -152,23 +152,10 @@ impl Ledger {
 
     /// What the mapper saw beside its values.
     pub fn observed(&self, observed: Observed) {
-        for (flag, counter) in &self.view.meters.flagged {
-            match *flag {
-                "device_time_invalid" => counter.inc_by(observed.device_time_invalid),
-                _ => counter.inc_by(observed.out_of_range),
-            };
-        }
-        if observed.unmapped.is_empty() {
-            return;
-        }
-        self.stream_view.update(|status| {
-            for (name, count) in observed.unmapped {
-                let room = status.unmapped.len() < UNMAPPED_NAMES_MAX;
-                if room || status.unmapped.contains_key(&name) {
-                    *status.unmapped.entry(name).or_default() += count;
-                }
-            }
-        });
+        let meters = &self.view.meters;
+        meters.flagged_device_time_invalid.inc_by(observed.device_time_invalid);
+        meters.flagged_out_of_range.inc_by(observed.out_of_range);
+        self.stream_view.unmapped_seen(&self.sink, &observed.unmapped);
     }
 
     /// Shows the sink's state; says so in the log when it begins or ends to be held.
@@ -222,5 +209,3 @@ impl Ledger {
     }
 }
 
-/// Names of unmapped members shown per stream.
-const UNMAPPED_NAMES_MAX: usize = 100;

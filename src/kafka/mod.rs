@@ -23,6 +23,8 @@ mod producer;
 mod replay;
 mod reports;
 mod session;
+#[cfg(test)]
+mod tests;
 mod topics;
 mod window;
 

@@ -150,7 +150,7 @@ impl ClientContext for Context {
     fn error(&self, error: ClientError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
         match code {
-            Code::Fatal => self.set_fatal(),
+            Code::Fatal | Code::GaplessGuarantee => self.set_fatal(),
             Code::AllBrokersDown | Code::Authentication | Code::SSL => {
                 self.health.lost(&format!("{code}: {reason}"));
             }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::convert::{Converted, Flags};
 use super::plan::Plan;
@@ -31,7 +32,7 @@ pub struct UseExplanation {
     pub detail: Option<String>,
     pub fields: Vec<FieldTrace>,
     /// The record's JSON, for the Kafka use.
-    pub record: Option<serde_json::Value>,
+    pub record: Option<Box<RawValue>>,
     /// Column and value, for a table.
     pub row: Option<Vec<(String, String)>>,
 }

@@ -1,7 +1,7 @@
 //! One definition per stream, compiled once, yields the Kafka record *and* the table rows. Pure: bytes in, values out.
 //!
-//! [`scan`] finds the raw values in one pass over the payload, [`plan`] decides whether the message counts, [`convert`]
-//! makes typed values of raw ones by the [`rule`] of each field, [`record`] and [`row`] write them down.
+//! `scan` finds the raw values in one pass over the payload, `plan` decides whether the message counts, `convert`
+//! makes typed values of raw ones by the `rule` of each field, `record` and `row` write them down.
 
 mod clock;
 mod convert;

@@ -162,7 +162,10 @@ fn write_value(value: &Converted<'_>, out: &mut Vec<u8>) {
             out.extend_from_slice(raw.as_bytes());
         }
         Converted::Float { value, .. } => {
-            out.extend_from_slice(ryu::Buffer::new().format_finite(*value).as_bytes());
+            // A declared boolean, a scaled or a default value: 1 is written 1, not 1.0.
+            let mut buffer = ryu::Buffer::new();
+            let text = buffer.format_finite(*value);
+            out.extend_from_slice(text.strip_suffix(".0").unwrap_or(text).as_bytes());
         }
         Converted::Text { raw: Some(raw), .. } => out.extend_from_slice(raw.as_bytes()),
         Converted::Text { value, .. } => write_text(value, out),

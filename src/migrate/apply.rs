@@ -11,7 +11,7 @@ use super::error::MigrateError;
 use super::plan::{Applied, Migration, Plan, plan};
 use super::source::read_folder;
 use crate::config::DatabaseSettings;
-use crate::database::maintenance::{prepare_session, quote};
+use crate::database::maintenance::{prepare_session, quoted};
 use crate::database::{DatabaseError, bookkeeping, connect, postgres};
 
 /// Between two looks at a lock someone else holds.
@@ -102,11 +102,14 @@ impl Session {
         let schema = &self.settings.schema;
         // Asked first: IF NOT EXISTS needs the right to create even when there is nothing to create.
         let there = "SELECT FROM pg_namespace WHERE nspname = $1";
-        let row = self.client.query_opt(there, &[schema]).await;
-        if row.map_err(postgres("look for the schema"))?.is_none() {
+        let look = async {
+            let found = self.client.query_opt(there, &[schema]).await;
+            found.map_err(postgres("look for the schema"))
+        };
+        if self.bounded("look for the schema", look).await?.is_none() {
             self.execute(
                 "create the schema",
-                &format!("CREATE SCHEMA IF NOT EXISTS {}", quote(schema)),
+                &format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(schema)),
             )
             .await?;
         }
@@ -150,7 +153,7 @@ impl Session {
         let ledger = format!(
             "INSERT INTO {}.schema_migrations (version, name, checksum, duration_ms) \
              VALUES ($1, $2, $3, $4)",
-            quote(&self.settings.schema)
+            quoted(&self.settings.schema)
         );
         let duration_ms = i32::try_from(started.elapsed().as_millis()).unwrap_or(i32::MAX);
         let write = async {
@@ -182,7 +185,7 @@ impl Session {
     }
 
     async fn applied(&self) -> Result<Vec<Applied>, MigrateError> {
-        let ledger = format!("{}.schema_migrations", quote(&self.settings.schema));
+        let ledger = format!("{}.schema_migrations", quoted(&self.settings.schema));
         let read = async {
             let there = "SELECT to_regclass($1::text) IS NOT NULL";
             let there = self.client.query_one(there, &[&ledger]).await?;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::config::{FieldType, StreamSettings, TableKind, TableSettings};
-use crate::database::maintenance::quote;
+use crate::database::maintenance::quoted;
 
 const NOT_NULL: &str = " NOT NULL";
 
@@ -53,8 +53,8 @@ fn sql(stream: &StreamSettings, table: &TableSettings) -> String {
             }));
             columns.push(column(updated_at_column, "timestamptz", NOT_NULL));
             create_table(&mut text, &table.table, &columns);
-            let index = quote(&format!("{}_{updated_at_column}", table.table));
-            let (name, at) = (quote(&table.table), quote(updated_at_column));
+            let index = quoted(&format!("{}_{updated_at_column}", table.table));
+            let (name, at) = (quoted(&table.table), quoted(updated_at_column));
             let _ = writeln!(text, "\nCREATE INDEX {index} ON {name} ({at} DESC);");
         }
     }
@@ -62,7 +62,7 @@ fn sql(stream: &StreamSettings, table: &TableSettings) -> String {
 }
 
 fn column(name: &str, sql_type: &str, rule: &str) -> String {
-    format!("{} {sql_type}{rule}", quote(name))
+    format!("{} {sql_type}{rule}", quoted(name))
 }
 
 fn mapped_columns(stream: &StreamSettings, table: &TableSettings) -> Vec<String> {
@@ -103,7 +103,7 @@ fn type_of(stream: &StreamSettings, field: &str) -> &'static str {
 
 fn create_table(text: &mut String, table: &str, columns: &[String]) {
     let columns = columns.join(",\n    ");
-    let _ = writeln!(text, "CREATE TABLE {} (\n    {columns}\n);", quote(table));
+    let _ = writeln!(text, "CREATE TABLE {} (\n    {columns}\n);", quoted(table));
 }
 
 /// The same table with and without TimescaleDB; which one is decided where it is applied.
@@ -112,9 +112,9 @@ fn divide_by_time(text: &mut String, table: &str, time_column: &str, seconds: u6
         seconds if seconds.is_multiple_of(86_400) => format!("{} days", seconds / 86_400),
         seconds => format!("{seconds} seconds"),
     };
-    let name = quote(table);
-    let columns = quote(&format!("{table}_columns"));
-    let at = quote(time_column);
+    let name = quoted(table);
+    let columns = quoted(&format!("{table}_columns"));
+    let at = quoted(time_column);
     let (name_text, at_text) = (literal(&name), literal(time_column));
     let _ = write!(
         text,
@@ -137,15 +137,15 @@ $$;
 }
 
 fn time_index(text: &mut String, stream: &StreamSettings, table: &TableSettings, at: &str) {
-    let name = quote(&table.table);
-    let at = quote(at);
+    let name = quoted(&table.table);
+    let at = quoted(at);
     let _ = match table.columns.get(&stream.mapping.device_id) {
         Some(device) => {
-            let index = quote(&format!("{}_device_time", table.table));
-            writeln!(text, "\nCREATE INDEX {index} ON {name} ({}, {at} DESC);", quote(device))
+            let index = quoted(&format!("{}_device_time", table.table));
+            writeln!(text, "\nCREATE INDEX {index} ON {name} ({}, {at} DESC);", quoted(device))
         }
         None => {
-            let index = quote(&format!("{}_time", table.table));
+            let index = quoted(&format!("{}_time", table.table));
             writeln!(text, "\nCREATE INDEX {index} ON {name} ({at} DESC);")
         }
     };

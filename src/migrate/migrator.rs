@@ -16,7 +16,7 @@ use crate::part::{Control, Part, PartResult, Phase};
 use crate::retry::Backoff;
 
 /// After a refusal or a failed file: the files are read again this often, so mending them is enough.
-const FAILED_RETRY: Duration = Duration::from_secs(30);
+pub const FAILED_RETRY: Duration = Duration::from_secs(30);
 
 /// Waits for its database, applies what is pending, opens the gate, keeps the tables in shape. What fails here keeps
 /// this database's writers off and nothing else: the node stays up and goes on keeping messages.
@@ -30,7 +30,7 @@ pub struct Migrator {
     /// The writers of this database wait for `Done`. Once open it is never shut again, whatever a restart of this part
     /// finds: the tables are there.
     pub gate: watch::Sender<MigrationState>,
-    /// [`Migrator::failed_retry`] by default.
+    /// [`FAILED_RETRY`], unless a test is in a hurry.
     pub failed_retry: Duration,
 }
 
@@ -52,11 +52,6 @@ impl Part for Migrator {
 }
 
 impl Migrator {
-    /// How often a failed migration is tried again.
-    pub const fn failed_retry() -> Duration {
-        FAILED_RETRY
-    }
-
     async fn live(self, mut control: Control) -> std::convert::Infallible {
         let view = self.board.dependency(&format!("postgresql:{}", self.database));
         self.show(&view, MigrationState::Waiting);
@@ -102,6 +97,7 @@ impl Migrator {
 
     async fn attempt(&self, view: &DependencyView) -> Result<Session, MigrateError> {
         let session = Session::open(&self.database, &self.settings).await?;
+        fail::fail_point!(&format!("migrator_apply_{}", self.database));
         if view.reachable() {
             tracing::info!(
                 event = "database_reachable",

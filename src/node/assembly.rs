@@ -12,7 +12,7 @@ use crate::buffer::Buffer;
 use crate::config::{Settings, StreamSettings, TableSettings};
 use crate::database::{BatchWriter, Pool, TableSink};
 use crate::kafka::{KafkaParts, KafkaProducer};
-use crate::migrate::Migrator;
+use crate::migrate::{FAILED_RETRY, Migrator};
 use crate::observe::{Board, MigrationState};
 use crate::stream::StreamReader;
 
@@ -79,7 +79,7 @@ fn database_parts(context: &Context, sinks: &TableSinks) -> Vec<PartSpec> {
             tables: tables.clone(),
             board: board.clone(),
             gate: gate.clone(),
-            failed_retry: Migrator::failed_retry(),
+            failed_retry: FAILED_RETRY,
         };
         let part = format!("migrator:{name}");
         parts.push(PartSpec::new(part, Side::Delivery, arbiter.clone(), migrator));

@@ -37,7 +37,7 @@ impl Board {
         let mut sinks = IndexMap::new();
         for (name, stream) in &settings.streams {
             let meters = exposition.stream_meters(name);
-            let view = StreamView::new(meters);
+            let view = StreamView::new(meters, stream.sinks().into_iter().next());
             view.update(|status| status.silence_limits_seconds = silence_limits(stream));
             streams.insert(name.clone(), Arc::new(view));
             for sink in stream.sinks() {
@@ -212,16 +212,36 @@ pub struct StreamStatus {
     pub silence_limits_seconds: Vec<(&'static str, f64)>,
 }
 
+/// Names of unmapped members remembered per stream: devices may invent new ones without end.
+const UNMAPPED_NAMES_MAX: usize = 100;
+
 /// A stream's line on the board.
 #[derive(Debug)]
 pub struct StreamView {
     pub meters: StreamMeters,
+    /// Every sink maps every message; only this one counts what no mapping uses.
+    witness: Option<SinkName>,
     status: Mutex<StreamStatus>,
 }
 
 impl StreamView {
-    fn new(meters: StreamMeters) -> Self {
-        StreamView { meters, status: Mutex::default() }
+    fn new(meters: StreamMeters, witness: Option<SinkName>) -> Self {
+        StreamView { meters, witness, status: Mutex::default() }
+    }
+
+    /// Members of payloads that no mapping uses, as `sink` saw them.
+    pub fn unmapped_seen(&self, sink: &SinkName, members: &[(String, u64)]) {
+        if members.is_empty() || self.witness.as_ref() != Some(sink) {
+            return;
+        }
+        let known = &mut lock(&self.status).unmapped;
+        for (name, count) in members {
+            if let Some(total) = known.get_mut(name) {
+                *total += count;
+            } else if known.len() < UNMAPPED_NAMES_MAX {
+                known.insert(name.clone(), *count);
+            }
+        }
     }
 
     pub fn status(&self) -> StreamStatus {

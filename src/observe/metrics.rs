@@ -87,8 +87,8 @@ pub struct SinkMeters {
     pub end_to_end_duration: Histogram,
     pub batch_duration: Histogram,
     pub batch_messages: Histogram,
-    /// Quality flags by name; the names are fixed: `device_time_invalid`, `out_of_range`.
-    pub flagged: [(&'static str, Counter); 2],
+    pub flagged_device_time_invalid: Counter,
+    pub flagged_out_of_range: Counter,
     errors: [Counter; 3],
     reasons: [Counter; Reason::ALL.len()],
 }
@@ -299,8 +299,7 @@ impl Exposition {
     pub fn sink_meters(&self, stream: &StreamName, sink: &SinkName, kind: SinkKind) -> SinkMeters {
         let of = [("stream", stream.as_str()), ("sink", sink.as_str())];
         let by_kind = [("kind", kind.code())];
-        let flagged = ["device_time_invalid", "out_of_range"]
-            .map(|flag| (flag, self.counter("flagged_messages", &[of[0], of[1], ("flag", flag)])));
+        let flagged = |flag| self.counter("flagged_messages", &[of[0], of[1], ("flag", flag)]);
         let errors = [ErrorClass::Transient, ErrorClass::Data, ErrorClass::Standing]
             .map(|class| self.counter("sink_errors", &[of[0], of[1], ("class", class.code())]));
         let reasons = Reason::ALL
@@ -317,7 +316,8 @@ impl Exposition {
             end_to_end_duration: self.histogram("end_to_end_duration_seconds", &of),
             batch_duration: self.histogram("sink_batch_duration_seconds", &by_kind),
             batch_messages: self.histogram("sink_batch_messages", &by_kind),
-            flagged,
+            flagged_device_time_invalid: flagged("device_time_invalid"),
+            flagged_out_of_range: flagged("out_of_range"),
             errors,
             reasons,
         }

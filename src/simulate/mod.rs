@@ -1,7 +1,7 @@
 //! Devices that are not there: messages of the five homelab streams, made from a seed, published to a real broker,
 //! with a ledger of what the broker acknowledged.
 //!
-//! [`generator`] and [`kind`] are pure and serve tests too; [`publisher`] is the only file that knows the MQTT client.
+//! `generator` and `kind` are pure and serve tests too; `publisher` is the only file that knows the MQTT client.
 
 mod faults;
 mod generator;

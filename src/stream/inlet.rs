@@ -78,6 +78,7 @@ impl<I: Intake> Inlet<I> {
         if batch.messages == 0 {
             return;
         }
+        fail::fail_point!("stream_batch");
         batch.taken = self.repeats.taken();
         self.view.meters.received_messages.inc_by(batch.messages as u64);
         self.unacknowledged.push(&self.intake, batch);

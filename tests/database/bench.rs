@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, LocalSet};
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The cluster lives as long as one test uses it: a `static` of its own would never be stopped.
 static CLUSTER: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
@@ -84,11 +84,16 @@ impl Bench {
     /// Keeps messages and waits until they are durable.
     pub async fn feed(&self, stream: &str, messages: Vec<Incoming>) {
         let name = StreamName::parse(stream).unwrap();
-        let mut appenders = self.appenders.borrow_mut();
-        let appender = appenders.entry(name).or_insert_with_key(|name| self.buffer.appender(name));
+        let appender = self.appenders.borrow_mut().remove(&name);
+        let appender = appender.unwrap_or_else(|| self.buffer.appender(&name));
+        let mut last = None;
         for batch in messages.chunks(2000) {
-            appender.try_append(batch.to_vec()).expect("room").await.expect("durable");
+            let durable = appender.try_append(batch.to_vec()).expect("room").await;
+            last = Some(durable.expect("durable"));
         }
+        // The answer may come before the news.
+        eventually("durable", || Some(self.buffer.durable(&name)) >= last).await;
+        self.appenders.borrow_mut().insert(name, appender);
     }
 
     pub fn sink(&self, stream: &str, sink: &str) -> TableSink {
@@ -160,14 +165,15 @@ impl Running {
     pub async fn drained(&self) -> Books {
         let durable = || self.sink.buffer.durable(&self.sink.stream.name).0;
         let at_the_end = || self.status().books.is_some_and(|books| books.cursor == durable());
-        eventually(&format!("drained: {:?}", self.status()), at_the_end).await;
+        until(|| format!("drained: {:?}", self.status()), at_the_end).await;
         let books = self.status().books.unwrap();
         assert_eq!(books.difference(), 0, "{books:?}");
         books
     }
 
     pub async fn reaches(&self, state: SinkState) -> SinkStatus {
-        eventually(&format!("{state:?}"), || self.status().state == state).await;
+        let what = || format!("{state:?}: {:?}", self.status());
+        until(what, || self.status().state == state).await;
         self.status()
     }
 
@@ -184,13 +190,17 @@ impl Running {
     }
 }
 
-pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub async fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    until(|| what.to_owned(), holds).await;
+}
+
+async fn until(what: impl Fn() -> String, mut holds: impl FnMut() -> bool) {
     let waiting = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never: {}", what()));
 }
 
 pub fn homelab() -> Settings {

@@ -7,7 +7,7 @@ use rig::Postgres;
 use telemetry::domain::{Reason, Stage};
 use telemetry::observe::{MigrationState, SinkState};
 
-use crate::bench::{Bench, at, energies, energy, eventually, local};
+use crate::bench::{Bench, at, energies, energy, eventually, local, message};
 
 #[test]
 fn refused_rows_become_dead_letters_and_the_others_of_their_batch_rows() {
@@ -36,26 +36,27 @@ fn a_table_that_does_not_fit_holds_its_writer_with_every_mistake_and_its_remedy(
     local(async {
         let bench = Bench::new().await;
         bench.rows(
-            "ALTER TABLE energy_consumption DROP COLUMN meter_type, ALTER active_power_total TYPE smallint, \
-             ALTER power_factor SET NOT NULL, ADD owner text NOT NULL",
+            "ALTER TABLE heatpump_status DROP COLUMN hotwater_temp, ALTER runtime_3kw TYPE smallint, \
+             ALTER integral SET NOT NULL, ADD owner text NOT NULL",
         );
-        bench.feed("energy", energies(10)).await;
-        let running = bench.start("energy", "energy_consumption");
+        let dump = message("t", r#"{"Client_Name": "pump", "d0": -3}"#, at(1000));
+        bench.feed("heatpump", vec![dump; 10]).await;
+        let running = bench.start("heatpump", "heatpump_status");
         let held = running.reaches(SinkState::Held).await;
         let trouble = held.trouble.unwrap();
         for expected in [
-            r#"ALTER TABLE "telemetry"."energy_consumption" ADD COLUMN "meter_type" text"#,
-            "active_power_total is smallint and is too narrow for integer",
-            "column power_factor is NOT NULL, but field power_factor may be missing",
+            r#"ALTER TABLE "telemetry"."heatpump_status" ADD COLUMN "hotwater_temp" smallint"#,
+            "runtime_3kw is smallint and is too narrow for integer",
+            "column integral is NOT NULL, but field integral may be missing",
             "column owner is NOT NULL without a default",
         ] {
             assert!(trouble.contains(expected), "{expected} is not in {trouble}");
         }
-        assert_eq!(held.oldest_pending, Some(at(1000)));
         bench.rows(
-            "ALTER TABLE energy_consumption ADD meter_type text, ALTER active_power_total TYPE integer, \
-             ALTER power_factor DROP NOT NULL, DROP owner",
+            "ALTER TABLE heatpump_status ADD hotwater_temp smallint, ALTER runtime_3kw TYPE integer, \
+             ALTER integral DROP NOT NULL, DROP owner",
         );
+        assert_eq!(running.status().oldest_pending, Some(at(1000)));
         running.nudge().await;
         assert_eq!(running.drained().await.delivered, 10);
         running.reaches(SinkState::Delivering).await;

@@ -108,8 +108,10 @@ fn columns_of_a_person_and_quoted_names_are_no_obstacle() {
         let running = crate::bench::Running::start(sink);
         running.drained().await;
         assert_eq!(
-            bench.rows(r#"SELECT temperature_c, location, note, id FROM "Sensors; of ""home""""#),
-            ["6.4 outdoor none 1"]
+            bench.rows(
+                r#"SELECT temperature_c, location, note, id > 0 FROM "Sensors; of ""home""""#
+            ),
+            ["6.4 outdoor none t"]
         );
         running.stop().await;
     });

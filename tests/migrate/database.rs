@@ -71,7 +71,7 @@ impl TestDatabase {
             let values = row.into_iter().map(|value| value.unwrap_or_else(|| "-".to_owned()));
             values.collect::<Vec<_>>().join(" ")
         };
-        let schema = telemetry::database::maintenance::quote(&self.settings.schema);
+        let schema = telemetry::database::maintenance::quoted(&self.settings.schema);
         let session =
             format!("SET search_path TO {schema}, public; SET timezone TO 'Asia/Kathmandu'");
         let sql = format!("{session}; {sql}");

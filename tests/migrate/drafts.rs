@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use telemetry::cli::Exit;
 use telemetry::cli::migrate::{MigrateArgs, MigrateCommand, run};
 use telemetry::config::{Settings, load};
 use telemetry::migrate::{Draft, Session, draft};
@@ -76,7 +77,7 @@ fn a_draft_of_a_time_series_reads_like_this() {
     assert_eq!(draft(stream)[0].sql, include_str!("draft.golden.sql"));
 }
 
-async fn command(settings: &Settings, command: MigrateCommand, json: bool) -> (u8, String) {
+async fn command(settings: &Settings, command: MigrateCommand, json: bool) -> (Exit, String) {
     let args = MigrateArgs { command, config: "unused".into(), database: None, json };
     let mut out = Vec::new();
     let code = run(&args, settings, &mut out).await.unwrap();
@@ -90,20 +91,20 @@ async fn the_command_plans_applies_and_tells() {
     settings.databases["telemetry"] = database.settings.clone();
     database.write("0001_a.sql", "CREATE TABLE a (x integer);");
     let (code, text) = command(&settings, MigrateCommand::Plan, false).await;
-    assert_eq!(code, 0);
+    assert_eq!(code, Exit::Fine);
     assert!(text.contains("0001_a.sql") && text.contains("pending"), "{text}");
     let (code, text) = command(&settings, MigrateCommand::Apply, false).await;
-    assert!(code == 0 && text.contains("applied now"), "{text}");
+    assert!(code == Exit::Fine && text.contains("applied now"), "{text}");
     let (code, text) = command(&settings, MigrateCommand::Status, true).await;
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-    assert_eq!((code, json[0]["applied"][0].as_str()), (0, Some("0001_a.sql")));
+    assert_eq!((code, json[0]["applied"][0].as_str()), (Exit::Fine, Some("0001_a.sql")));
     database.write("0002_b.sql", "nonsense");
     let (code, text) = command(&settings, MigrateCommand::Apply, false).await;
-    assert!(code == 1 && text.contains("0002_b.sql, line 2"), "{text}");
+    assert!(code == Exit::Failed && text.contains("0002_b.sql, line 2"), "{text}");
     let (code, text) =
         command(&settings, MigrateCommand::Draft { stream: "plug".to_owned() }, false).await;
-    assert!(code == 0 && text.contains("CREATE TABLE \"power_plugs\""), "{text}");
+    assert!(code == Exit::Fine && text.contains("CREATE TABLE \"power_plugs\""), "{text}");
     let (code, text) =
         command(&settings, MigrateCommand::Draft { stream: "none".to_owned() }, false).await;
-    assert!(code == 2 && text.contains("energy, heatpump"), "{text}");
+    assert!(code == Exit::Usage && text.contains("energy, heatpump"), "{text}");
 }

@@ -134,5 +134,43 @@ async fn without_a_folder_only_the_nodes_own_tables_are_made() {
     let mut database = TestDatabase::new();
     database.settings.migrations_dir = None;
     assert_eq!(database.apply().await.unwrap(), [0; 0]);
-    assert_eq!(database.rows("SELECT to_regclass('schema_migrations')"), ["schema_migrations"]);
+    let tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1";
+    let own =
+        ["schema_migrations", "telemetry_cursors", "telemetry_latest_seen", "telemetry_replayed"];
+    assert_eq!(database.rows(tables), own);
+}
+
+#[tokio::test]
+async fn a_run_that_is_given_up_leaves_no_lock_and_no_half_of_a_file() {
+    let database = TestDatabase::new();
+    database.write(
+        "0001_a.sql",
+        "CREATE TABLE a (x integer); SELECT pg_sleep(1); CREATE TABLE b (x integer);",
+    );
+    let locked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = \
+                  (SELECT oid FROM pg_database WHERE datname = current_database())";
+    tokio::select! {
+        done = database.apply() => panic!("not so soon: {done:?}"),
+        () = until_rows(&database, locked, "1") => {}
+    }
+    assert_eq!(database.apply().await.unwrap(), [1]);
+    assert_eq!(database.rows("SELECT to_regclass('a'), to_regclass('b')"), ["a b"]);
+}
+
+#[tokio::test]
+async fn who_holds_the_lock_is_named() {
+    let mut database = TestDatabase::new();
+    let other = database.client().await;
+    let lock = "SELECT pg_advisory_lock(hashtextextended('telemetry migrations of public', 0))";
+    other.execute(lock, &[]).await.unwrap();
+    database.settings.query_timeout = std::time::Duration::from_millis(300);
+    let error = database.apply().await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Transient);
+    assert!(error.to_string().contains("telemetry-migrator at 127.0.0.1"), "{error}");
+}
+
+async fn until_rows(database: &TestDatabase, sql: &str, wanted: &str) {
+    while database.rows(sql) != [wanted] {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }

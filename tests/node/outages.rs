@@ -138,8 +138,12 @@ fn stop_and_start_under_load_lose_and_double_nothing() {
 
 #[test]
 fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
+<<<<<<< HEAD
     let extra =
         "[buffer]\nquota_bytes = 8388608\ngeneration_bytes = 1048576\nfree_bytes_min = 1048576\n";
+=======
+    let extra = "[buffer]\nquota_bytes = 16777216\ngeneration_bytes = 1048576\nfree_bytes_min = 1048576\n";
+>>>>>>> main
     let mut world = World::start(Changes { extra: extra.to_owned(), ..Changes::default() });
     world.postgres.stop().unwrap();
     let publisher = world.publisher();

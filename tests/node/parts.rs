@@ -46,7 +46,7 @@ fn survives(part: &str, failpoint: &str, kafka: bool) {
 
 #[test]
 fn a_panicking_stream_is_started_afresh() {
-    survives("stream:energy", "stream_batch_energy", false);
+    survives("stream:energy", "stream_batch", false);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn a_panicking_migrator_is_started_afresh() {
 
 #[test]
 fn a_panicking_producer_is_started_afresh() {
-    survives("kafka:main", "kafka_chunk_energy", true);
+    survives("kafka:main", "kafka_attempt_energy", true);
 }
 
 #[test]

@@ -1,15 +1,11 @@
 //! One node with its own broker and databases; Kafka is shared by all tests, with topics of their own.
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rig::{
-    Folder, Homelab, Kafka, Mosquitto, Node, PASSWORD, Postgres, Publisher, SUPERUSER, eventually,
-    free_port,
-};
+use rig::{Folder, Homelab, Kafka, Mosquitto, Node, Postgres, Publisher, eventually, free_port};
 use serde_json::Value;
 
 /// Longest wait for something that normally takes well under a second.
@@ -26,7 +22,7 @@ pub struct World {
     pub postgres: Postgres,
     pub node: Node,
     prefix: Option<String>,
-    folder: Folder,
+    _folder: Folder,
 }
 
 /// What a test changes in the homelab example.
@@ -51,7 +47,7 @@ impl World {
         }
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let prefix = changes.kafka.then(|| format!("t{}-{count}-", std::process::id()));
-        let http_port = free_port().unwrap();
+        let http_port = free_port();
         let config = folder.path().join("telemetry.toml");
         let mut homelab = Homelab::load().unwrap();
         homelab.node(&folder.path().join("state"), http_port);
@@ -83,7 +79,7 @@ impl World {
         }
         let node = Node::new(env!("CARGO_BIN_EXE_telemetry"), config, http_port)
             .environment("FAILPOINTS", &changes.failpoints);
-        World { mosquitto, postgres, node, prefix, folder }
+        World { mosquitto, postgres, node, prefix, _folder: folder }
     }
 
     /// Everything up and ready.
@@ -98,10 +94,6 @@ impl World {
         Publisher::new(self.mosquitto.port(), "publisher")
     }
 
-    pub fn state_dir(&self) -> PathBuf {
-        self.folder.path().join("state")
-    }
-
     pub fn topic(&self, name: &str) -> String {
         format!("{}{name}", self.prefix.as_deref().unwrap_or_default())
     }
@@ -112,8 +104,7 @@ impl World {
 
     /// One row as JSON, or none.
     pub fn row(&self, database: &str, sql: &str) -> Option<Value> {
-        let rows =
-            self.postgres.query(database, &format!("SELECT to_jsonb(r) FROM ({sql}) r")).unwrap();
+        let rows = self.postgres.query(database, &format!("SELECT to_jsonb(r) FROM ({sql}) r")).unwrap();
         let text = rows.into_iter().next()?.into_iter().next()??;
         Some(serde_json::from_str(&text).unwrap())
     }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
-use super::sql::quote_path;
+use super::sql::quoted_path;
 use crate::config::{DatabaseSettings, JobSettings};
 use crate::database::error::{DatabaseError, postgres};
 
@@ -18,7 +18,7 @@ pub async fn run_job(
 ) -> Result<(), DatabaseError> {
     let to = SystemTime::now();
     let from = to.checked_sub(job.lookback).unwrap_or(SystemTime::UNIX_EPOCH);
-    let sql = format!("SELECT {}($1::timestamptz, $2::timestamptz)", quote_path(&job.function));
+    let sql = format!("SELECT {}($1::timestamptz, $2::timestamptz)", quoted_path(&job.function));
     let limit = settings.query_timeout + settings.statement_timeout;
     match timeout(limit, client.execute(&sql, &[&from, &to])).await {
         Ok(done) => done.map(drop).map_err(postgres("run a job")),

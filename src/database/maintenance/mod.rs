@@ -13,5 +13,7 @@ pub use jobs::run_job;
 pub(crate) use partitions::make_partitions;
 pub use partitions::{TableShape, ensure_partitions, shape};
 pub use retention::{Dropped, apply_retention};
-pub use sql::{prepare_session, quote, quote_path};
+pub use sql::{prepare_session, quoted_path};
 pub use tier::{Tier, detect_tier};
+
+pub use super::sql::quoted;

@@ -4,9 +4,9 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::slots::{self, Slot};
-use super::sql::{qualified, quote};
 use crate::config::{DatabaseSettings, TableKind, TableSettings};
 use crate::database::error::{DatabaseError, postgres};
+use crate::database::sql::{qualified, quoted};
 
 /// One call makes no more than this; a range that needs more comes from a clock that was wrong, not from traffic.
 const PARTITIONS_MAX: i64 = 1000;
@@ -97,32 +97,28 @@ pub(crate) async fn make_partitions(
     if slots::count(width, from_micros, to_micros) > PARTITIONS_MAX {
         return Err(too_many(&table.table, from_micros, to_micros));
     }
-    let mut made = Vec::new();
-    let mut obstacle = None;
+    let (mut made, mut obstacle) = (Vec::new(), None);
     for _ in 0..ROUNDS_MAX {
         let existing = partitions(client, settings, &table.table).await?;
         let covered: Vec<Slot> = existing.iter().filter_map(|p| p.slot).collect();
         let missing = slots::missing(width, from_micros, to_micros, &covered);
-        if missing.is_empty() {
-            return Ok(made);
-        }
+        let mut raced = None;
         for slot in missing {
             let name = slots::partition_name(&table.table, slot.start);
             match attach(client, settings, &table.table, &name, slot).await {
                 Ok(()) => made.push(name),
                 // Rows of this range lie in the default partition, so others of it find their place there too.
-                Err(error) if has_default(&existing) && is_taken_by_default(&error) => {
-                    return Ok(made);
-                }
-                Err(error) if is_race(&error) => obstacle = Some((name, error)),
+                Err(error) if has_default(&existing) && is_taken_by_default(&error) => {}
+                Err(error) if is_race(&error) => raced = Some((name, error)),
                 Err(error) => return Err(error),
             }
         }
+        match raced {
+            None => return Ok(made),
+            Some((name, error)) => obstacle = Some(in_the_way(&table.table, &name, &error)),
+        }
     }
-    match obstacle {
-        Some((name, error)) => Err(in_the_way(&table.table, &name, &error)),
-        None => Ok(made),
-    }
+    obstacle.map_or(Ok(made), Err)
 }
 
 /// `CREATE TABLE … PARTITION OF` would lock the whole table against readers and writers; a table of its own that is then
@@ -139,8 +135,8 @@ async fn attach(
 }
 
 fn attach_sql(settings: &DatabaseSettings, table: &str, name: &str, slot: Slot) -> String {
-    let parent = qualified(settings, table);
-    let child = qualified(settings, name);
+    let parent = qualified(&settings.schema, table);
+    let child = qualified(&settings.schema, name);
     format!(
         "CREATE TABLE {child} (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE INCLUDING GENERATED); \
          ALTER TABLE {parent} ATTACH PARTITION {child} FOR VALUES FROM ({}) TO ({})",
@@ -163,7 +159,7 @@ pub(super) async fn partitions(
                      FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
                      JOIN pg_namespace n ON n.oid = c.relnamespace \
                      WHERE i.inhparent = $1::text::regclass) AS children";
-    let parent = qualified(settings, table);
+    let parent = qualified(&settings.schema, table);
     let rows = client.query(sql, &[&parent]).await.map_err(postgres("list the partitions"))?;
     let partition = |row: &tokio_postgres::Row| Partition {
         schema: row.get(0),
@@ -214,7 +210,7 @@ fn too_many(table: &str, from: i64, to: i64) -> DatabaseError {
 
 fn in_the_way(table: &str, name: &str, error: &DatabaseError) -> DatabaseError {
     DatabaseError::Standing {
-        problem: format!("partition {} of {table} cannot be made: {error}", quote(name)),
+        problem: format!("partition {} of {table} cannot be made: {error}", quoted(name)),
         remedy: "rename or drop what is in its way".to_owned(),
     }
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime};
 use tokio_postgres::Client;
 
 use super::partitions::{TableShape, partitions, shape};
-use super::sql::{qualified, quote};
 use super::tier::Tier;
 use crate::config::{DatabaseSettings, TableKind, TableSettings};
 use crate::database::error::{DatabaseError, postgres};
+use crate::database::sql::{qualified, quoted};
 use crate::domain::Arrival;
 
 /// Dropping locks the table for a moment. Behind a long query it would wait, and every writer behind it: it gives up
@@ -64,8 +64,8 @@ async fn drop_partitions(
             let sql = format!(
                 "SET LOCAL lock_timeout TO {}; DROP TABLE {}.{}",
                 LOCK_TIMEOUT.as_millis(),
-                quote(&partition.schema),
-                quote(&partition.name)
+                quoted(&partition.schema),
+                quoted(&partition.name)
             );
             client.batch_execute(&sql).await.map_err(postgres("drop an old partition"))?;
             dropped.names.push(partition.name);
@@ -85,7 +85,7 @@ async fn drop_chunks(
 ) -> Result<Dropped, DatabaseError> {
     let Some(extension) = tier.schema() else { return Ok(Dropped::default()) };
     let sql = drop_chunks_sql(extension);
-    let hypertable = qualified(settings, table);
+    let hypertable = qualified(&settings.schema, table);
     let rows = client.query(&sql, &[&hypertable, &cutoff]).await;
     let rows = rows.map_err(postgres("drop old chunks"))?;
     Ok(Dropped { names: rows.iter().map(|row| row.get(0)).collect(), not_partitioned: false })
@@ -95,7 +95,7 @@ fn drop_chunks_sql(extension_schema: &str) -> String {
     format!(
         "SELECT chunk::text FROM {}.drop_chunks($1::text::regclass, \
          older_than => to_timestamp($2::bigint / 1000000)) AS chunk",
-        quote(extension_schema)
+        quoted(extension_schema)
     )
 }
 

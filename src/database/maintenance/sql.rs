@@ -4,20 +4,11 @@ use tokio_postgres::Client;
 
 use crate::config::DatabaseSettings;
 use crate::database::error::{DatabaseError, postgres};
-
-/// An identifier, quoted, so that any name is only ever a name.
-pub fn quote(identifier: &str) -> String {
-    format!("\"{}\"", identifier.replace('"', "\"\""))
-}
+use crate::database::sql::quoted;
 
 /// `schema.name` or `name`, each part quoted.
-pub fn quote_path(path: &str) -> String {
-    path.split('.').map(quote).collect::<Vec<_>>().join(".")
-}
-
-/// The table with the configured schema before it.
-pub(super) fn qualified(settings: &DatabaseSettings, table: &str) -> String {
-    format!("{}.{}", quote(&settings.schema), quote(table))
+pub fn quoted_path(path: &str) -> String {
+    path.split('.').map(quoted).collect::<Vec<_>>().join(".")
 }
 
 /// Sets what a file or a job may rely on: unqualified names mean the configured schema, and no statement outlives
@@ -31,7 +22,7 @@ pub async fn prepare_session(
     let row = client.query_opt(timescale, &[]).await.map_err(postgres("look for timescaledb"))?;
     let extension: Option<String> = row.map(|row| row.get(0));
     let wanted = [Some(settings.schema.as_str()), extension.as_deref(), Some("public")];
-    let mut path: Vec<String> = wanted.into_iter().flatten().map(quote).collect();
+    let mut path: Vec<String> = wanted.into_iter().flatten().map(quoted).collect();
     path.dedup();
     let statement = format!(
         "RESET ALL; SET search_path TO {}; SET statement_timeout TO {}; SET application_name TO 'telemetry-migrator'",
@@ -47,8 +38,8 @@ mod tests {
 
     #[test]
     fn any_name_is_only_a_name() {
-        assert_eq!(quote("energy"), "\"energy\"");
-        assert_eq!(quote("a\"; DROP TABLE b; --"), "\"a\"\"; DROP TABLE b; --\"");
-        assert_eq!(quote_path("public.refresh"), "\"public\".\"refresh\"");
+        assert_eq!(quoted_path("energy"), "\"energy\"");
+        assert_eq!(quoted_path("a\"; DROP TABLE b; --"), "\"a\"\"; DROP TABLE b; --\"");
+        assert_eq!(quoted_path("public.refresh"), "\"public\".\"refresh\"");
     }
 }

@@ -1,0 +1,263 @@
+//! The producer against librdkafka's mock cluster: one exact fault at one exact moment.
+
+mod stage;
+
+use std::time::Duration;
+
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use stage::{CLUSTER, Stage, assert_whole_and_in_order, good, sink_name, stream_name};
+
+use crate::buffer::DeadLetterFilter;
+use crate::domain::{DeadLetter, Reason};
+use crate::kafka::ReplayOutcome;
+use crate::observe::SinkState;
+
+impl Stage {
+    async fn letters(&self) -> Vec<DeadLetter> {
+        self.buffer.state().dead_letters(DeadLetterFilter::default(), None, 100).await.unwrap()
+    }
+
+    fn assert_balanced(&self, stream: &str) {
+        let books = self.status(stream).books.unwrap();
+        assert_eq!(books.difference(), 0, "{books:?}");
+    }
+}
+
+#[tokio::test]
+async fn records_arrive_in_order_with_key_time_and_header_and_the_cursor_is_durable() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.keep_good("energy", 3_000).await;
+    stage
+        .run(async |_| {
+            stage.until_cursor("energy", 3_000).await;
+            stage.keep_good("energy", 50).await;
+        })
+        .await;
+    assert_eq!(stage.cursor("energy"), 3_050, "a drain leaves nothing");
+    let seen = stage.read("energy", 3_050);
+    assert_eq!(seen.len(), 3_050, "nothing twice");
+    assert_whole_and_in_order(&seen, 1..=3_050);
+    assert_eq!(seen[8].key, "device-1");
+    assert_eq!(seen[8].value["fields"]["n"], 8);
+    assert!(seen[0].timestamp_ms > 1_700_000_000_000);
+    let state = stage.buffer.state();
+    let saved = state.books(&stream_name("energy"), &sink_name()).await.unwrap().unwrap();
+    assert_eq!((saved.cursor.0, saved.delivered), (3_050, 3_050));
+    let status = stage.status("energy");
+    assert_eq!(status.state, SinkState::Delivering);
+    assert!(status.newest_delivered.is_some() && status.last_success.is_some());
+}
+
+#[tokio::test]
+async fn a_fresh_producer_goes_on_where_the_last_one_stopped() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.keep_good("energy", 100).await;
+    stage.run(async |_| stage.until_cursor("energy", 100).await).await;
+    stage.keep_good("energy", 100).await;
+    stage.run(async |_| stage.until_cursor("energy", 200).await).await;
+    let seen = stage.read("energy", 200);
+    assert_eq!(seen.len(), 200);
+    assert_whole_and_in_order(&seen, 1..=200);
+}
+
+#[tokio::test]
+async fn what_is_no_record_is_counted_or_set_aside_and_passed() {
+    let stage = Stage::new(&["energy"], |settings| {
+        settings.clusters[CLUSTER].message_bytes_max = 2_000;
+    });
+    let long = format!(r#"{{"id": "d", "text": "{}"}}"#, "x".repeat(3_000));
+    let skipped = r#"{"id": "d", "skip": true}"#.to_owned();
+    let payloads = [good(1), "no json".to_owned(), skipped, long, good(2)];
+    stage.keep("energy", payloads).await;
+    stage.run(async |_| stage.until_cursor("energy", 5).await).await;
+    let books = stage.status("energy").books.unwrap();
+    assert_eq!((books.delivered, books.filtered, books.dead_lettered), (2, 1, 2));
+    stage.assert_balanced("energy");
+    assert_whole_and_in_order(&stage.read("energy", 2), [1, 5]);
+    let reasons: Vec<_> = stage.letters().await.iter().map(|letter| letter.reason).collect();
+    assert_eq!(reasons, [Reason::NotJson, Reason::KafkaTooLarge]);
+    assert_eq!(stage.status("energy").dead_letters, 2);
+}
+
+/// One produce request is answered with `error`; nothing else is wrong.
+async fn survives(error: RDKafkaRespErr) -> Stage {
+    let stage = Stage::new(&["energy", "climate"], |_| {});
+    stage.keep_good("climate", 200).await;
+    stage.keep_good("energy", 1_000).await;
+    stage.mock.request_errors(RDKafkaApiKey::Produce, &[error]);
+    stage
+        .run(async |_| {
+            stage.until_cursor("energy", 1_000).await;
+            stage.until_cursor("climate", 200).await;
+        })
+        .await;
+    assert_whole_and_in_order(&stage.read("energy", 1_000), 1..=1_000);
+    assert_whole_and_in_order(&stage.read("climate", 200), 1..=200);
+    for stream in ["energy", "climate"] {
+        stage.assert_balanced(stream);
+        assert_eq!(stage.status(stream).dead_letters, 0, "every record is good");
+    }
+    stage
+}
+
+#[tokio::test]
+async fn a_batch_called_too_large_is_sent_again_one_by_one() {
+    survives(RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE).await;
+}
+
+#[tokio::test]
+async fn a_record_refused_as_too_large_on_its_own_is_set_aside_and_the_rest_delivered() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.keep_good("energy", 500).await;
+    let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    stage.mock.request_errors(RDKafkaApiKey::Produce, &[too_large, too_large]);
+    stage.run(async |_| stage.until_cursor("energy", 500).await).await;
+    let letters = stage.letters().await;
+    let set_aside: Vec<_> = letters.iter().map(|l| (l.key.sequence.0, l.reason)).collect();
+    assert_eq!(set_aside, [(1, Reason::KafkaTooLarge)]);
+    assert_whole_and_in_order(&stage.read("energy", 499), 2..=500);
+    stage.assert_balanced("energy");
+}
+
+#[tokio::test]
+async fn rights_revoked_while_running_hold_the_stream_until_they_are_back() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.keep_good("energy", 10).await;
+    stage
+        .run(async |_| {
+            stage.until_cursor("energy", 10).await;
+            let revoked = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+            stage.mock.request_errors(RDKafkaApiKey::Produce, &[revoked; 3]);
+            stage.keep_good("energy", 10).await;
+            let held = |stage: &Stage| stage.status("energy").state == SinkState::Held;
+            stage.until("the stream is held", held).await;
+            stage.until_cursor("energy", 20).await;
+        })
+        .await;
+    assert_eq!(stage.status("energy").state, SinkState::Delivering);
+    assert_whole_and_in_order(&stage.read("energy", 20), 1..=20);
+}
+
+#[tokio::test]
+async fn an_authorization_refused_once_leaves_no_hole() {
+    survives(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED).await;
+}
+
+#[tokio::test]
+async fn a_producer_in_its_fatal_state_is_replaced() {
+    survives(RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER).await;
+}
+
+#[tokio::test]
+async fn an_error_that_passes_is_librdkafkas_own_affair() {
+    survives(RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION).await;
+}
+
+#[tokio::test]
+async fn a_missing_topic_holds_its_own_stream_and_says_what_to_do() {
+    let stage = Stage::new(&["energy", "climate"], |_| {});
+    let missing = RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+    stage.mock.topic_error("energy", missing).unwrap();
+    stage.keep_good("energy", 10).await;
+    stage.keep_good("climate", 10).await;
+    stage
+        .run(async |_| {
+            stage.until_cursor("climate", 10).await;
+            let held = |stage: &Stage| stage.status("energy").state == SinkState::Held;
+            stage.until("the stream is held", held).await;
+            let trouble = stage.status("energy").trouble.unwrap();
+            assert!(trouble.contains("create it"), "{trouble}");
+            assert_eq!(stage.cursor("energy"), 0);
+            let healed = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+            stage.mock.topic_error("energy", healed).unwrap();
+            stage.until_cursor("energy", 10).await;
+        })
+        .await;
+    assert_eq!(stage.status("energy").state, SinkState::Delivering);
+    assert_whole_and_in_order(&stage.read("energy", 10), 1..=10);
+}
+
+#[tokio::test]
+async fn an_absent_cluster_is_waited_for() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.mock.broker_down(1).unwrap();
+    stage.keep_good("energy", 500).await;
+    let dependency = stage.board.dependency("kafka:main");
+    stage
+        .run(async |_| {
+            stage.until("it is noticed", |_| dependency.status().up == Some(false)).await;
+            assert_eq!(stage.status("energy").state, SinkState::Waiting);
+            stage.mock.broker_up(1).unwrap();
+            stage.until_cursor("energy", 500).await;
+            assert_eq!(dependency.status().up, Some(true));
+            // Away again, with records on their way.
+            stage.mock.broker_down(1).unwrap();
+            stage.keep_good("energy", 500).await;
+            stage.until("it is noticed", |_| dependency.status().up == Some(false)).await;
+            stage.mock.broker_up(1).unwrap();
+            stage.until_cursor("energy", 1_000).await;
+        })
+        .await;
+    assert_whole_and_in_order(&stage.read("energy", 1_000), 1..=1_000);
+    stage.assert_balanced("energy");
+}
+
+#[tokio::test]
+async fn a_replayed_letter_is_delivered_with_its_own_time_and_moves_in_the_books() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.keep("energy", [good(1), "no json".to_owned()]).await;
+    stage
+        .run(async |replayer| {
+            stage.until_cursor("energy", 2).await;
+            let mut letter = stage.letters().await.remove(0);
+            let still_bad = replayer.replay(&letter).await.unwrap();
+            assert!(matches!(still_bad, ReplayOutcome::Dead(_)), "{still_bad:?}");
+            letter.payload = good(2).into_bytes();
+            letter.arrival.0 -= 3_600_000_000;
+            assert_eq!(replayer.replay(&letter).await.unwrap(), ReplayOutcome::Delivered);
+            stage
+                .until("the books follow", |stage| {
+                    stage.status("energy").books.unwrap().dead_lettered == 0
+                })
+                .await;
+            let seen = stage.read("energy", 2);
+            let replayed = seen.iter().find(|record| record.sequence == 2).unwrap();
+            assert_eq!(replayed.timestamp_ms, letter.arrival.as_micros() / 1000);
+        })
+        .await;
+    stage.assert_balanced("energy");
+    assert_eq!(stage.status("energy").books.unwrap().delivered, 2);
+}
+
+#[tokio::test]
+async fn a_pause_holds_what_is_new_and_ends() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.keep_good("energy", 10).await;
+    stage
+        .run_with_pause(async |paused| {
+            stage.until_cursor("energy", 10).await;
+            paused.send_replace(true);
+            let is_paused = |stage: &Stage| stage.status("energy").state == SinkState::Paused;
+            stage.until("the sink is paused", is_paused).await;
+            stage.keep_good("energy", 10).await;
+            assert_eq!(stage.cursor("energy"), 10);
+            paused.send_replace(false);
+            stage.until_cursor("energy", 20).await;
+        })
+        .await;
+    assert_whole_and_in_order(&stage.read("energy", 20), 1..=20);
+}
+
+#[tokio::test]
+async fn a_drain_without_a_cluster_ends_at_its_deadline_and_loses_nothing() {
+    let stage = Stage::new(&["energy"], |settings| {
+        settings.clusters[CLUSTER].operation_timeout = Duration::from_millis(200);
+    });
+    stage.mock.broker_down(1).unwrap();
+    stage.keep_good("energy", 100).await;
+    stage.run_until_deadline(Duration::from_millis(500)).await;
+    assert_eq!(stage.cursor("energy"), 0);
+    stage.mock.broker_up(1).unwrap();
+    stage.run(async |_| stage.until_cursor("energy", 100).await).await;
+    assert_whole_and_in_order(&stage.read("energy", 100), 1..=100);
+}
