@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 
 use super::{PASSWORD, SUPERUSER};
 use crate::paths::{Folder, target};
@@ -39,14 +40,15 @@ pub(super) fn make(folder: &Folder, data: &Path) -> Result<()> {
     succeeded(&mut copy)
 }
 
-/// One per version and user.
+/// One per version, user and password.
 fn template_name() -> Result<String> {
     let version = Command::new(program("initdb")?).arg("--version").output();
     let version = version.context("ask initdb for its version")?.stdout;
     let user = server_user()?.map_or_else(|| rustix::process::geteuid().as_raw(), |(user, _)| user);
     let number = String::from_utf8_lossy(&version);
     let number = number.split_whitespace().nth(2).unwrap_or("unknown").to_owned();
-    Ok(format!("template-{number}-{user}"))
+    let password = Sha256::digest(PASSWORD);
+    Ok(format!("template-{number}-{user}-{:02x}{:02x}", password[0], password[1]))
 }
 
 fn give(path: &Path, user: u32, group: u32) -> Result<()> {

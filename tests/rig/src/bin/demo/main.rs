@@ -254,4 +254,7 @@ fn summarise(verdicts: &[Verdict], streams: &Streams) {
     for difference in verdicts.iter().flat_map(Verdict::differences) {
         println!("  {difference}");
     }
+    for trouble in streams.streams.iter().flat_map(screen::troubles) {
+        println!("  {trouble}");
+    }
 }

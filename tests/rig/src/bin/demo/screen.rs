@@ -58,7 +58,8 @@ impl Screen {
         }
         if self.last_plain.is_none_or(|last| last.elapsed() >= PLAIN_PAUSE) {
             self.last_plain = Some(Instant::now());
-            println!("{}", plain(streams, published));
+            println!("\n{title}");
+            lines(streams, published).iter().for_each(|line| println!("{line}"));
         }
         Ok(())
     }
@@ -92,6 +93,17 @@ impl Drop for Screen {
             let _ = execute!(stdout(), Show, LeaveAlternateScreen);
         }
     }
+}
+
+/// A heading, a line for each stream, and what troubles it.
+fn lines(streams: &Streams, published: &Published) -> Vec<String> {
+    let mut lines = vec![row(&HEAD)];
+    for stream in &streams.streams {
+        let cells = cells(stream, published);
+        lines.push(row(&cells.each_ref().map(String::as_str)));
+        lines.extend(troubles(stream).map(|text| format!("    {text}")));
+    }
+    lines
 }
 
 /// Cells in columns: the first to the left, numbers to the right.
@@ -131,24 +143,10 @@ fn cells(stream: &StreamState, published: &Published) -> [String; 9] {
     ]
 }
 
-fn troubles(stream: &StreamState) -> impl Iterator<Item = String> {
+pub fn troubles(stream: &StreamState) -> impl Iterator<Item = String> {
     let own = stream.status.trouble.iter().cloned();
     own.chain(stream.sinks.iter().filter_map(|sink| {
         let trouble = sink.status.trouble.as_ref()?;
         Some(format!("{}: {trouble}", sink.sink))
     }))
-}
-
-fn plain(streams: &Streams, published: &Published) -> String {
-    let parts = streams.streams.iter().map(|stream| {
-        let [name, published, received, pending, kafka, table, ..] = cells(stream, published);
-        let mut text = format!(
-            "{name}: {published} published, {received} received, {pending} pending, {kafka} in Kafka, {table} in table"
-        );
-        for trouble in troubles(stream) {
-            text.push_str(&format!(" [{trouble}]"));
-        }
-        text
-    });
-    parts.collect::<Vec<_>>().join("; ")
 }
