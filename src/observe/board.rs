@@ -204,10 +204,6 @@ pub struct StreamStatus {
     pub trouble: Option<String>,
     /// Members of payloads that no mapping uses, with how often they were seen; bounded.
     pub unmapped: BTreeMap<String, u64>,
-    /// Records that were kept since the log began.
-    pub kept: u64,
-    /// Distinct devices, estimated.
-    pub devices: u64,
     /// From the configuration: (severity, seconds).
     pub silence_limits_seconds: Vec<(&'static str, f64)>,
 }
