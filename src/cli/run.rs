@@ -16,8 +16,17 @@ pub struct RunArgs {
 }
 
 pub fn run(args: &RunArgs) -> anyhow::Result<Exit> {
-    let settings = super::settings(&args.config.config)?;
-    crate::observe::start_logging(&settings.log)?;
-    crate::node::run(settings)?;
+    let loaded = match super::check::load(&args.config.config) {
+        Ok(loaded) => loaded,
+        Err(report) => {
+            eprint!("{report}");
+            return Ok(Exit::Configuration);
+        }
+    };
+    crate::observe::start_logging(&loaded.settings.log)?;
+    for warning in &loaded.warnings {
+        tracing::warn!(event = "configuration_warning", "{warning}");
+    }
+    crate::node::run(loaded.settings)?;
     Ok(Exit::Fine)
 }

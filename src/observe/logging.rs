@@ -11,7 +11,8 @@ use crate::config::{LogFormat, LogSettings};
 /// Starts the log of this process; later calls change nothing. A filter that does not parse is an error (the
 /// configuration check has already seen it).
 pub fn start_logging(settings: &LogSettings) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&settings.filter)?;
+    // actix tells of its workers at every start; whoever wants that says so, for later directives win.
+    let filter = EnvFilter::try_new(format!("actix_server=warn,{}", settings.filter))?;
     let format = match settings.format {
         LogFormat::Auto => detect(),
         chosen => chosen,

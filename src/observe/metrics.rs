@@ -21,7 +21,8 @@ type Counters = Family<Labels, Counter>;
 type Gauges = Family<Labels, Gauge>;
 type FloatGauge = Gauge<f64, AtomicU64>;
 type FloatGauges = Family<Labels, FloatGauge>;
-type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
+type Histograms = Family<Labels, Histogram, Buckets>;
+type Buckets = fn() -> Histogram;
 
 fn accept_seconds() -> Histogram {
     Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5])
@@ -149,7 +150,7 @@ const COUNTERS: &[(&str, &str)] = &[
     ("part_stalls", "Times a part had work and made no progress"),
 ];
 
-const HISTOGRAMS: &[(&str, &str, fn() -> Histogram)] = &[
+const HISTOGRAMS: &[(&str, &str, Buckets)] = &[
     ("accept_duration_seconds", "Receipt of a message until its PUBACK", accept_seconds),
     ("end_to_end_duration_seconds", "Arrival of a message until committed", end_to_end_seconds),
     ("sink_batch_duration_seconds", "One batch at a sink", batch_seconds),

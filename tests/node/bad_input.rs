@@ -127,6 +127,7 @@ fn a_missing_column_holds_that_writer_only_and_names_the_fix() {
         .execute("telemetry", "ALTER TABLE energy_consumption DROP COLUMN power_factor")
         .unwrap();
     world.node.start().unwrap();
+    world.subscribed();
     eventually(SOON, "the writer holds", || {
         world.sink("energy", "energy_consumption")["status"]["state"] == "held"
     });

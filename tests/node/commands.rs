@@ -45,7 +45,7 @@ fn probes_metrics_and_status_tell_the_same_story() {
     assert!(status.success(), "{status}");
     let verify = world.node.command(&["buffer", "verify"]).unwrap();
     assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stdout));
-    let export = world.node.command(&["buffer", "export", "--stream", "energy"]).unwrap();
+    let export = world.node.command(&["buffer", "export", "energy"]).unwrap();
     assert_eq!(String::from_utf8_lossy(&export.stdout).lines().count(), 1);
 }
 

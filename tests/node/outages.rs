@@ -42,10 +42,7 @@ fn it_starts_with_everything_away_and_catches_up_when_things_come() {
     let ready = world.node.get("/health/ready").unwrap();
     assert_eq!(ready.status, 503, "{}", ready.body);
     world.mosquitto.restart().unwrap();
-    eventually(SOON, "subscribed", || {
-        let all = world.node.streams().unwrap();
-        all["streams"].as_array().unwrap().iter().all(|line| line["status"]["subscribed"] == true)
-    });
+    world.subscribed();
     let publisher = world.publisher();
     for count in 0..100 {
         publisher.publish("energy", "saveeye/telemetry", reading(count));
@@ -102,10 +99,7 @@ fn a_broker_restart_is_followed_by_a_new_subscription_even_without_its_session_s
         std::fs::remove_file(store).unwrap();
     }
     world.mosquitto.restart().unwrap();
-    eventually(Duration::from_secs(60), "all streams are subscribed again", || {
-        let all = world.node.streams().unwrap();
-        all["streams"].as_array().unwrap().iter().all(|line| line["status"]["subscribed"] == true)
-    });
+    world.subscribed();
     publisher.publish("energy", "saveeye/telemetry", reading(2));
     publisher.flush(SOON).unwrap();
     eventually(SOON, "the second reading", || counters(&world).len() == 2);
@@ -138,12 +132,8 @@ fn stop_and_start_under_load_lose_and_double_nothing() {
 
 #[test]
 fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
-<<<<<<< HEAD
     let extra =
-        "[buffer]\nquota_bytes = 8388608\ngeneration_bytes = 1048576\nfree_bytes_min = 1048576\n";
-=======
-    let extra = "[buffer]\nquota_bytes = 16777216\ngeneration_bytes = 1048576\nfree_bytes_min = 1048576\n";
->>>>>>> main
+        "[buffer]\nquota_bytes = 16777216\ngeneration_bytes = 1048576\nfree_bytes_min = 1048576\n";
     let mut world = World::start(Changes { extra: extra.to_owned(), ..Changes::default() });
     world.postgres.stop().unwrap();
     let publisher = world.publisher();

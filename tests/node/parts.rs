@@ -16,6 +16,7 @@ fn survives(part: &str, failpoint: &str, kafka: bool) {
     let failpoints = format!("{failpoint}=1*panic(made by a test)");
     let mut world = World::prepare(Changes { kafka, failpoints, ..Changes::default() });
     world.node.start().unwrap();
+    world.subscribed();
     let publisher = world.publisher();
     for count in 0..200 {
         publisher.publish("energy", "saveeye/telemetry", reading(count));
@@ -71,6 +72,7 @@ fn a_part_that_panics_each_time_is_parked_and_the_others_go_on() {
         "[supervision]\nrestarts_max = 2\nbackoff_min_ms = 10\nbackoff_max_ms = 20\n".to_owned();
     let mut world = World::prepare(Changes { failpoints, extra, ..Changes::default() });
     world.node.start().unwrap();
+    world.subscribed();
     let publisher = world.publisher();
     publisher.publish("energy", "saveeye/telemetry", reading(1));
     publisher.flush(SOON).unwrap();

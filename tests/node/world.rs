@@ -87,7 +87,18 @@ impl World {
         let mut world = World::prepare(changes);
         world.node.start().unwrap();
         world.node.wait_ready(SOON).unwrap();
+        world.subscribed();
         world
+    }
+
+    /// Waits until every stream is subscribed: what is published to a broker that does not know the node yet is nobody's.
+    #[track_caller]
+    pub fn subscribed(&self) {
+        eventually(SOON, "every stream is subscribed", || {
+            let Ok(all) = self.node.streams() else { return false };
+            let streams = all["streams"].as_array().cloned().unwrap_or_default();
+            !streams.is_empty() && streams.iter().all(|line| line["status"]["subscribed"] == true)
+        });
     }
 
     pub fn publisher(&self) -> Publisher {
@@ -104,7 +115,8 @@ impl World {
 
     /// One row as JSON, or none.
     pub fn row(&self, database: &str, sql: &str) -> Option<Value> {
-        let rows = self.postgres.query(database, &format!("SELECT to_jsonb(r) FROM ({sql}) r")).unwrap();
+        let rows =
+            self.postgres.query(database, &format!("SELECT to_jsonb(r) FROM ({sql}) r")).unwrap();
         let text = rows.into_iter().next()?.into_iter().next()??;
         Some(serde_json::from_str(&text).unwrap())
     }
@@ -138,5 +150,14 @@ impl World {
                     stream["sinks"].as_array().is_some_and(|sinks| sinks.iter().all(settled))
                 })
         });
+    }
+}
+
+/// A failed test shows what the node said.
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the node's log ---\n{}", self.node.log_text());
+        }
     }
 }

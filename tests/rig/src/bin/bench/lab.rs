@@ -19,6 +19,8 @@ const GIB: i64 = 1 << 30;
 const QUOTA_BYTES: i64 = 64 * GIB;
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(60);
+/// Migrations included.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Often enough for runs of seconds, and too seldom to cost the node anything.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Without any progress for this long a run has failed.
@@ -129,13 +131,16 @@ impl Lab {
         self.postgres.execute(DATABASE, "CHECKPOINT")
     }
 
-    /// Starts a node and waits until it is subscribed.
+    /// Starts a node and waits until it is subscribed, and its tables are there when it has some.
     ///
     /// # Errors
     /// When it is not in time, with its log.
     pub fn start(&mut self, plan: &Plan) -> Result<Subject> {
         let mut subject = self.spawn(plan)?;
         subject.wait_subscribed()?;
+        if matches!(plan.sink, Sink::Table) {
+            subject.node.wait_ready(READY_WITHIN)?;
+        }
         Ok(subject)
     }
 
