@@ -19,6 +19,9 @@ use tokio_postgres::NoTls;
 
 use crate::load::FIRST;
 
+/// As the node's default: the broker's work depends on it.
+const RECEIVE_MAXIMUM: u16 = 4_096;
+
 /// A subscriber that acknowledges at once and keeps nothing.
 pub struct Subscriber(JoinHandle<Result<Instant>>);
 
@@ -33,7 +36,9 @@ impl Subscriber {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let mut mqtt = Mqtt::connect(&MqttOptions::new(port, "bare")).await?;
+                let mut options = MqttOptions::new(port, "bare");
+                options.receive_maximum = RECEIVE_MAXIMUM;
+                let mut mqtt = Mqtt::connect(&options).await?;
                 mqtt.subscribe(&topic).await?;
                 let _ = ready.send(());
                 acknowledge(&mut mqtt, count).await?;
