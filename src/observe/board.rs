@@ -476,7 +476,7 @@ pub enum MigrationState {
 
 /// A dependency's line on the board. Several parts may share one; whoever learns something tells it here, and only
 /// news goes to the log, with what was held back since.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct DependencyView {
     name: String,
     status: Mutex<DependencyStatus>,
