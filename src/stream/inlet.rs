@@ -89,10 +89,18 @@ impl<I: Intake> Inlet<I> {
         });
     }
 
-    /// Writes the acknowledgements of a durable group, and of all that became durable with it.
-    pub fn settle(&mut self, first: Settled, out: &mut BytesMut) -> Result<(), StreamError> {
+    /// Writes the acknowledgements of a durable group, and of those that became durable with it until about `room` are
+    /// written. Answers how many.
+    pub fn settle(
+        &mut self,
+        first: Settled,
+        room: usize,
+        out: &mut BytesMut,
+    ) -> Result<usize, StreamError> {
+        let mut written = 0;
         let mut next = Some(first);
         while let Some(settled) = next {
+            written += settled.packet_ids.len();
             for packet_id in settled.packet_ids {
                 put_puback(out, packet_id);
             }
@@ -101,10 +109,13 @@ impl<I: Intake> Inlet<I> {
             }
             self.view.meters.accepted_messages.inc_by(settled.fingerprints.len() as u64);
             self.view.meters.accept_duration.observe(settled.received.elapsed().as_secs_f64());
-            next = self.unacknowledged.try_next_durable()?;
+            next = match written < room {
+                true => self.unacknowledged.try_next_durable()?,
+                false => None,
+            };
         }
         let unacknowledged = self.unacknowledged.messages();
         self.view.update(|status| status.unacknowledged = unacknowledged);
-        Ok(())
+        Ok(written)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rig::{Folder, Homelab, Kafka, Mosquitto, Node, Postgres, Publisher, eventually, free_port};
+use rig::{Folder, Homelab, Kafka, Mosquitto, MosquittoOptions, Node, Postgres, Publisher, eventually, free_port};
 use serde_json::Value;
 
 /// Longest wait for something that normally takes well under a second.
@@ -30,6 +30,8 @@ pub struct World {
 pub struct Changes {
     pub kafka: bool,
     pub without_databases: bool,
+    /// A broker with room for a flood, which saves nothing while it runs.
+    pub flooded: bool,
     /// Further TOML, written to `conf.d/`.
     pub extra: String,
     /// Sets FAILPOINTS for the node.
@@ -41,7 +43,12 @@ impl World {
     pub fn prepare(changes: Changes) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let folder = Folder::new(None, "node").unwrap();
-        let mosquitto = Mosquitto::start().unwrap();
+        let mut broker = MosquittoOptions::default();
+        if changes.flooded {
+            broker.autosave_on_changes = false;
+            broker.max_inflight_messages = 4096;
+        }
+        let mosquitto = Mosquitto::start_with(broker).unwrap();
         let postgres = Postgres::start().unwrap();
         for database in ["telemetry", "homelab_settings"] {
             postgres.create_database(database).unwrap();
