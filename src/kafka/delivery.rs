@@ -76,6 +76,8 @@ pub(super) struct Delivery<'a> {
     pub single_until: Option<Sequence>,
     /// When the cursor last moved, or nothing was unreported.
     pub last_moved: Instant,
+    /// The record whose way to its confirmation is timed at the moment.
+    pub timed: Option<(Sequence, Instant)>,
 }
 
 impl Delivery<'_> {
@@ -252,7 +254,10 @@ impl Delivery<'_> {
         loop {
             let outgoing = self.outbox.outgoing(record.sequence, record.arrival, opaque);
             let code = match self.session.producer().send(outgoing) {
-                Ok(()) => return Ok(true),
+                Ok(()) => {
+                    self.timed.get_or_insert_with(|| (record.sequence, Instant::now()));
+                    return Ok(true);
+                }
                 Err((ClientError::MessageProduction(code), _)) => code,
                 Err((error, _)) => error.rdkafka_error_code().unwrap_or(Code::InvalidArgument),
             };
@@ -326,6 +331,10 @@ impl Delivery<'_> {
             self.last_moved = Instant::now();
         }
         self.ledger.enter(passed, oldest);
+        let cursor = self.ledger.cursor();
+        if let Some((_, begun)) = self.timed.take_if(|(sequence, _)| *sequence <= cursor) {
+            self.ledger.view().meters.batch_duration.observe(begun.elapsed().as_secs_f64());
+        }
         if passed.delivered > 0 {
             self.cluster.health.reached();
             self.backoff.reset();
@@ -344,9 +353,13 @@ impl Delivery<'_> {
         };
         let oldest = self.reports.window().oldest_arrival();
         self.ledger.view().update(|status| status.oldest_pending = oldest);
+        let state = match self.cluster.health.refusal() {
+            Some(_) => SinkState::Held,
+            None => SinkState::Waiting,
+        };
         // The seconds alone are no news.
-        if self.ledger.view().status().state != SinkState::Waiting {
-            self.ledger.show(SinkState::Waiting, Some(trouble));
+        if self.ledger.view().status().state != state {
+            self.ledger.show(state, Some(trouble));
         }
     }
 
