@@ -145,6 +145,7 @@ impl Lane {
             record_bytes_max: self.record_bytes_max,
             single_until: self.single_until,
             last_moved: Instant::now(),
+            room_left: 0,
             timed: None,
         };
         let stop = delivery.run(&mut self.reader).await;
