@@ -5,8 +5,8 @@
 //! fresh constructor; what must survive is in the buffer or the database, never in the part.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -81,6 +81,8 @@ pub struct Progress {
     started: Instant,
     last_beat_ms: AtomicU64,
     work_waiting: AtomicBool,
+    /// Of what the part does side by side: one that hangs shows although the others beat.
+    children: Mutex<Vec<Arc<Progress>>>,
 }
 
 impl Default for Progress {
@@ -89,6 +91,7 @@ impl Default for Progress {
             started: Instant::now(),
             last_beat_ms: AtomicU64::new(0),
             work_waiting: AtomicBool::new(false),
+            children: Mutex::default(),
         }
     }
 }
@@ -109,8 +112,21 @@ impl Progress {
         }
     }
 
-    /// How long work has been waiting without a beat; `None` when there is nothing to do.
+    /// The progress of one of several things this part does side by side; it lives as long as the part.
+    pub fn child(&self) -> Arc<Progress> {
+        let child = Arc::new(Progress::default());
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).push(child.clone());
+        child
+    }
+
+    /// How long work has been waiting without a beat, here or at the child that waits longest; `None` when there is
+    /// nothing to do.
     pub fn stalled_for(&self) -> Option<Duration> {
+        let children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        children.iter().filter_map(|child| child.stalled_for()).chain(self.own_stall()).max()
+    }
+
+    fn own_stall(&self) -> Option<Duration> {
         if !self.work_waiting.load(Ordering::Relaxed) {
             return None;
         }
@@ -134,4 +150,25 @@ pub enum PartOrder {
 pub struct OrderPart {
     pub name: String,
     pub order: PartOrder,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_that_hangs_shows_although_its_sibling_beats() {
+        let progress = Progress::default();
+        let (hung, busy) = (progress.child(), progress.child());
+        assert_eq!(progress.stalled_for(), None);
+        hung.set_work_waiting(true);
+        while hung.stalled_for().unwrap() < Duration::from_millis(20) {
+            std::thread::yield_now();
+        }
+        busy.set_work_waiting(true);
+        busy.beat();
+        assert!(progress.stalled_for().unwrap() >= Duration::from_millis(20));
+        hung.set_work_waiting(false);
+        assert!(progress.stalled_for().unwrap() < Duration::from_millis(20));
+    }
 }

@@ -25,6 +25,8 @@ const CHUNK_BYTES: usize = 256 * 1024;
 const TICK: Duration = Duration::from_millis(100);
 /// librdkafka's queue is full: it empties by itself.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(2);
+/// A window that was full is filled again once this part of it is free: not a wake-up per record.
+const ROOM_PART: usize = 8;
 /// Nothing confirmed for this long shows as waiting.
 const SHOW_WAITING_AFTER: Duration = Duration::from_secs(2);
 /// A fatal producer returns what it held at once; this is for one that does not.
@@ -76,6 +78,10 @@ pub(super) struct Delivery<'a> {
     pub single_until: Option<Sequence>,
     /// When the cursor last moved, or nothing was unreported.
     pub last_moved: Instant,
+    /// Records that may be taken up before anybody looks how many are there.
+    pub room_left: usize,
+    /// The record whose way to its confirmation is timed at the moment.
+    pub timed: Option<(Sequence, Instant)>,
 }
 
 impl Delivery<'_> {
@@ -188,25 +194,33 @@ impl Delivery<'_> {
         Ok(())
     }
 
-    /// Waits until one more record may be on its way.
+    /// Waits until one more record may be on its way. Only this lane's own doing makes or takes room, so that most
+    /// records need no look at the window, which librdkafka's thread writes to.
     async fn room(&mut self, letters: &mut Vec<DeadLetter>) -> Result<(), Interrupt> {
+        if let Some(left) = self.room_left.checked_sub(1) {
+            self.room_left = left;
+            return Ok(());
+        }
         let limit = match self.single_until {
             Some(_) => 1,
             None => self.cluster.settings.in_flight_max.max(1),
         };
-        while self.reports.window().len() >= limit {
+        let mut enough = 0;
+        loop {
             // Unstored letters would hold the front of the window for ever.
             self.store(letters).await?;
             self.absorb()?;
-            if self.reports.window().len() < limit {
-                break;
+            let room = limit.saturating_sub(self.reports.window().len());
+            if room > enough {
+                self.room_left = room - 1;
+                return Ok(());
             }
+            enough = limit / ROOM_PART;
             if self.control.paused() || self.has_to_stop() {
                 return Err(Interrupt::Stop(Stop::Ended));
             }
             self.tick().await;
         }
-        Ok(())
     }
 
     fn has_to_stop(&self) -> bool {
@@ -252,7 +266,10 @@ impl Delivery<'_> {
         loop {
             let outgoing = self.outbox.outgoing(record.sequence, record.arrival, opaque);
             let code = match self.session.producer().send(outgoing) {
-                Ok(()) => return Ok(true),
+                Ok(()) => {
+                    self.timed.get_or_insert_with(|| (record.sequence, Instant::now()));
+                    return Ok(true);
+                }
                 Err((ClientError::MessageProduction(code), _)) => code,
                 Err((error, _)) => error.rdkafka_error_code().unwrap_or(Code::InvalidArgument),
             };
@@ -326,6 +343,10 @@ impl Delivery<'_> {
             self.last_moved = Instant::now();
         }
         self.ledger.enter(passed, oldest);
+        let cursor = self.ledger.cursor();
+        if let Some((_, begun)) = self.timed.take_if(|(sequence, _)| *sequence <= cursor) {
+            self.ledger.view().meters.batch_duration.observe(begun.elapsed().as_secs_f64());
+        }
         if passed.delivered > 0 {
             self.cluster.health.reached();
             self.backoff.reset();
@@ -344,9 +365,13 @@ impl Delivery<'_> {
         };
         let oldest = self.reports.window().oldest_arrival();
         self.ledger.view().update(|status| status.oldest_pending = oldest);
+        let state = match self.cluster.health.refusal() {
+            Some(_) => SinkState::Held,
+            None => SinkState::Waiting,
+        };
         // The seconds alone are no news.
-        if self.ledger.view().status().state != SinkState::Waiting {
-            self.ledger.show(SinkState::Waiting, Some(trouble));
+        if self.ledger.view().status().state != state {
+            self.ledger.show(state, Some(trouble));
         }
     }
 

@@ -19,6 +19,8 @@ pub enum KafkaError {
         "topic {topic:?} does not exist: create it, or add an `ensure` table to the stream's kafka settings so that the node does"
     )]
     TopicMissing { topic: String },
+    #[error("cluster {cluster:?} and this node cannot connect: {why}; {}", access.remedy(cluster))]
+    TurnedAway { cluster: String, access: Access, why: String },
     #[error("{doing}: no confirmation within {} s", limit.as_secs_f32())]
     TimedOut { doing: &'static str, limit: Duration },
     #[error(
@@ -33,6 +35,38 @@ pub enum KafkaError {
     Buffer(#[from] BufferError),
 }
 
+/// What keeps the node from a cluster that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Login,
+    Tls,
+}
+
+impl Access {
+    /// From an error event of librdkafka. A broker that wants a client certificate says so only after the handshake,
+    /// and the library calls it a lost connection.
+    pub(super) fn of(code: Code, reason: &str) -> Option<Self> {
+        match code {
+            Code::Authentication | Code::SaslAuthenticationFailed => Some(Access::Login),
+            Code::SSL => Some(Access::Tls),
+            _ if reason.contains("SSL alert number") => Some(Access::Tls),
+            _ => None,
+        }
+    }
+
+    /// Settings are read at the start.
+    fn remedy(self, cluster: &str) -> String {
+        match self {
+            Access::Login => format!(
+                "check `username`, the password and `mechanism` in [clusters.{cluster}.sasl], then restart the node"
+            ),
+            Access::Tls => format!(
+                "check `ca_file`, `certificate_file` and `key_file` in [clusters.{cluster}.tls] and the names in the brokers' certificates, then restart the node"
+            ),
+        }
+    }
+}
+
 impl KafkaError {
     pub fn class(&self) -> ErrorClass {
         match self {
@@ -41,6 +75,7 @@ impl KafkaError {
             KafkaError::TooLarge { .. } => ErrorClass::Data,
             KafkaError::Settings { .. }
             | KafkaError::TopicMissing { .. }
+            | KafkaError::TurnedAway { .. }
             | KafkaError::Mapping { .. } => ErrorClass::Standing,
             KafkaError::Buffer(error) => error.class(),
         }
@@ -169,7 +204,9 @@ pub(super) fn is_missing_topic(code: Code) -> bool {
 
 /// The library's own words, without the name of its enum.
 fn describe(code: Code) -> String {
-    code.to_string()
+    let text = code.to_string();
+    let words = text.split_once(" (").and_then(|(_, words)| words.strip_suffix(')'));
+    words.unwrap_or(&text).to_owned()
 }
 
 /// What an operator does about it; empty where waiting is all there is to do.
@@ -196,6 +233,12 @@ fn remedy(code: Code, topic: &str) -> String {
         }
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => {
             format!("; raise max.message.bytes of topic {topic:?} or lower `message_bytes_max`")
+        }
+        Code::BrokerTransportFailure
+        | Code::AllBrokersDown
+        | Code::Resolve
+        | Code::OperationTimedOut => {
+            "; no broker of `bootstrap_servers` answers, records wait in the buffer".to_owned()
         }
         code if is_missing_topic(code) => {
             format!("; create topic {topic:?} or let the node `ensure` it")
@@ -252,9 +295,11 @@ mod tests {
             Code::SSL,
             Code::UnknownTopicOrPartition,
             Code::InvalidReplicationFactor,
+            Code::BrokerTransportFailure,
         ] {
             let error = KafkaError::Refused { doing: "send", topic: "energy".to_owned(), code };
             assert!(error.to_string().contains("; "), "{error}");
+            assert!(!error.to_string().contains(&format!("{code:?} (")), "{error}");
         }
     }
 }

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
+use super::error::{Access, KafkaError};
 use crate::observe::{Board, DependencyView};
 
 /// Facilities of librdkafka whose lines repeat what `kafka_lost` says, or comment on properties the node itself sets.
@@ -15,6 +17,17 @@ const QUIET_FACILITIES: [&str; 8] =
     ["FAIL", "ERROR", "REQTMOUT", "CONNECT", "DISCONNECT", "CONFWARN", "FATAL", "GETPID"];
 /// Distinct facilities remembered as already logged.
 const FACILITIES_MAX: usize = 64;
+
+/// librdkafka tells the same refusal again every 30 s or so while it keeps trying; one older than this is over.
+const REFUSAL_HOLDS: Duration = Duration::from_secs(90);
+
+/// The brokers are there and do not let the node in.
+#[derive(Debug, Clone)]
+struct Refusal {
+    access: Access,
+    why: String,
+    at: Instant,
+}
 
 /// Shared by every producer of one cluster.
 #[derive(Debug)]
@@ -25,6 +38,7 @@ pub(super) struct ClusterHealth {
     known: AtomicBool,
     logged: Mutex<BTreeSet<String>>,
     news: Notify,
+    refusal: watch::Sender<Option<Refusal>>,
 }
 
 impl ClusterHealth {
@@ -45,6 +59,7 @@ impl ClusterHealth {
             known: AtomicBool::new(false),
             logged: Mutex::default(),
             news: Notify::new(),
+            refusal: watch::Sender::new(None),
         }
     }
 
@@ -57,6 +72,7 @@ impl ClusterHealth {
         if self.known.load(Ordering::Acquire) && !self.is_down() {
             return;
         }
+        self.refusal.send_replace(None);
         self.down.store(false, Ordering::Release);
         self.known.store(true, Ordering::Release);
         if self.dependency.reachable() {
@@ -66,6 +82,8 @@ impl ClusterHealth {
     }
 
     pub fn lost(&self, why: &str) {
+        let refusal = self.refusal().map(|refusal| refusal.to_string());
+        let why = refusal.as_deref().unwrap_or(why);
         self.down.store(true, Ordering::Release);
         self.known.store(true, Ordering::Release);
         if self.dependency.unreachable(why) {
@@ -77,6 +95,40 @@ impl ClusterHealth {
             );
         }
         self.news.notify_one();
+    }
+
+    /// The brokers refuse this node's login, or one side the other's certificate.
+    pub fn turned_away(&self, access: Access, why: &str) {
+        let refusal = Refusal { access, why: why.to_owned(), at: Instant::now() };
+        self.refusal.send_replace(Some(refusal));
+        self.lost(why);
+    }
+
+    /// Why the cluster lets nobody in, while that holds.
+    pub fn refusal(&self) -> Option<KafkaError> {
+        let refusal = self.refusal.borrow();
+        let current = refusal.as_ref().filter(|refusal| refusal.at.elapsed() < REFUSAL_HOLDS)?;
+        Some(self.error_of(current))
+    }
+
+    /// Pends until the cluster turns the node away once more.
+    pub async fn refused(&self) -> KafkaError {
+        let mut news = self.refusal.subscribe();
+        loop {
+            // The sender is ours: it cannot be gone.
+            let _ = news.changed().await;
+            if let Some(refusal) = news.borrow_and_update().as_ref() {
+                return self.error_of(refusal);
+            }
+        }
+    }
+
+    fn error_of(&self, refusal: &Refusal) -> KafkaError {
+        KafkaError::TurnedAway {
+            cluster: self.cluster.clone(),
+            access: refusal.access,
+            why: refusal.why.clone(),
+        }
     }
 
     /// Why it is down, for people.
@@ -122,6 +174,18 @@ mod tests {
         health.reached();
         assert!(!health.is_down());
         assert_eq!(health.dependency.status().up, Some(true));
+    }
+
+    #[test]
+    fn a_refusal_explains_silence_until_the_cluster_answers() {
+        let health = ClusterHealth::detached("main");
+        health.turned_away(Access::Login, "SASL authentication error");
+        health.lost("1/1 brokers are down");
+        for text in [health.trouble(), health.refusal().unwrap().to_string()] {
+            assert!(text.contains("[clusters.main.sasl]"), "{text}");
+        }
+        health.reached();
+        assert!(health.refusal().is_none());
     }
 
     #[test]

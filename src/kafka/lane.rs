@@ -81,13 +81,16 @@ impl Lane {
             error = saving => return Err(error.into()),
             ended = self.work() => ended?,
         }
-        Ok(self.ledger.save().await?)
+        self.ledger.save().await?;
+        self.control.progress.set_work_waiting(false);
+        Ok(())
     }
 
     async fn work(&mut self) -> Result<(), KafkaError> {
         while !self.is_over() {
             if self.control.paused() {
                 self.ledger.show(SinkState::Paused, None);
+                self.control.progress.set_work_waiting(false);
                 self.control.changed().await;
                 continue;
             }
@@ -95,7 +98,11 @@ impl Lane {
                 Ok(()) => {}
                 Err(KafkaError::Buffer(error)) => self.buffer_trouble(error).await?,
                 Err(error @ KafkaError::Mapping { .. }) => return Err(error),
-                Err(error) => self.refused(&error).await,
+                Err(error) => {
+                    // Nobody answers: it may be known why.
+                    let refusal = self.cluster.health.refusal().filter(|_| error.is_unreachable());
+                    self.refused(&refusal.unwrap_or(error)).await;
+                }
             }
         }
         Ok(())
@@ -138,6 +145,8 @@ impl Lane {
             record_bytes_max: self.record_bytes_max,
             single_until: self.single_until,
             last_moved: Instant::now(),
+            room_left: 0,
+            timed: None,
         };
         let stop = delivery.run(&mut self.reader).await;
         let unreported = delivery.settle_down(matches!(stop, Ok(Stop::Stuck))).await;
@@ -150,6 +159,8 @@ impl Lane {
         let preparing = topics::prepare(&self.cluster, session, &self.sink);
         let facts = tokio::select! {
             facts = preparing => facts?,
+            // The library would try until its time is over.
+            refusal = self.cluster.health.refused() => return Err(refusal),
             () = interrupted(&mut self.control) => return Ok(false),
         };
         self.prepared = true;
@@ -212,6 +223,8 @@ impl Lane {
                 Ok(())
             }
             (None, Stop::Stuck) => {
+                // The topic may have gone, about which the library keeps silent.
+                self.prepared = false;
                 self.failed_transiently("no delivery was confirmed in time").await
             }
             (None, Stop::Failed) => self.failed_transiently("the producer was renewed").await,
@@ -328,7 +341,8 @@ impl Lane {
         Ok(())
     }
 
-    /// Waits, but never beyond the deadline of a drain, and not at all once the phase changes.
+    /// Waits, but never beyond the deadline of a drain, and not at all once the phase changes. A wait of our own
+    /// choice is no stall, however long the settings make it.
     async fn wait(&mut self, pause: Duration) {
         let pause = match self.control.phase() {
             Phase::Draining { deadline } => {
@@ -336,6 +350,7 @@ impl Lane {
             }
             _ => pause,
         };
+        self.control.progress.set_work_waiting(false);
         self.control.sleep(pause).await;
     }
 }

@@ -26,7 +26,7 @@ mod session;
 mod topics;
 mod window;
 
-pub use error::KafkaError;
+pub use error::{Access, KafkaError};
 pub use outbox::TELEMETRY_ID_HEADER;
 pub use producer::{KafkaParts, KafkaProducer};
 pub use replay::{KafkaReplayer, ReplayOutcome};

@@ -92,7 +92,10 @@ impl Part for KafkaProducer {
                 stream_view: board.stream(&stream.name),
                 replayed,
             };
-            let (cluster, control) = (cluster.clone(), control.clone());
+            let cluster = cluster.clone();
+            // Of its own: a lane that hangs is noticed although the others beat.
+            let mut control = control.clone();
+            control.progress = control.progress.child();
             let parts = LaneParts { index, cluster, stream, sink, ledger, control };
             lanes.push(async move { Lane::open(parts).await?.run().await });
         }
@@ -106,7 +109,6 @@ impl Part for KafkaProducer {
             done = work => done?,
             () = watch_health(&cluster, topic, control.clone()) => {}
         }
-        control.progress.set_work_waiting(false);
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 use tokio::sync::Notify;
 
+use super::error::Access;
 use super::health::ClusterHealth;
 use super::window::{Fate, Window};
 use crate::domain::Sequence;
@@ -149,11 +150,12 @@ impl ClientContext for Context {
 
     fn error(&self, error: ClientError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
+        if let Some(access) = Access::of(code, reason) {
+            return self.health.turned_away(access, reason);
+        }
         match code {
             Code::Fatal | Code::GaplessGuarantee => self.set_fatal(),
-            Code::AllBrokersDown | Code::Authentication | Code::SSL => {
-                self.health.lost(&format!("{code}: {reason}"));
-            }
+            Code::AllBrokersDown => self.health.lost(reason),
             _ => tracing::debug!(target: "librdkafka", %code, reason),
         }
     }

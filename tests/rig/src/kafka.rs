@@ -2,6 +2,7 @@
 
 mod jars;
 mod reader;
+mod security;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use crate::paths::Folder;
 use crate::ports::free_port;
 
 pub use reader::Record;
+pub use security::KafkaSecurity;
 
 /// After `kill -9` with a large log the broker recovers first.
 const READY_WITHIN: Duration = Duration::from_secs(90);
@@ -35,11 +37,13 @@ pub struct KafkaOptions {
     pub heap_mib: u32,
     /// Lines of `server.properties`, which win over the rig's own.
     pub properties: Vec<(String, String)>,
+    /// Further listeners, with TLS.
+    pub security: Option<KafkaSecurity>,
 }
 
 impl Default for KafkaOptions {
     fn default() -> Self {
-        Self { folder: None, heap_mib: 384, properties: Vec::new() }
+        Self { folder: None, heap_mib: 384, properties: Vec::new(), security: None }
     }
 }
 
@@ -48,6 +52,8 @@ impl Default for KafkaOptions {
 pub struct Kafka {
     daemon: Daemon,
     port: u16,
+    /// With user and password; with a client certificate.
+    secure_ports: [u16; 2],
     folder: Folder,
 }
 
@@ -84,11 +90,19 @@ impl Kafka {
         let class_path = format!("{}/*", jars::folder()?.display());
         let folder = Folder::new(options.folder.clone(), "kafka")?;
         let port = free_port();
+        let secure_ports = [free_port(), free_port()];
+        let mut properties = properties(port, free_port(), &folder);
+        if let Some(security) = &options.security {
+            security.add_to(&mut properties, secure_ports, &folder.join("tls"))?;
+        }
+        properties.extend(options.properties.iter().cloned());
+        let text: String =
+            properties.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
         let file = folder.join("server.properties");
-        std::fs::write(&file, properties(options, port, free_port(), &folder))
-            .with_context(|| format!("write {}", file.display()))?;
+        std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
         if !folder.join("data").join("meta.properties").exists() {
-            format_storage(&class_path, &file)?;
+            let users = options.security.iter().map(KafkaSecurity::scram_user);
+            format_storage(&class_path, &file, users)?;
         }
         let daemon = Daemon::new("kafka", "java", folder.join("kafka.log"))
             .working_folder(folder.path())
@@ -96,7 +110,7 @@ impl Kafka {
             .arguments(JAVA)
             .arguments(["-cp", &class_path, "kafka.Kafka"])
             .argument(file);
-        Ok(Self { daemon, port, folder })
+        Ok(Self { daemon, port, secure_ports, folder })
     }
 
     /// Starts it again, with the same port and data.
@@ -158,6 +172,16 @@ impl Kafka {
     /// `host:port` for clients.
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// As [`Kafka::bootstrap`]: TLS, user and password. Only with [`KafkaOptions::security`].
+    pub fn login_bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.secure_ports[0])
+    }
+
+    /// As [`Kafka::bootstrap`]: TLS both ways. Only with [`KafkaOptions::security`].
+    pub fn certificate_bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.secure_ports[1])
     }
 
     /// # Errors
@@ -227,7 +251,7 @@ pub(crate) fn config(bootstrap: &str) -> ClientConfig {
     config
 }
 
-fn properties(options: &KafkaOptions, port: u16, controller: u16, folder: &Folder) -> String {
+fn properties(port: u16, controller: u16, folder: &Folder) -> BTreeMap<String, String> {
     let own = [
         ("process.roles", "broker,controller".into()),
         ("node.id", "1".into()),
@@ -244,18 +268,20 @@ fn properties(options: &KafkaOptions, port: u16, controller: u16, folder: &Folde
         ("group.initial.rebalance.delay.ms", "0".into()),
         ("auto.create.topics.enable", "false".into()),
     ];
-    let own = own.map(|(name, value)| (name.to_owned(), value));
-    let merged: BTreeMap<String, String> =
-        own.into_iter().chain(options.properties.iter().cloned()).collect();
-    merged.iter().map(|(name, value)| format!("{name}={value}\n")).collect()
+    own.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-fn format_storage(class_path: &str, properties: &Path) -> Result<()> {
+fn format_storage(
+    class_path: &str,
+    properties: &Path,
+    scram_users: impl Iterator<Item = String>,
+) -> Result<()> {
     let mut command = Command::new("java");
     command
         .args(["-XX:TieredStopAtLevel=1", "-cp", class_path, "kafka.tools.StorageTool", "format"])
         .args(["-t", &cluster_id(), "-c"])
         .arg(properties)
+        .args(scram_users.flat_map(|user| ["--add-scram".to_owned(), user]))
         .stdin(Stdio::null());
     let output = command.output().context("run java (Debian: default-jre-headless)")?;
     if !output.status.success() {

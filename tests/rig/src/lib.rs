@@ -32,7 +32,7 @@ pub use config::render;
 pub use daemon::Daemon;
 pub use homelab::{Homelab, TableSink};
 pub use http::{Response, get, request};
-pub use kafka::{Kafka, KafkaOptions, Record};
+pub use kafka::{Kafka, KafkaOptions, KafkaSecurity, Record};
 pub use ledger::{Comparison, Entry, Ledger};
 pub use mosquitto::{Mosquitto, MosquittoOptions};
 pub use mqtt::{Mqtt, MqttOptions};

@@ -1,0 +1,119 @@
+//! TLS, PLAIN and SCRAM against a real Kafka, and what an operator reads when they do not fit.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rig::{CertificateFiles, Certificates, Folder, Kafka, KafkaOptions, KafkaSecurity};
+
+use crate::site::Site;
+use crate::world::SOON;
+
+const USER: &str = "node";
+const PASSWORD: &str = "a-good-password";
+const WRONG: &str = "a-forgotten-password";
+
+/// One broker for all tests of this file; each has its own topic.
+struct Fortress {
+    kafka: Kafka,
+    files: CertificateFiles,
+    folder: Folder,
+}
+
+fn fortress() -> &'static Fortress {
+    static FORTRESS: OnceLock<Fortress> = OnceLock::new();
+    FORTRESS.get_or_init(|| {
+        let certificates = Certificates::generate().unwrap();
+        let folder = Folder::new(None, "fortress").unwrap();
+        let files = certificates.write(folder.path()).unwrap();
+        let security = KafkaSecurity { certificates, user: USER.into(), password: PASSWORD.into() };
+        let options = KafkaOptions { security: Some(security), ..KafkaOptions::default() };
+        Fortress { kafka: Kafka::start_with(options).unwrap(), files, folder }
+    })
+}
+
+impl Fortress {
+    fn password_file(&self, name: &str, password: &str) -> PathBuf {
+        let file = self.folder.path().join(name);
+        fs::write(&file, password).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        file
+    }
+
+    /// A node that logs in.
+    fn login(&self, topic: &str, mechanism: &str, password: &Path, authority: &Path) -> Site {
+        self.kafka.create_topic(topic, 2).unwrap();
+        let cluster = format!(
+            "[clusters.main.tls]\nca_file = {authority:?}\n\
+             [clusters.main.sasl]\nmechanism = \"{mechanism}\"\nusername = \"{USER}\"\n\
+             password_file = {password:?}\n"
+        );
+        Site::start(&self.kafka.login_bootstrap(), topic, &cluster, "")
+    }
+}
+
+#[test]
+fn records_arrive_over_tls_with_each_way_to_log_in() {
+    let fortress = fortress();
+    let password = fortress.password_file("password", PASSWORD);
+    for mechanism in ["PLAIN", "SCRAM-SHA-512"] {
+        let topic = format!("over-{mechanism}");
+        let mut site = fortress.login(&topic, mechanism, &password, &fortress.files.authority);
+        site.publish(200);
+        site.assert_topic_is_whole(&fortress.kafka);
+    }
+}
+
+#[test]
+fn records_arrive_with_a_client_certificate_and_without_one_the_reason_is_told() {
+    let fortress = fortress();
+    let (kafka, files) = (&fortress.kafka, &fortress.files);
+    kafka.create_topic("certified", 2).unwrap();
+    let authority = format!("[clusters.main.tls]\nca_file = {:?}\n", files.authority);
+    let own = format!(
+        "{authority}certificate_file = {:?}\nkey_file = {:?}\n",
+        files.client_certificate, files.client_key
+    );
+    let mut site = Site::start(&kafka.certificate_bootstrap(), "certified", &own, "");
+    site.publish(200);
+    site.assert_topic_is_whole(kafka);
+
+    let mut site = Site::start(&kafka.certificate_bootstrap(), "certified", &authority, "");
+    site.publish(10);
+    site.assert_table_follows();
+    site.says("held", &["[clusters.main.tls]", "certificate_file"]);
+}
+
+#[test]
+fn a_wrong_password_is_told_and_once_corrected_the_backlog_flows() {
+    let fortress = fortress();
+    for mechanism in ["PLAIN", "SCRAM-SHA-512"] {
+        let topic = format!("forgotten-{mechanism}");
+        let password = fortress.password_file(&topic, WRONG);
+        let mut site = fortress.login(&topic, mechanism, &password, &fortress.files.authority);
+        site.publish(200);
+        site.assert_table_follows();
+        site.says("held", &["main", "uthentication", "password", "[clusters.main.sasl]"]);
+
+        fs::write(&password, PASSWORD).unwrap();
+        let status = site.world.node.stop(SOON).unwrap();
+        assert!(status.success(), "{status}");
+        site.world.node.start().unwrap();
+        site.assert_topic_is_whole(&fortress.kafka);
+        let log = site.world.node.log_text();
+        assert!(!log.contains(WRONG) && !log.contains(PASSWORD), "{log}");
+    }
+}
+
+#[test]
+fn a_foreign_authority_is_told() {
+    let fortress = fortress();
+    let password = fortress.password_file("password-of-all", PASSWORD);
+    let foreign = fortress.folder.path().join("foreign");
+    let foreign = Certificates::generate().unwrap().write(&foreign).unwrap();
+    let mut site = fortress.login("foreign", "PLAIN", &password, &foreign.authority);
+    site.publish(10);
+    site.assert_table_follows();
+    site.says("held", &["certificate verify failed", "ca_file", "[clusters.main.tls]"]);
+}

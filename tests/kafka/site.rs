@@ -1,0 +1,115 @@
+//! The node with a Kafka of its own, which a test may end as it likes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::time::Duration;
+
+use rig::{Kafka, eventually};
+use serde_json::json;
+
+use crate::world::{Changes, SOON, World};
+
+/// The node's stream and its table; both sinks are fed by it.
+pub const STREAM: &str = "energy";
+const TABLE: &str = "energy_consumption";
+const DEVICES: u64 = 5;
+
+/// The homelab example, one stream of which also goes to a topic.
+pub struct Site {
+    pub world: World,
+    topic: String,
+    publisher: rig::Publisher,
+    published: u64,
+}
+
+/// Lines of `[clusters.main]` that make outages short.
+const QUICK: &str = r#"
+retry_min_ms = 50
+retry_max_ms = 1000
+operation_timeout_seconds = 5
+message_timeout_seconds = 10
+in_flight_max = 2000
+cursor_save_ms = 20
+"#;
+
+impl Site {
+    /// `cluster` is the rest of `[clusters.main]`, `route` of the stream's kafka table.
+    pub fn start(bootstrap: &str, topic: &str, cluster: &str, route: &str) -> Self {
+        let mut world = World::prepare(Changes::default());
+        let config = world.node.config().to_owned();
+        let own = fs::read_to_string(&config).unwrap();
+        let route = format!(
+            "{own}\n[streams.{STREAM}.kafka]\ncluster = \"main\"\ntopic = \"{topic}\"\n{route}\n\
+             [clusters.main]\nbootstrap_servers = [\"{bootstrap}\"]\n{QUICK}{cluster}\n"
+        );
+        fs::write(&config, route).unwrap();
+        world.node.start().unwrap();
+        world.subscribed();
+        let publisher = world.publisher();
+        Site { world, topic: topic.to_owned(), publisher, published: 0 }
+    }
+
+    /// Hands `count` readings of several devices to the publisher.
+    pub fn publish(&mut self, count: u64) {
+        for n in self.published..self.published + count {
+            let reading = json!({
+                "saveeyeDeviceSerialNumber": format!("SE-{}", n % DEVICES),
+                "activeActualConsumption": {"total": 500},
+                "activeTotalConsumption": {"total": n}
+            });
+            self.publisher.publish(STREAM, "saveeye/telemetry", reading.to_string());
+        }
+        self.published += count;
+    }
+
+    /// Every reading is in the table, whatever Kafka does.
+    #[track_caller]
+    pub fn assert_table_follows(&self) {
+        self.publisher.flush(SOON).unwrap();
+        let published = self.published;
+        eventually(SOON, "the table has every reading", || {
+            // The first thing is that the migrator makes it.
+            self.world.postgres.count("telemetry", TABLE).is_ok_and(|rows| rows == published)
+        });
+    }
+
+    pub fn kafka_state(&self) -> (String, String) {
+        let status = &self.world.sink(STREAM, "kafka")["status"];
+        let text = |name: &str| status[name].as_str().unwrap_or_default().to_owned();
+        (text("state"), text("trouble"))
+    }
+
+    /// Waits until the Kafka sink is in this state, with a text that names all of `words`.
+    #[track_caller]
+    pub fn says(&self, state: &str, words: &[&str]) {
+        let mut last = (String::new(), String::new());
+        let found = rig::until(SOON, "the state", || {
+            last = self.kafka_state();
+            let fits = last.0 == state && words.iter().all(|word| last.1.contains(word));
+            Ok(fits.then_some(()))
+        });
+        assert!(found.is_ok(), "expected {state} with {words:?}, it says {last:?}");
+    }
+
+    /// Waits until both sinks are through, then judges the topic: every reading, per key in order, once its repeats
+    /// are dropped by their header.
+    #[track_caller]
+    pub fn assert_topic_is_whole(&self, kafka: &Kafka) {
+        self.publisher.flush(SOON).unwrap();
+        self.world.drained(Duration::from_secs(60));
+        let (mut ids, mut last) = (BTreeSet::new(), BTreeMap::new());
+        for record in kafka.read_topic(&self.topic).unwrap() {
+            let id = record.header("telemetry-id").expect("every record is signed").to_owned();
+            let sequence: u64 = id.rsplit_once('/').unwrap().1.parse().unwrap();
+            if !ids.insert(sequence) {
+                continue;
+            }
+            let before = last.insert(record.key.clone(), sequence);
+            assert!(before < Some(sequence), "{sequence} after {before:?} of {:?}", record.key);
+        }
+        let expected: BTreeSet<u64> = (1..=self.published).collect();
+        assert_eq!(ids, expected, "no hole, nothing foreign");
+        assert_eq!(last.len() as u64, DEVICES.min(self.published));
+        assert_eq!(self.world.books(STREAM, "kafka", "dead_lettered"), 0);
+    }
+}
