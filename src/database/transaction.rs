@@ -16,7 +16,7 @@ use crate::config::DatabaseSettings;
 use crate::domain::{Books, ErrorClass, Sequence};
 
 /// The server's own limit ends a statement first, with an answer; this is added for a server that no longer answers.
-const ANSWER_MARGIN: Duration = Duration::from_secs(1);
+pub const ANSWER_MARGIN: Duration = Duration::from_secs(1);
 
 /// Starts a transaction whose statements are bounded on the server too. `SET LOCAL` ends with the transaction, so the
 /// node may stand behind a transaction pooler.

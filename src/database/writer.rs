@@ -193,10 +193,9 @@ impl Runner {
         let name = &self.sink.database_name;
         let (state, why) = match *self.gate.borrow() {
             MigrationState::Failed => {
-                let why = format!(
-                    "the migrations of database {name} failed: see `telemetry migrate status`"
-                );
-                (SinkState::Held, why)
+                let cause = self.dependency.status().trouble;
+                let cause = cause.unwrap_or_else(|| "see `telemetry migrate status`".to_owned());
+                (SinkState::Held, format!("the migrations of database {name} failed: {cause}"))
             }
             _ => (SinkState::Waiting, format!("waits for the migrations of database {name}")),
         };
@@ -206,6 +205,8 @@ impl Runner {
         tokio::select! {
             opened = self.gate.changed() => if opened.is_err() { self.control.changed().await },
             () = self.control.changed() => {}
+            // The cause may be another one by now.
+            () = sleep(HELD_RETRY) => {}
         }
         Turn::Again
     }
@@ -229,9 +230,7 @@ impl Runner {
         let (books, plan) = prepared?;
         lease.give_back();
         let plan = Arc::new(plan);
-        let stream = self.sink.stream.name.clone();
-        let reader = self.sink.buffer.reader(&stream);
-        let source = Source::new(reader, mapper, Arc::clone(&plan), stream, &self.sink.table);
+        let source = Source::new(&self.sink, mapper, Arc::clone(&plan));
         let progress = Arc::clone(&self.control.progress);
         let mut target = Target::new(&self.sink, progress, plan, books);
         target.uncertain.clone_from(&self.uncertain);
@@ -467,8 +466,10 @@ impl Runner {
     async fn suffer(&mut self, trouble: Trouble) -> Turn {
         self.control.progress.beat();
         self.control.progress.set_work_waiting(false);
-        if let Trouble::Database(DatabaseError::CursorMoved) = trouble {
-            // Reading the row tells a lost answer from another writer.
+        if let Trouble::Database(DatabaseError::CursorMoved | DatabaseError::PlanInDoubt { .. }) =
+            trouble
+        {
+            // Reading the row tells a lost answer from another writer; the table is checked with it.
             return Turn::Again;
         }
         let class = match &trouble {

@@ -50,6 +50,11 @@ impl MigrateError {
             | MigrateError::EndsItsTransaction { .. } => ErrorClass::Standing,
         }
     }
+
+    /// No session was to be had, as opposed to: a file was refused.
+    pub fn is_connection_trouble(&self) -> bool {
+        matches!(self, MigrateError::Database(source) if source.is_connection_trouble())
+    }
 }
 
 fn listed(refusals: &[Refusal]) -> String {
