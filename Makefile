@@ -6,6 +6,8 @@ SHELL := /bin/bash
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 CARGO_DENY_VERSION := 0.20.2
 DENY := $(TARGET)/tools/bin/cargo-deny
+# One build for all programs: the same dependencies with the same features serve them all.
+RELEASE := cargo build --release --workspace --bins
 
 # demo: seconds until it ends by itself (empty = Ctrl-C), whether Kafka takes part, and times the devices' real rates.
 DURATION ?=
@@ -21,8 +23,7 @@ help: ## this list
 
 demo: ## four home-automation streams through the node, live (DURATION=30, KAFKA=no, RATE=10)
 	@scripts/setup build servers $(if $(filter no,$(KAFKA)),,kafka)
-	@cargo build --quiet --release --bin telemetry
-	@cargo build --quiet --release --package rig --bin demo
+	@$(RELEASE)
 	@exec $(TARGET)/release/demo --node $(TARGET)/release/telemetry --rate $(RATE) \
 	  $(if $(DURATION),--duration $(DURATION)) $(if $(filter no,$(KAFKA)),--without-kafka)
 
@@ -41,8 +42,7 @@ advisories: $(DENY) ## known weaknesses of dependencies; needs the advisory data
 
 bench: ## measures with a baseline beside each (QUICK=1: under two minutes)
 	@scripts/setup
-	@cargo build --quiet --release --bin telemetry
-	@cargo build --quiet --release --package rig --bin bench
+	@$(RELEASE)
 	@exec $(TARGET)/release/bench --node $(TARGET)/release/telemetry $(if $(filter 1,$(QUICK)),--quick)
 
 build: setup

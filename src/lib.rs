@@ -4,22 +4,23 @@
 //! Where is a message at any moment? The number on an edge is the constant that bounds it.
 //!
 //! ```text
-//!  MQTT broker                                 the node (one process)
-//!  ───────────   ┌─────────────────────────────────────────────────────────────────────────────────────┐
-//!                │ stream::StreamReader            buffer::writer (one OS thread)                      │
-//!   PUBLISH ───► │  session, unacknowledged ─────► group ─► blocks ─► sled ─► fdatasync                │
-//!                │  ≤ max_unacknowledged    ≤ APPEND_QUEUE_BATCHES    │                                │
-//!   PUBACK  ◄─── │ ◄──────────── kept(n), in order ◄──────────────────┤                                │
-//!                │                                                    ▼                                │
-//!                │                       tail in memory (≤ TAIL_BYTES_MAX) · log of generations (≤ quota) │
-//!                │                                                    │ pulled, never pushed           │
-//!                │            ┌───────────────────────────────────────┼──────────────────┐             │
-//!                │            ▼                                       ▼                  ▼             │
-//!                │  kafka::KafkaProducer                    database::BatchWriter    BatchWriter …     │
-//!                │  ≤ in_flight_max                         ≤ batch_rows_max, batch_bytes_max          │
-//!                └────────────┬───────────────────────────────────────┬──────────────────┬─────────────┘
-//!                             ▼                                       ▼                  ▼
-//!                        Kafka topic                       rows + cursor, one transaction each
+//!  MQTT broker                              the node (one process)
+//!  ───────────   ┌────────────────────────────────────────────────────────────────────────────────┐
+//!                │ stream::StreamReader           buffer's writer (one OS thread)                 │
+//!   PUBLISH ───► │  session, unacknowledged ────► group ─► blocks ─► sled ─► fdatasync            │
+//!                │  ≤ unacknowledged_messages_max │ ≤ group_messages_max  │                       │
+//!                │            ≤ APPEND_QUEUE_BATCHES                      │                       │
+//!   PUBACK  ◄─── │ ◄─────────── kept, in order ◄──────────────────────────┤                       │
+//!                │                                                        ▼                       │
+//!                │        tail in memory (≤ tail_bytes_max) · log of generations (≤ quota_bytes)  │
+//!                │                                        │ pulled, never pushed                  │
+//!                │            ┌───────────────────────────┼──────────────────┐                    │
+//!                │            ▼                           ▼                  ▼                    │
+//!                │  kafka::KafkaProducer        database::BatchWriter    BatchWriter …            │
+//!                │  ≤ in_flight_max             ≤ batch_rows_max, batch_bytes_max                 │
+//!                └────────────┬───────────────────────────┬──────────────────┬────────────────────┘
+//!                             ▼                           ▼                  ▼
+//!                        Kafka topic           rows + cursor, one transaction each
 //! ```
 //!
 //! A sink that cannot take a record for a reason of the record's own writes it to the dead letters ([`buffer`]'s
@@ -31,7 +32,6 @@ pub mod cli;
 pub mod node;
 
 pub mod http;
-
 pub mod migrate;
 
 pub mod database;
@@ -40,13 +40,12 @@ pub mod stream;
 
 pub mod buffer;
 pub mod mapping;
-
 pub mod simulate;
 
-pub mod config;
 pub mod observe;
 pub mod part;
 pub mod retry;
 pub mod tls;
 
+pub mod config;
 pub mod domain;

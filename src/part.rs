@@ -1,7 +1,7 @@
 //! What every supervised part of the node has in common: one async body, run on its arbiter inside one actix actor,
 //! told to drain and to stop, showing progress.
 //!
-//! A body that panics ends its own actor and nothing else. The supervisor ([`crate::node`]) builds the next one from a
+//! A body that panics ends its own actor and nothing else. The node's supervisor builds the next one from a
 //! fresh constructor; what must survive is in the buffer or the database, never in the part.
 
 use std::future::Future;

@@ -55,10 +55,7 @@ impl StreamCell {
     pub(super) fn publish(&self, durable: Sequence) {
         self.durable.send_replace(Durable(durable));
         if let Some(view) = &self.view {
-            view.update(|status| {
-                status.sequence = durable;
-                status.kept = durable.0;
-            });
+            view.update(|status| status.sequence = durable);
         }
     }
 }

@@ -15,13 +15,7 @@ use crate::config::Settings;
 use crate::domain::{DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, StreamName};
 use crate::http::{CONTROL_SOCKET, ReplayRequest, ReplayResult};
 
-/// Examples:
-///   telemetry dlq list --stream energy
-///   telemetry dlq show energy/energy_consumption/4711
-///   telemetry dlq replay --reason out_of_range
-///   telemetry dlq purge --stream plug --yes
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct DlqArgs {
     /// The configuration; conf.d/*.toml beside it is read too
     #[arg(

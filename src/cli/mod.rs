@@ -18,7 +18,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::Settings;
 
-/// How a command ended, as the exit codes of `docs/operations.md` say.
+/// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -54,20 +54,57 @@ pub struct ConfigArg {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Run the node
+    #[command(after_help = "Example:
+  telemetry run --config telemetry.toml
+
+Ends with 0 after SIGTERM or Ctrl-C, 78 on a mistake in the configuration, 1 when it cannot start or the disk fails.")]
     Run(run::RunArgs),
     /// Check the configuration: every mistake in one report
+    #[command(after_help = "Examples:
+  telemetry check --config telemetry.toml
+  telemetry check --config telemetry.toml --effective
+  telemetry check --config telemetry.toml --explain energy < message.json
+
+Ends with 78 when the configuration has mistakes.")]
     Check(check::CheckArguments),
     /// Plan, apply or draft database migrations
+    #[command(after_help = "Examples:
+  telemetry migrate plan --config telemetry.toml
+  telemetry migrate apply --database telemetry
+  telemetry migrate draft energy > migrations/mine/0001_energy.sql")]
     Migrate(migrate::MigrateArgs),
     /// Publish made-up messages of the reference streams to a broker
+    #[command(after_help = "Examples:
+  telemetry simulate --config telemetry.toml --rate x10 --duration 60
+  telemetry simulate --broker 127.0.0.1:1883 --stream energy=1000 --ledger sent.jsonl
+  telemetry simulate --faults bad-value=0.01,malformed=0.01")]
     Simulate(simulate::SimulateArguments),
     /// Show the running node
+    #[command(after_help = "Examples:
+  telemetry status
+  telemetry status --watch
+  telemetry status --json | jq '.streams[].sinks[].pending'
+
+Ends with 1 when the node is unhealthy or does not answer.")]
     Status(status::StatusArgs),
     /// List, show, replay or purge dead letters
+    #[command(after_help = "Examples:
+  telemetry dlq list --stream energy
+  telemetry dlq show energy/energy_consumption/4711
+  telemetry dlq replay --reason out_of_range
+  telemetry dlq purge --stream plug --yes")]
     Dlq(dlq::DlqArgs),
     /// Show, pause or restart the parts of the running node
+    #[command(after_help = "Examples:
+  telemetry parts list
+  telemetry parts restart stream:energy
+  telemetry parts pause kafka:main")]
     Parts(parts::PartsArgs),
-    /// Look into the buffer, of a running or a stopped node
+    /// Look into the buffer, of a running or a stopped node; changes nothing
+    #[command(after_help = "Examples:
+  telemetry buffer inspect
+  telemetry buffer verify
+  telemetry buffer export energy --from 1 --to 100")]
     Buffer(buffer::BufferArguments),
 }
 

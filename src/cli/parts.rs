@@ -7,11 +7,7 @@ use super::{ConfigArg, Exit, client};
 use crate::http::CONTROL_SOCKET;
 use crate::observe::PartStatus;
 
-/// Examples:
-///   telemetry parts list
-///   telemetry parts restart stream:energy
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct PartsArgs {
     #[command(subcommand)]
     order: PartsOrder,

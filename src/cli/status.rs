@@ -10,12 +10,7 @@ use serde_json::Value;
 
 use super::{ConfigArg, Exit, client};
 
-/// Examples:
-///   telemetry status
-///   telemetry status --watch
-///   telemetry status --json | jq '.streams[].sinks[].pending'
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub struct StatusArgs {
     #[command(flatten)]
     config: ConfigArg,

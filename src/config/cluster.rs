@@ -33,7 +33,9 @@ pub static CLUSTER: Group = Group {
             "message_timeout_seconds",
             (1, 3600),
             30,
-            "A record not confirmed by then is sent again from the buffer.",
+            "Nothing confirmed for this long although the cluster answers: the producer is renewed \
+             and what is unconfirmed sent again. While the cluster is away, records wait without \
+             a limit.",
         ),
         integer("operation_timeout_seconds", (1, 3600), 30, "For metadata and topic requests."),
         integer(
@@ -85,30 +87,39 @@ pub static SASL: Group = Group {
     refused: &[PASSWORD_REFUSED],
 };
 
-/// librdkafka properties that the node sets itself, by their beginning: order, durability and
+/// librdkafka properties that the node sets itself, by their beginning: order, durability, delivery reports and
 /// secrets depend on them.
-const OWN_PROPERTIES: [(&str, &str); 21] = [
+const OWN_PROPERTIES: &[(&str, &str)] = &[
     ("bootstrap.servers", "use bootstrap_servers"),
     ("metadata.broker.list", "use bootstrap_servers"),
-    ("compression.", "use compression"),
+    ("compression.type", "use compression"),
+    ("compression.codec", "use compression"),
     ("linger.ms", "use linger_ms"),
     ("queue.buffering.max", "use linger_ms and in_flight_max"),
     ("batch.size", "use batch_bytes"),
-    ("message.timeout.ms", "use message_timeout_seconds"),
-    ("delivery.timeout.ms", "use message_timeout_seconds"),
+    ("message.timeout.ms", "a record never expires"),
+    ("delivery.timeout.ms", "a record never expires"),
     ("message.max.bytes", "use message_bytes_max"),
+    ("message.send.max.retries", "a record is sent until it is confirmed"),
+    ("retries", "a record is sent until it is confirmed"),
     ("enable.idempotence", "always on"),
+    ("enable.gapless.guarantee", "always on"),
+    ("max.in.flight", "the most that keeps the order"),
+    ("queuing.strategy", "always in order"),
     ("acks", "always all"),
     ("request.required.acks", "always all"),
+    ("delivery.report", "every record is reported"),
+    ("partitioner", "always murmur2_random, so that a key stays in its partition"),
+    ("allow.auto.create.topics", "use `ensure` of the stream's kafka settings"),
+    ("transaction", "not used"),
     ("sasl.", "use [clusters.<name>.sasl]"),
+    ("enable.sasl", "use [clusters.<name>.sasl]"),
     ("ssl.ca", "use [clusters.<name>.tls]"),
     ("ssl.certificate", "use [clusters.<name>.tls]"),
     ("ssl.key", "use [clusters.<name>.tls]"),
     ("ssl.endpoint", "the host name is always checked"),
     ("enable.ssl", "certificates are always checked"),
-    ("enable.gapless.guarantee", "always on"),
     ("security.protocol", "follows from tls and sasl"),
-    ("transactional.id", "not used"),
 ];
 
 pub fn cluster(section: &Section, context: &mut Context<'_>) -> ClusterSettings {

@@ -182,9 +182,9 @@ mod tests {
     #[test]
     fn properties_of_the_file_come_last() {
         let mut settings = settings();
-        settings.properties.insert("compression.type".to_owned(), "lz4".to_owned());
+        settings.properties.insert("socket.keepalive.enable".to_owned(), "false".to_owned());
         let config = producer_config(&settings, 1, Purpose::Single);
-        assert_eq!(config.get("compression.type"), Some("lz4"));
+        assert_eq!(config.get("socket.keepalive.enable"), Some("false"));
         assert_eq!(config.get("enable.gapless.guarantee"), Some("false"));
     }
 

@@ -23,8 +23,6 @@ mod producer;
 mod replay;
 mod reports;
 mod session;
-#[cfg(test)]
-mod tests;
 mod topics;
 mod window;
 

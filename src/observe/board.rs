@@ -2,14 +2,16 @@
 //! does. Counters count from process start; books and positions are gauges copied from durable state.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 use serde::Serialize;
 
 use super::metrics::{BufferMeters, Exposition, SinkMeters, StreamMeters};
 use crate::config::Settings;
-use crate::domain::{Arrival, Books, Sequence, SinkName, StreamName};
+use crate::domain::{Arrival, Books, DeadLetter, DeadLetterKey, Sequence, SinkName, StreamName};
 
 /// Everything the node knows of itself at this moment.
 #[derive(Debug)]
@@ -53,7 +55,10 @@ impl Board {
             .map(|name| format!("mqtt:{name}"))
             .chain(settings.clusters.keys().map(|name| format!("kafka:{name}")))
             .chain(settings.databases.keys().map(|name| format!("postgresql:{name}")))
-            .map(|name| (name, Arc::new(DependencyView::default())))
+            .map(|name| {
+                let view = Arc::new(DependencyView::new(&name));
+                (name, view)
+            })
             .collect();
         let buffer =
             BufferStatus { quota_bytes: settings.buffer.quota_bytes, ..Default::default() };
@@ -204,10 +209,6 @@ pub struct StreamStatus {
     pub trouble: Option<String>,
     /// Members of payloads that no mapping uses, with how often they were seen; bounded.
     pub unmapped: BTreeMap<String, u64>,
-    /// Records that were kept since the log began.
-    pub kept: u64,
-    /// Distinct devices, estimated.
-    pub devices: u64,
     /// From the configuration: (severity, seconds).
     pub silence_limits_seconds: Vec<(&'static str, f64)>,
 }
@@ -391,11 +392,21 @@ pub struct SinkStatus {
     pub dead_letters: u64,
 }
 
+/// Between two lines in the log about dead letters of one sink: one alarm, not thousands.
+const LETTERS_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
 /// A sink's line on the board.
 #[derive(Debug)]
 pub struct SinkView {
     pub meters: SinkMeters,
     status: Mutex<SinkStatus>,
+    letters: Mutex<LettersLog>,
+}
+
+#[derive(Debug, Default)]
+struct LettersLog {
+    told: Option<Instant>,
+    held_back: u64,
 }
 
 impl SinkView {
@@ -410,7 +421,25 @@ impl SinkView {
             last_success: None,
             dead_letters: 0,
         };
-        SinkView { meters, status: Mutex::new(status) }
+        SinkView { meters, status: Mutex::new(status), letters: Mutex::default() }
+    }
+
+    /// The cursor has passed a dead letter: counted by reason, and told at most once a minute.
+    pub fn set_aside(&self, letter: &DeadLetter) {
+        self.meters.dead_letter_reason(letter.reason).inc();
+        let mut log = lock(&self.letters);
+        log.held_back += 1;
+        if log.told.is_some_and(|told| told.elapsed() < LETTERS_LOG_INTERVAL) {
+            return;
+        }
+        log.told = Some(Instant::now());
+        let letters = std::mem::take(&mut log.held_back);
+        let DeadLetterKey { sink, stream, sequence } = &letter.key;
+        tracing::warn!(
+            event = "dead_lettered", %stream, %sink, %sequence, letters,
+            reason = letter.reason.code(), column = letter.column, detail = letter.detail,
+            "messages were set aside: see `telemetry dlq list`; this line comes at most once a minute"
+        );
     }
 
     pub fn status(&self) -> SinkStatus {
@@ -445,14 +474,22 @@ pub enum MigrationState {
     Failed,
 }
 
-/// A dependency's line on the board. Several parts may share one; [`DependencyView::reachable`] and
-/// [`DependencyView::unreachable`] say whether this was news, so that one of them logs it once.
+/// A dependency's line on the board. Several parts may share one; whoever learns something tells it here, and only
+/// news goes to the log, with what was held back since.
 #[derive(Debug, Default)]
 pub struct DependencyView {
+    name: String,
     status: Mutex<DependencyStatus>,
+    /// Failed attempts since the last line in the log.
+    attempts: AtomicU64,
 }
 
 impl DependencyView {
+    fn new(name: &str) -> Self {
+        let (status, attempts) = (Mutex::default(), AtomicU64::default());
+        DependencyView { name: name.to_owned(), status, attempts }
+    }
+
     pub fn status(&self) -> DependencyStatus {
         lock(&self.status).clone()
     }
@@ -461,20 +498,39 @@ impl DependencyView {
         change(&mut lock(&self.status));
     }
 
-    /// True when it was not known to be up.
+    /// It answered. True when it was not known to be up.
     pub fn reachable(&self) -> bool {
         let mut status = lock(&self.status);
-        let news = status.up != Some(true);
-        if news {
-            status.up = Some(true);
-            status.since = Some(Arrival::now());
-            status.trouble = None;
+        let before = (status.up, status.since);
+        if before.0 == Some(true) {
+            return false;
         }
-        news
+        let now = Arrival::now();
+        status.up = Some(true);
+        status.since = Some(now);
+        status.trouble = None;
+        drop(status);
+        let dependency = self.name.as_str();
+        match before {
+            (Some(false), Some(since)) => {
+                let away_seconds = (now.as_micros() - since.as_micros()).max(0) / 1_000_000;
+                let attempts = self.attempts.swap(0, Ordering::Relaxed);
+                tracing::info!(
+                    event = "dependency_reached",
+                    dependency,
+                    away_seconds,
+                    attempts,
+                    "it answers again"
+                );
+            }
+            _ => tracing::info!(event = "dependency_reached", dependency, "it answers"),
+        }
+        true
     }
 
-    /// True when it was not known to be down.
+    /// It did not answer. True when it was not known to be down.
     pub fn unreachable(&self, why: &str) -> bool {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
         let mut status = lock(&self.status);
         let news = status.up != Some(false);
         if news {
@@ -482,6 +538,15 @@ impl DependencyView {
             status.since = Some(Arrival::now());
         }
         status.trouble = Some(why.to_owned());
+        drop(status);
+        if news {
+            tracing::warn!(
+                event = "dependency_lost",
+                dependency = self.name,
+                error = why,
+                "it does not answer: messages are kept and it is tried again, quietly"
+            );
+        }
         news
     }
 }

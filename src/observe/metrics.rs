@@ -168,7 +168,6 @@ const GAUGES: &[(&str, &str)] = &[
     ("mqtt_granted_qos", "Granted quality of service; -1 without a subscription"),
     ("mqtt_unacknowledged_messages", "Received and not yet acknowledged"),
     ("stream_sequence", "Sequence of the last durable record"),
-    ("stream_devices", "Distinct devices seen, estimated"),
     ("stream_unmapped_fields", "Names of payload members no mapping uses"),
     ("buffer_accepting", "1 while the buffer takes messages"),
     ("buffer_bytes", "Bytes the generations occupy"),
@@ -386,7 +385,6 @@ impl Exposition {
                 .all(|(_, _, sink)| sink.status().state == SinkState::Delivering);
             self.set("stream_output_active", &of, i64::from(delivering));
             self.set("stream_sequence", &of, to_i64(status.sequence.0));
-            self.set("stream_devices", &of, to_i64(status.devices));
             self.set("stream_unmapped_fields", &of, to_i64(status.unmapped.len() as u64));
             let last = seconds(status.last_message);
             self.set_float("stream_last_message_timestamp_seconds", &of, last);

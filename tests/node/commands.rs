@@ -73,3 +73,14 @@ fn no_part_of_a_secret_is_ever_shown() {
     shown.push_str(&world.node.log_text());
     assert!(!shown.contains(rig::PASSWORD), "the password is in what the node shows");
 }
+
+#[test]
+fn without_any_database_the_node_feeds_its_topics() {
+    let world =
+        World::start(Changes { kafka: true, without_databases: true, ..Changes::default() });
+    let publisher = world.publisher();
+    publisher.publish("energy", "saveeye/telemetry", r#"{"saveeyeDeviceSerialNumber": "SE-1"}"#);
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "its record", || world.kafka_records("homelab-energy-realtime").len() == 1);
+    world.drained(SOON);
+}

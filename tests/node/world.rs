@@ -29,6 +29,7 @@ pub struct World {
 #[derive(Default)]
 pub struct Changes {
     pub kafka: bool,
+    pub without_databases: bool,
     /// Further TOML, written to `conf.d/`.
     pub extra: String,
     /// Sets FAILPOINTS for the node.
@@ -71,6 +72,12 @@ impl World {
                     }
                 });
             }
+        }
+        if changes.without_databases {
+            homelab.remove(&["databases"]);
+            homelab.each("streams", |stream| {
+                stream.remove("tables");
+            });
         }
         homelab.write(&config).unwrap();
         if !changes.extra.is_empty() {

@@ -9,6 +9,8 @@ use rig::{
     SinkState, StreamState, Streams, free_port, until,
 };
 
+use crate::process::cpu_seconds;
+
 pub const STREAM: &str = "energy";
 pub const DATABASE: &str = "telemetry";
 pub const TABLE: &str = "energy_consumption";
@@ -19,8 +21,13 @@ const GIB: i64 = 1 << 30;
 const QUOTA_BYTES: i64 = 64 * GIB;
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(60);
+/// Migrations included.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Often enough for runs of seconds, and too seldom to cost the node anything.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// Less than a tenth of this in CPU time, and the broker counts as idle.
+const IDLE_FOR: Duration = Duration::from_millis(500);
+const IDLE_WITHIN: Duration = Duration::from_secs(30);
 /// Without any progress for this long a run has failed.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 
@@ -112,6 +119,22 @@ impl Lab {
         format!("bench-{}", self.count)
     }
 
+    /// Waits until the broker has nothing to do any more: it uses no CPU time.
+    ///
+    /// # Errors
+    /// When it goes on working.
+    pub fn broker_idle(&mut self) -> Result<()> {
+        let pid = self.mosquitto.daemon().pid().context("the broker runs")?;
+        let mut before = cpu_seconds(pid)?;
+        until(IDLE_WITHIN, "the broker idle", || {
+            std::thread::sleep(IDLE_FOR);
+            let now = cpu_seconds(pid)?;
+            let idle = now - before < IDLE_FOR.as_secs_f64() / 10.0;
+            before = now;
+            Ok(idle.then_some(()))
+        })
+    }
+
     /// An empty database; the next node makes the tables.
     ///
     /// # Errors
@@ -129,13 +152,16 @@ impl Lab {
         self.postgres.execute(DATABASE, "CHECKPOINT")
     }
 
-    /// Starts a node and waits until it is subscribed.
+    /// Starts a node and waits until it is subscribed, and its tables are there when it has some.
     ///
     /// # Errors
     /// When it is not in time, with its log.
     pub fn start(&mut self, plan: &Plan) -> Result<Subject> {
         let mut subject = self.spawn(plan)?;
         subject.wait_subscribed()?;
+        if matches!(plan.sink, Sink::Table) {
+            subject.node.wait_ready(READY_WITHIN)?;
+        }
         Ok(subject)
     }
 
@@ -182,6 +208,9 @@ impl Lab {
                 homelab.without_kafka();
                 let away = matches!(plan.sink, Sink::TableAway);
                 let port = if away { free_port() } else { self.postgres.port() };
+                if away {
+                    homelab.set(&["node", "drain_timeout_seconds"], 0);
+                }
                 homelab.databases(port, &self.folder)?;
             }
             Sink::Kafka { .. } | Sink::KafkaAway => {
@@ -192,7 +221,10 @@ impl Lab {
                         homelab.cluster(&self.kafka.bootstrap());
                         homelab.set(&["streams", STREAM, "kafka", "topic"], topic.as_str());
                     }
-                    _ => homelab.cluster(&format!("127.0.0.1:{}", free_port())),
+                    _ => {
+                        homelab.set(&["node", "drain_timeout_seconds"], 0);
+                        homelab.cluster(&format!("127.0.0.1:{}", free_port()));
+                    }
                 }
             }
         }

@@ -59,7 +59,7 @@ const FULL: Scale = Scale {
 const QUICK: Scale = Scale {
     rounds: 3,
     accept: 60_000,
-    queued: 60_000,
+    queued: 200_000,
     postgres: 150_000,
     kafka: 150_000,
     latency_seconds: 3,

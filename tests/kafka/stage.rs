@@ -12,23 +12,22 @@ use rdkafka::message::{Headers as _, Message as _};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::{Offset, TopicPartitionList};
-use tokio::sync::watch;
-
-use crate::buffer::{Buffer, Incoming};
-use crate::config::*;
-use crate::domain::{
+use telemetry::buffer::{Buffer, Incoming};
+use telemetry::config::*;
+use telemetry::domain::{
     Arrival, DeliveryFlags, NodeName, Sequence, SinkName, StreamName, TelemetryId,
 };
-use crate::kafka::{KafkaParts, KafkaProducer, KafkaReplayer, TELEMETRY_ID_HEADER};
-use crate::observe::{Board, SinkStatus};
-use crate::part::{Control, Part as _, Phase, Progress};
+use telemetry::kafka::{KafkaParts, KafkaProducer, KafkaReplayer, TELEMETRY_ID_HEADER};
+use telemetry::observe::{Board, SinkStatus};
+use telemetry::part::{Control, Part as _, Phase, Progress};
+use tokio::sync::watch;
 
-pub(super) const CLUSTER: &str = "main";
+pub const CLUSTER: &str = "main";
 /// Longer than anything here takes.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 const KEYS: u64 = 7;
 
-pub(super) struct Stage {
+pub struct Stage {
     pub mock: MockCluster<'static, DefaultProducerContext>,
     pub buffer: Buffer,
     pub board: Arc<Board>,
@@ -38,18 +37,18 @@ pub(super) struct Stage {
 
 /// A record as a consumer sees it.
 #[derive(Debug, Clone)]
-pub(super) struct Seen {
+pub struct Seen {
     pub sequence: u64,
     pub key: String,
     pub value: serde_json::Value,
     pub timestamp_ms: i64,
 }
 
-pub(super) fn stream_name(name: &str) -> StreamName {
+pub fn stream_name(name: &str) -> StreamName {
     StreamName::parse(name).unwrap()
 }
 
-pub(super) fn sink_name() -> SinkName {
+pub fn sink_name() -> SinkName {
     SinkName::parse("kafka").unwrap()
 }
 
@@ -317,7 +316,7 @@ impl Stage {
 }
 
 /// A message of one of [`KEYS`] devices.
-pub(super) fn good(n: u64) -> String {
+pub fn good(n: u64) -> String {
     format!(r#"{{"id": "device-{}", "n": {n}}}"#, n % KEYS)
 }
 
@@ -335,7 +334,7 @@ fn seen_of(message: &rdkafka::message::BorrowedMessage<'_>, prefix: &str) -> See
 }
 
 /// What a consumer has that drops repeats by their header: every expected record once, per key in order.
-pub(super) fn assert_whole_and_in_order(seen: &[Seen], expected: impl IntoIterator<Item = u64>) {
+pub fn assert_whole_and_in_order(seen: &[Seen], expected: impl IntoIterator<Item = u64>) {
     let mut last = BTreeMap::new();
     let mut distinct = BTreeSet::new();
     for record in seen {

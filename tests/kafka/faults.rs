@@ -1,16 +1,14 @@
 //! The producer against librdkafka's mock cluster: one exact fault at one exact moment.
 
-mod stage;
-
 use std::time::Duration;
 
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
-use stage::{CLUSTER, Stage, assert_whole_and_in_order, good, sink_name, stream_name};
+use telemetry::buffer::DeadLetterFilter;
+use telemetry::domain::{DeadLetter, Reason};
+use telemetry::kafka::ReplayOutcome;
+use telemetry::observe::SinkState;
 
-use crate::buffer::DeadLetterFilter;
-use crate::domain::{DeadLetter, Reason};
-use crate::kafka::ReplayOutcome;
-use crate::observe::SinkState;
+use crate::stage::{CLUSTER, Stage, assert_whole_and_in_order, good, sink_name, stream_name};
 
 impl Stage {
     async fn letters(&self) -> Vec<DeadLetter> {

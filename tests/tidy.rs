@@ -1,0 +1,105 @@
+//! The house rules a machine can check.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Every source file of the node with its text up to its tests.
+fn product() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let is_test = |name: &str| name.contains("/tests/") || name.ends_with("tests.rs");
+    let with_text = files.into_iter().map(|path| {
+        let text = fs::read_to_string(&path).unwrap();
+        let product = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+        (path.strip_prefix(&root).unwrap().display().to_string(), product)
+    });
+    with_text.filter(|(name, _)| !is_test(name)).collect()
+}
+
+/// The folders in the order in which `src/lib.rs` lists them: the upper may import the lower.
+fn order() -> Vec<String> {
+    let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let module = |line: &str| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned());
+    lib.lines().filter_map(module).collect()
+}
+
+#[test]
+fn imports_point_down_the_list_in_lib_rs() {
+    let order = order();
+    let rank = |name: &str| order.iter().position(|known| known == name);
+    let mut upward = BTreeSet::new();
+    for (file, text) in product() {
+        let folder = file.split(['/', '.']).next().unwrap_or_default();
+        let Some(own) = rank(folder) else { continue };
+        for import in text.split("crate::").skip(1) {
+            let end = import.find(|c: char| !c.is_ascii_lowercase() && c != '_');
+            let target = &import[..end.unwrap_or(import.len())];
+            if rank(target).is_some_and(|other| other < own) {
+                upward.insert(format!("{file} imports {target}, which stands above {folder}"));
+            }
+        }
+    }
+    assert!(upward.is_empty(), "{upward:#?}");
+}
+
+#[test]
+fn each_client_library_lives_behind_its_folders() {
+    let homes = [
+        ("sled::", &["buffer"][..]),
+        ("rdkafka::", &["kafka"]),
+        ("rumqttc::", &["stream", "simulate"]),
+        ("tokio_postgres::", &["database", "migrate"]),
+        ("bb8::", &["database"]),
+        ("actix_web::", &["http"]),
+        ("backoff::", &["retry"]),
+        ("prometheus_client::", &["observe"]),
+    ];
+    let mut strays = BTreeSet::new();
+    for (file, text) in product() {
+        let folder = file.split(['/', '.']).next().unwrap_or_default().to_owned();
+        for (library, allowed) in homes {
+            let used = text.match_indices(library).any(|(at, _)| {
+                // `crate::retry::Backoff` is not the library `backoff`.
+                !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
+            });
+            if used && !allowed.contains(&folder.as_str()) {
+                strays.insert(format!("{file} uses {library}"));
+            }
+        }
+    }
+    assert!(strays.is_empty(), "{strays:#?}");
+}
+
+#[test]
+fn the_picture_names_bounds_that_exist() {
+    let product = product();
+    let lib = &product.iter().find(|(name, _)| name == "lib.rs").expect("lib.rs").1;
+    let picture = lib.split("```").nth(1).expect("the picture");
+    let words = picture.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let bounds: BTreeSet<_> = words.filter(|word| word.contains('_')).collect();
+    assert!(bounds.len() > 5, "{bounds:?}");
+    for bound in bounds {
+        let constant = format!("const {bound}:");
+        let setting = format!("pub {bound}:");
+        let known = product.iter().any(|(name, text)| {
+            text.contains(&constant) || name == "config/settings.rs" && text.contains(&setting)
+        });
+        assert!(
+            known,
+            "the picture in lib.rs names {bound}, which is neither constant nor setting"
+        );
+    }
+}
