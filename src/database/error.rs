@@ -101,6 +101,13 @@ impl DatabaseError {
         !never_sent && self.class() == ErrorClass::Transient
     }
 
+    /// The server refused a statement or a row, and would not have if the table were what it was.
+    pub fn may_be_due_to_the_plan(&self) -> bool {
+        matches!(self, DatabaseError::Postgres { .. })
+            && matches!(self.class(), ErrorClass::Data | ErrorClass::Standing)
+            && !self.is_connection_trouble()
+    }
+
     /// A row lies in no partition: ours to mend by making it, not bad data.
     pub fn is_missing_partition(&self) -> bool {
         match self {

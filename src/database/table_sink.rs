@@ -96,7 +96,8 @@ impl TableSink {
         match &self.table.kind {
             TableKind::Append { time_column, node_column, .. } => {
                 let node = node_column.as_deref().map(|column| (column, &self.node));
-                Ok(Plan::Append(AppendPlan::new(schema, &self.table, columns, time_column, node)))
+                let shape = live.map(|live| live.shape).unwrap_or_default();
+                Ok(Plan::Append(AppendPlan::new(shape, columns, time_column, node)))
             }
             TableKind::Latest { key, updated_at_column, insert_only } => {
                 let table = LatestTable {

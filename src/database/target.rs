@@ -80,7 +80,7 @@ impl Target {
                     self.make_partitions(&batch, &segment).await?;
                     waiting.push(segment);
                 }
-                Err(error) if error.class() == ErrorClass::Data && self.plan_is_old => {
+                Err(error) if self.plan_is_old && error.may_be_due_to_the_plan() => {
                     return Err(DatabaseError::PlanInDoubt { cause: Box::new(error) }.into());
                 }
                 Err(error) if error.class() == ErrorClass::Data => {
@@ -106,7 +106,11 @@ impl Target {
     ) -> Result<(Books, Tally), DatabaseError> {
         let from = self.books.cursor;
         let tally = batch.tally(segment, from);
-        let cursor = Move { cursor: &self.cursor, from, to: segment.to, tally };
+        let shape = match &*self.plan {
+            Plan::Append(plan) if !segment.rows.is_empty() => Some(&plan.shape),
+            _ => None,
+        };
+        let cursor = Move { cursor: &self.cursor, from, to: segment.to, tally, shape };
         transaction::run(&self.sink.pool, &self.sink.database, async |client| match &*self.plan {
             Plan::Append(plan) => {
                 let rows = encoded.slice(batch.encoded_range(&segment.rows));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
+use super::catalog::Shape;
 use super::cursor::{Cursor, Tally};
 use super::error::{DatabaseError, postgres};
 use super::pool::Pool;
@@ -32,15 +33,15 @@ pub struct Move<'a> {
     pub from: Sequence,
     pub to: Sequence,
     pub tally: Tally,
+    /// The cursor stays unless the table still has it.
+    pub shape: Option<&'a Shape>,
 }
 
 impl Move<'_> {
     /// The cursor and the commit, sent together.
     pub async fn commit(self, client: &Client) -> Result<Books, DatabaseError> {
-        let (moved, committed) = tokio::join!(
-            self.cursor.advance(client, self.from, self.to, self.tally),
-            client.batch_execute("COMMIT"),
-        );
+        let (moved, committed) =
+            tokio::join!(self.cursor.advance(client, self), client.batch_execute("COMMIT"),);
         let books = moved?;
         committed.map_err(postgres("commit"))?;
         Ok(books)

@@ -100,6 +100,8 @@ struct Runner {
     /// `books` came from the database in this life of the part.
     confirmed: bool,
     uncertain: Vec<Sequence>,
+    /// The last attempt ended in doubt about cursor or table: the next such one pauses.
+    in_doubt: bool,
     saved: Option<Books>,
     saved_at: Instant,
     failures_while_draining: u32,
@@ -118,6 +120,7 @@ impl Runner {
             books: None,
             confirmed: false,
             uncertain: Vec::new(),
+            in_doubt: false,
             saved: None,
             saved_at: Instant::now(),
             failures_while_draining: 0,
@@ -427,6 +430,7 @@ impl Runner {
     /// Delivering (or idle with nothing to deliver).
     fn well(&mut self) {
         self.backoff.reset();
+        self.in_doubt = false;
         let before = self.view.status().state;
         if before == SinkState::Delivering {
             return;
@@ -470,6 +474,9 @@ impl Runner {
             trouble
         {
             // Reading the row tells a lost answer from another writer; the table is checked with it.
+            if std::mem::replace(&mut self.in_doubt, true) {
+                self.control.sleep(self.backoff.next_pause()).await;
+            }
             return Turn::Again;
         }
         let class = match &trouble {
