@@ -204,7 +204,7 @@ fn a_table_dropped_under_the_writer_holds_it_until_there_is_one_again() {
         let bench = Bench::new().await;
         let running = at_work(&bench).await;
         bench.rows(
-            "CREATE TABLE spare (LIKE energy_consumption INCLUDING ALL); DROP TABLE energy_consumption",
+            "CREATE TABLE spare (LIKE energy_consumption INCLUDING ALL); DROP TABLE energy_consumption CASCADE",
         );
         bench.feed("energy", next_hundred()).await;
         let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
@@ -222,24 +222,23 @@ fn a_column_of_another_type_takes_the_right_value_or_holds_the_writer() {
     local(async {
         let bench = Bench::new().await;
         let running = at_work(&bench).await;
-        let newest = "SELECT active_power_total, active_energy_total FROM energy_consumption \
+        let newest = "SELECT active_power_total, wifi_rssi, current_l1 FROM energy_consumption \
                       ORDER BY time DESC LIMIT 1";
         // Wider: the bytes no longer fit, and all of the batch would be refused.
-        bench.rows("ALTER TABLE energy_consumption ALTER active_power_total TYPE bigint");
+        bench.rows("ALTER TABLE energy_consumption ALTER wifi_rssi TYPE integer");
         bench.feed("energy", vec![energy(101, at(101_000))]).await;
         running.drained().await;
-        assert_eq!(bench.rows(newest), ["101 104233871"]);
+        assert_eq!(bench.rows(newest), ["101 -41 2583"]);
         // As wide as before: the server would take an integer's bytes for a fraction's.
-        bench
-            .rows("ALTER TABLE energy_consumption ALTER active_energy_total TYPE double precision");
+        bench.rows("ALTER TABLE energy_consumption ALTER current_l1 TYPE real");
         bench.feed("energy", vec![energy(102, at(102_000))]).await;
         let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
-        assert!(trouble.contains("active_energy_total is double precision"), "{trouble}");
-        assert_eq!(bench.rows(newest), ["101 104233871"]);
-        bench.rows("ALTER TABLE energy_consumption ALTER active_energy_total TYPE bigint");
+        assert!(trouble.contains("current_l1 is real"), "{trouble}");
+        assert_eq!(bench.rows(newest), ["101 -41 2583"]);
+        bench.rows("ALTER TABLE energy_consumption ALTER current_l1 TYPE integer");
         running.nudge().await;
         running.drained().await;
-        assert_eq!(bench.rows(newest), ["102 104233871"]);
+        assert_eq!(bench.rows(newest), ["102 -41 2583"]);
         assert_once_each(&bench, 102).await;
         running.stop().await;
     });
