@@ -94,7 +94,8 @@ impl Lab {
             folder: at("mosquitto"),
             // A large queue saved after each change would measure the broker's disk.
             autosave_on_changes: false,
-            max_inflight_messages: 1_000,
+            // As many as the node announces that it takes.
+            max_inflight_messages: 4_096,
             max_queued_messages: 10_000_000,
             ..MosquittoOptions::default()
         })?;
