@@ -6,6 +6,8 @@ mod bench;
 mod faults;
 #[path = "database/latest.rs"]
 mod latest;
+#[path = "database/outages.rs"]
+mod outages;
 #[path = "database/replay.rs"]
 mod replay;
 #[path = "database/rows.rs"]

@@ -2,11 +2,15 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 
 use super::Exit;
 use crate::config::{DatabaseSettings, Settings};
@@ -55,11 +59,15 @@ pub async fn run(
         writeln!(out, "no such database; configured: {}", known.join(", "))?;
         return Ok(Exit::Usage);
     };
+    let interrupt = match &args.command {
+        MigrateCommand::Apply => Some(Interrupt::listen().context("listen for signals")?),
+        _ => None,
+    };
     let mut reports = Vec::new();
     for (name, database) in databases {
-        reports.push(match &args.command {
-            MigrateCommand::Apply => applied(name, database).await,
-            _ => compared(name, database).await,
+        reports.push(match &interrupt {
+            Some(interrupt) => applied(name, database, interrupt).await,
+            None => compared(name, database).await,
         });
     }
     print_reports(args, &reports, out)?;
@@ -103,12 +111,13 @@ async fn compared(name: &str, settings: &DatabaseSettings) -> Report {
     report
 }
 
-async fn applied(name: &str, settings: &DatabaseSettings) -> Report {
+async fn applied(name: &str, settings: &DatabaseSettings, interrupt: &Interrupt) -> Report {
     let before = compared(name, settings).await;
     if before.error.is_some() {
         return before;
     }
-    let apply = async { Session::open(name, settings).await?.apply().await };
+    let told = || interrupt.told();
+    let apply = async { Session::open(name, settings).await?.apply_unless(&told).await };
     match apply.await {
         Ok(done) => {
             let applied_now = done.into_iter().map(|file| file.name).collect();
@@ -121,6 +130,45 @@ async fn applied(name: &str, settings: &DatabaseSettings) -> Report {
             let applied_now = before.pending.iter().filter(done).cloned().collect();
             Report { applied_now, pending: after.pending, error: Some(error.to_string()), ..before }
         }
+    }
+}
+
+/// Ctrl-C and SIGTERM: the first lets the running file finish and begins no other. The second ends the process, and the
+/// server rolls the running file back.
+struct Interrupt {
+    told: Arc<AtomicBool>,
+    listening: JoinHandle<()>,
+}
+
+impl Interrupt {
+    fn listen() -> std::io::Result<Interrupt> {
+        let told = Arc::new(AtomicBool::new(false));
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let heard = told.clone();
+        let listening = tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if heard.swap(true, Ordering::Relaxed) {
+                    std::process::exit(Exit::Failed as i32);
+                }
+                eprintln!("telemetry: stops after this file; once more rolls it back and ends");
+            }
+        });
+        Ok(Interrupt { told, listening })
+    }
+
+    fn told(&self) -> bool {
+        self.told.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        self.listening.abort();
     }
 }
 

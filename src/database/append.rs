@@ -4,12 +4,11 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::SinkExt as _;
 use tokio_postgres::Client;
 
-use super::catalog::PlannedColumn;
+use super::catalog::{PlannedColumn, Shape};
 use super::encode::{COPY_HEADER, COPY_TRAILER, Cell, convert};
 use super::error::{DatabaseError, postgres};
-use super::sql::{qualified, quoted};
+use super::sql::quoted;
 use super::transaction::Move;
-use crate::config::TableSettings;
 use crate::domain::{Arrival, Books, NodeName};
 use crate::mapping::{Fault, Value};
 
@@ -20,6 +19,8 @@ const PIECE_BYTES: usize = 128 * 1024;
 #[derive(Debug, Clone)]
 pub struct AppendPlan {
     pub columns: Vec<PlannedColumn>,
+    /// As it was when the columns were planned.
+    pub shape: Shape,
     copy: String,
     time: bool,
     /// The node's name as an encoded field.
@@ -29,8 +30,7 @@ pub struct AppendPlan {
 
 impl AppendPlan {
     pub fn new(
-        schema: &str,
-        table: &TableSettings,
+        shape: Shape,
         columns: Vec<PlannedColumn>,
         time_column: &str,
         node_column: Option<(&str, &NodeName)>,
@@ -42,7 +42,6 @@ impl AppendPlan {
         let mut names: Vec<String> = columns.iter().map(|column| quoted(&column.name)).collect();
         names.extend(time.then(|| quoted(time_column)));
         names.extend(node.map(|(name, _)| quoted(name)));
-        let table = qualified(schema, &table.table);
         let list = names.join(", ");
         let node = node.map(|(_, name)| {
             let mut field = BytesMut::new();
@@ -50,7 +49,8 @@ impl AppendPlan {
             field.freeze()
         });
         AppendPlan {
-            copy: format!("COPY {table} ({list}) FROM STDIN (FORMAT binary)"),
+            copy: format!("COPY {} ({list}) FROM STDIN (FORMAT binary)", shape.table),
+            shape,
             // A table has at most 1,600 columns.
             fields: i16::try_from(names.len()).unwrap_or(i16::MAX),
             columns,

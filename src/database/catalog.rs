@@ -76,9 +76,20 @@ struct LiveColumn {
     generated: bool,
 }
 
+/// What encoded rows rely on: a column of another type would take their bytes for something else, and where the width
+/// is the same the server cannot tell.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Shape {
+    /// Qualified and quoted.
+    pub table: String,
+    /// The types of its columns, in their order.
+    pub types: Vec<u32>,
+}
+
 /// The live table, as far as a writer needs it.
 #[derive(Debug, Clone, Default)]
 pub struct LiveTable {
+    pub shape: Shape,
     columns: Vec<LiveColumn>,
     /// Columns that alone are a unique key.
     unique: HashSet<String>,
@@ -125,7 +136,12 @@ impl LiveTable {
             return Ok(None);
         }
         let first = |row: &Row| row.try_get::<_, String>(0).map_err(postgres("read the catalog"));
+        let oid = |row: &Row| row.try_get::<_, u32>(2).map_err(postgres("read the catalog"));
         Ok(Some(LiveTable {
+            shape: Shape {
+                table: name.clone(),
+                types: columns.iter().map(oid).collect::<Result<_, _>>()?,
+            },
             columns: columns.iter().map(live_column).collect::<Result<_, _>>()?,
             unique: unique.iter().map(first).collect::<Result<_, _>>()?,
             missing_rights: missing.iter().map(first).collect::<Result<_, _>>()?,

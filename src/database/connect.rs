@@ -7,7 +7,7 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::error::{DatabaseError, postgres};
+use super::error::{DatabaseError, refused};
 use crate::config::{DatabaseSettings, DatabaseTls};
 
 /// Connects and starts the connection's own task. The bound covers everything up to "ready for query": a server that
@@ -22,9 +22,13 @@ pub async fn connect(settings: &DatabaseSettings) -> Result<Client, DatabaseErro
 
 async fn open(settings: &DatabaseSettings) -> Result<Client, DatabaseError> {
     let config = client_config(settings);
+    let target = || {
+        let DatabaseSettings { dbname, user, host, port, .. } = settings;
+        format!("database {dbname} as user {user} at {host}:{port}")
+    };
     match settings.tls_mode {
         DatabaseTls::Off => {
-            let (client, connection) = config.connect(NoTls).await.map_err(postgres("connect"))?;
+            let (client, connection) = config.connect(NoTls).await.map_err(refused(target))?;
             tokio::spawn(drive(connection));
             Ok(client)
         }
@@ -36,8 +40,7 @@ async fn open(settings: &DatabaseSettings) -> Result<Client, DatabaseError> {
             });
             let rustls = crate::tls::client_config(&tls)?;
             let connector = MakeRustlsConnect::new(rustls.as_ref().clone());
-            let (client, connection) =
-                config.connect(connector).await.map_err(postgres("connect"))?;
+            let (client, connection) = config.connect(connector).await.map_err(refused(target))?;
             tokio::spawn(drive(connection));
             Ok(client)
         }

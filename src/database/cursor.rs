@@ -6,12 +6,16 @@
 //! the cursor row the detector of doubles and the fence against a second writer in one round trip.
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::bookkeeping;
 use super::error::{DatabaseError, postgres};
+use super::transaction::Move;
 use crate::domain::{Books, LogIdentity, NodeName, Sequence, SinkName, StreamName};
+
+/// A value and its type.
+type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// Which cursor row, and the statements on it.
 #[derive(Debug, Clone)]
@@ -73,6 +77,11 @@ const ADDED: &str = "delivered = delivered + $7, filtered = filtered + $8, incom
                      stale = stale + $13, updated_at = now()";
 const OF_THIS_SINK: &str = "node = $1 AND log = $2 AND stream = $3 AND sink = $4";
 
+/// The rows before it hold a lock that keeps the types as they were when these rows were read.
+const OF_THIS_SHAPE: &str = "($14::text IS NULL OR $15::oid[] = (\
+    SELECT array_agg(a.atttypid ORDER BY a.attnum) FROM pg_catalog.pg_attribute a \
+    WHERE a.attrelid = to_regclass($14) AND a.attnum > 0 AND NOT a.attisdropped))";
+
 impl Cursor {
     pub fn new(
         schema: &str,
@@ -93,7 +102,8 @@ impl Cursor {
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT DO NOTHING"
             ),
             advance: fenced(&format!(
-                "UPDATE {table} SET sequence = $6, {ADDED} WHERE {OF_THIS_SINK} AND sequence = $5 RETURNING {BOOKS}"
+                "UPDATE {table} SET sequence = $6, {ADDED} WHERE {OF_THIS_SINK} AND sequence = $5 AND {OF_THIS_SHAPE} \
+                 RETURNING {BOOKS}"
             )),
             // For a replay: the letter's record ($5) must have been passed; the position stays.
             amend: fenced(&format!(
@@ -120,18 +130,19 @@ impl Cursor {
     pub async fn create(&self, client: &Client, books: &Books) -> Result<(), DatabaseError> {
         let mut counts = vec![books.cursor.0 as i64, books.base.0 as i64];
         counts.extend(Tally::between(&Books::default(), books).counts());
-        self.run(client, &self.insert, &counts).await.map(drop).map_err(postgres("make the cursor"))
+        self.run(client, &self.insert, &counts, &[])
+            .await
+            .map(drop)
+            .map_err(postgres("make the cursor"))
     }
 
     /// Moves the cursor and adds to the books: the last statement of a transaction.
-    pub async fn advance(
-        &self,
-        client: &Client,
-        from: Sequence,
-        to: Sequence,
-        tally: Tally,
-    ) -> Result<Books, DatabaseError> {
-        self.update(client, &self.advance, from, to, tally).await
+    pub async fn advance(&self, client: &Client, step: Move<'_>) -> Result<Books, DatabaseError> {
+        let table = step.shape.map(|shape| shape.table.as_str());
+        let types = step.shape.map(|shape| shape.types.as_slice());
+        let shape = [(&table as _, Type::TEXT), (&types as _, Type::OID_ARRAY)];
+        let counts = counts(step.from, step.to, step.tally);
+        moved(self.run(client, &self.advance, &counts, &shape).await)
     }
 
     /// Adds to the books where the cursor has passed `record`: the last statement of a replay.
@@ -141,29 +152,7 @@ impl Cursor {
         record: Sequence,
         tally: Tally,
     ) -> Result<Books, DatabaseError> {
-        self.update(client, &self.amend, record, record, tally).await
-    }
-
-    async fn update(
-        &self,
-        client: &Client,
-        statement: &str,
-        from: Sequence,
-        to: Sequence,
-        tally: Tally,
-    ) -> Result<Books, DatabaseError> {
-        let mut counts = vec![from.0 as i64, to.0 as i64];
-        counts.extend(tally.counts());
-        match self.run(client, statement, &counts).await {
-            Ok(rows) => match rows.first() {
-                Some(row) => books(row, 1),
-                None => Err(DatabaseError::CursorMoved),
-            },
-            Err(error) if error.code() == Some(&SqlState::DIVISION_BY_ZERO) => {
-                Err(DatabaseError::CursorMoved)
-            }
-            Err(error) => Err(postgres("move the cursor")(error)),
-        }
+        moved(self.run(client, &self.amend, &counts(record, record, tally), &[]).await)
     }
 
     async fn run(
@@ -171,13 +160,32 @@ impl Cursor {
         client: &Client,
         statement: &str,
         counts: &[i64],
+        more: &[Parameter<'_>],
     ) -> Result<Vec<Row>, tokio_postgres::Error> {
         let names = [&self.node, &self.log, &self.stream, &self.sink];
-        let names =
-            names.map(|name| (name as &(dyn tokio_postgres::types::ToSql + Sync), Type::TEXT));
+        let names = names.map(|name| (name as &(dyn ToSql + Sync), Type::TEXT));
         let counts = counts.iter().map(|count| (count as _, Type::INT8));
-        let parameters: Vec<_> = names.into_iter().chain(counts).collect();
+        let parameters: Vec<Parameter<'_>> =
+            names.into_iter().chain(counts).chain(more.iter().cloned()).collect();
         client.query_typed(statement, &parameters).await
+    }
+}
+
+fn counts(from: Sequence, to: Sequence, tally: Tally) -> Vec<i64> {
+    [from.0 as i64, to.0 as i64].into_iter().chain(tally.counts()).collect()
+}
+
+/// What the fenced statement said.
+fn moved(answer: Result<Vec<Row>, tokio_postgres::Error>) -> Result<Books, DatabaseError> {
+    match answer {
+        Ok(rows) => match rows.first() {
+            Some(row) => books(row, 1),
+            None => Err(DatabaseError::CursorMoved),
+        },
+        Err(error) if error.code() == Some(&SqlState::DIVISION_BY_ZERO) => {
+            Err(DatabaseError::CursorMoved)
+        }
+        Err(error) => Err(postgres("move the cursor")(error)),
     }
 }
 

@@ -13,6 +13,9 @@ use crate::domain::ErrorClass;
 pub enum DatabaseError {
     #[error("{doing}: {}", describe(source))]
     Postgres { doing: &'static str, source: tokio_postgres::Error },
+    /// The server was there and refused the session.
+    #[error("connect to {target}: {}{}", describe(source), remedy(source))]
+    Refused { target: String, source: tokio_postgres::Error },
     #[error("{doing}: no answer within {} s", limit.as_secs_f32())]
     TimedOut { doing: &'static str, limit: Duration },
     #[error("no connection free within {} s: raise connections_max or look for a writer that hangs", limit.as_secs_f32())]
@@ -32,16 +35,22 @@ pub enum DatabaseError {
     /// The compare-and-set on the cursor row touched nothing: who moved it is found out by reading it.
     #[error("the cursor row is not where this writer left it")]
     CursorMoved,
+    /// A refusal that may be the plan's fault instead of the row's: the table was last looked at before other rows.
+    #[error("{cause}; the table is looked at again")]
+    PlanInDoubt { cause: Box<DatabaseError> },
 }
 
 impl DatabaseError {
     pub fn class(&self) -> ErrorClass {
         match self {
-            DatabaseError::Postgres { source, .. } => class_of(source),
+            DatabaseError::Postgres { source, .. } | DatabaseError::Refused { source, .. } => {
+                class_of(source)
+            }
             DatabaseError::Unreachable { cause } => cause.class(),
             DatabaseError::TimedOut { .. }
             | DatabaseError::PoolTimedOut { .. }
-            | DatabaseError::CursorMoved => ErrorClass::Transient,
+            | DatabaseError::CursorMoved
+            | DatabaseError::PlanInDoubt { .. } => ErrorClass::Transient,
             DatabaseError::Tls(_)
             | DatabaseError::Standing { .. }
             | DatabaseError::Fenced { .. } => ErrorClass::Standing,
@@ -51,7 +60,9 @@ impl DatabaseError {
     /// The five-character code, where the server gave one.
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
-            DatabaseError::Postgres { source, .. } => source.code().map(SqlState::code),
+            DatabaseError::Postgres { source, .. } | DatabaseError::Refused { source, .. } => {
+                source.code().map(SqlState::code)
+            }
             DatabaseError::Unreachable { cause } => cause.sqlstate(),
             _ => None,
         }
@@ -69,6 +80,7 @@ impl DatabaseError {
     pub fn is_connection_trouble(&self) -> bool {
         match self {
             DatabaseError::Unreachable { .. }
+            | DatabaseError::Refused { .. }
             | DatabaseError::TimedOut { .. }
             | DatabaseError::Tls(_) => true,
             DatabaseError::Postgres { source, .. } => {
@@ -80,8 +92,20 @@ impl DatabaseError {
 
     /// The transaction may have been committed all the same: only the cursor row knows.
     pub fn leaves_outcome_unknown(&self) -> bool {
-        !matches!(self, DatabaseError::CursorMoved | DatabaseError::Unreachable { .. })
-            && self.class() == ErrorClass::Transient
+        let never_sent = matches!(
+            self,
+            DatabaseError::CursorMoved
+                | DatabaseError::Unreachable { .. }
+                | DatabaseError::Refused { .. }
+        );
+        !never_sent && self.class() == ErrorClass::Transient
+    }
+
+    /// The server refused a statement or a row, and would not have if the table were what it was.
+    pub fn may_be_due_to_the_plan(&self) -> bool {
+        matches!(self, DatabaseError::Postgres { .. })
+            && matches!(self.class(), ErrorClass::Data | ErrorClass::Standing)
+            && !self.is_connection_trouble()
     }
 
     /// A row lies in no partition: ours to mend by making it, not bad data.
@@ -98,6 +122,30 @@ impl DatabaseError {
 /// For `map_err`: what was being done when it failed.
 pub fn postgres(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> DatabaseError {
     move |source| DatabaseError::Postgres { doing, source }
+}
+
+/// For `map_err` of a connection attempt: an answer of the server names user, database and what to do.
+pub fn refused(
+    target: impl FnOnce() -> String,
+) -> impl FnOnce(tokio_postgres::Error) -> DatabaseError {
+    move |source| match source.code() {
+        Some(_) => DatabaseError::Refused { target: target(), source },
+        None => DatabaseError::Postgres { doing: "connect", source },
+    }
+}
+
+/// What a person does about a refused session; nothing where the server's own words are enough.
+fn remedy(error: &tokio_postgres::Error) -> &'static str {
+    match error.code().map_or("", SqlState::code) {
+        "28P01" => "; set the right password for this user, here (`password_…`) or on the server",
+        "28000" => "; let this user in: CREATE ROLE, ALTER ROLE … LOGIN, or a line in pg_hba.conf",
+        "3D000" => "; create the database, or correct `dbname`",
+        "42501" => "; GRANT CONNECT ON DATABASE to this user",
+        "53300" => {
+            "; other clients hold all of its connections: end some, or raise its max_connections"
+        }
+        _ => "",
+    }
 }
 
 fn class_of(error: &tokio_postgres::Error) -> ErrorClass {

@@ -11,7 +11,6 @@ use super::batch::Batch;
 use super::bookkeeping;
 use super::cursor::Tally;
 use super::error::{DatabaseError, postgres};
-use super::maintenance;
 use super::source::{Mapped, Plan, map};
 use super::table_sink::TableSink;
 use super::target::{no_partition, refusal};
@@ -44,9 +43,7 @@ pub async fn replay(sink: &TableSink, letter: &DeadLetter) -> Result<ReplayOutco
                 if std::mem::replace(&mut partitions_made, true) {
                     return Err(no_partition(&error));
                 }
-                let at = letter.arrival.as_micros();
-                let lease = sink.pool.get().await?;
-                maintenance::ensure_partitions(&lease, &sink.database, &sink.table, at, at).await?;
+                sink.make_partitions(vec![letter.arrival.as_micros()]).await?;
             }
             Err(DatabaseError::CursorMoved) => return Ok(ReplayOutcome::NotPassed),
             Err(error) if error.class() == ErrorClass::Data => {

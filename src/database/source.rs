@@ -1,6 +1,7 @@
 //! The way in of a table writer: blocks from the buffer, mapped and converted into the next batch.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,10 +10,11 @@ use tokio::sync::watch;
 use super::append::AppendPlan;
 use super::batch::{Batch, Special};
 use super::latest::LatestPlan;
+use super::table_sink::TableSink;
 use crate::buffer::{Block, BufferError, Reader};
-use crate::config::TableSettings;
 use crate::domain::{
-    Arrival, DeadLetter, DeadLetterKey, Durable, Record, Sequence, SinkName, StreamName,
+    Arrival, DeadLetter, DeadLetterKey, Durable, Reason, Record, Sequence, SinkName, Stage,
+    StreamName,
 };
 use crate::mapping::{Fault, Outcome, RowMapper};
 
@@ -36,8 +38,7 @@ pub struct Source {
     plan: Arc<Plan>,
     blocks: VecDeque<Block>,
     limits: Limits,
-    stream: StreamName,
-    sink: SinkName,
+    sink: TableSink,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,13 +48,9 @@ struct Limits {
 }
 
 impl Source {
-    pub fn new(
-        reader: Reader,
-        mapper: RowMapper,
-        plan: Arc<Plan>,
-        stream: StreamName,
-        table: &TableSettings,
-    ) -> Source {
+    pub fn new(sink: &TableSink, mapper: RowMapper, plan: Arc<Plan>) -> Source {
+        let reader = sink.buffer.reader(&sink.stream.name);
+        let table = &sink.table;
         Source {
             durable: reader.durable(),
             reader,
@@ -64,8 +61,7 @@ impl Source {
                 records: table.batch_rows_max.max(1),
                 bytes: table.batch_bytes_max.max(1),
             },
-            stream,
-            sink: table.sink.clone(),
+            sink: sink.clone(),
         }
     }
 
@@ -119,8 +115,8 @@ impl Source {
         if let Some(lost) = chunk.lost {
             tracing::error!(
                 event = "records_lost",
-                stream = %self.stream,
-                sink = %self.sink,
+                stream = %self.sink.stream.name,
+                sink = %self.sink.table.sink,
                 sequences = %lost,
                 "the log lost records before this sink had them"
             );
@@ -153,9 +149,14 @@ impl Source {
             Mapped::Filtered => batch.mark(Special::Filtered(record.sequence)),
             Mapped::Incomplete => batch.mark(Special::Incomplete(record.sequence)),
             Mapped::Dead(fault) => {
+                if fault.reason == Reason::Panicked
+                    && let Ok(fresh) = self.sink.mapper()
+                {
+                    self.mapper = fresh;
+                }
                 batch.mark(Special::Dead(record.sequence));
-                let letter = letter(&self.stream, &self.sink, record, fault, None);
-                batch.letters.push(letter);
+                let (stream, sink) = (&self.sink.stream.name, &self.sink.table.sink);
+                batch.letters.push(letter(stream, sink, record, fault, None));
             }
         }
     }
@@ -183,8 +184,31 @@ pub enum Mapped {
     Dead(Fault),
 }
 
-/// Maps a record into the batch's rows.
+/// Maps a record into the batch's rows. A panic is the record's fault: the batch is then as before, and the mapper is to
+/// be replaced.
 pub fn map(mapper: &mut RowMapper, plan: &Plan, record: &Record<'_>, batch: &mut Batch) -> Mapped {
+    let (encoded, messages) = (batch.encoded.len(), batch.messages.len());
+    catch_unwind(AssertUnwindSafe(|| map_or_panic(mapper, plan, record, batch))).unwrap_or_else(
+        |_| {
+            batch.encoded.truncate(encoded);
+            batch.messages.truncate(messages);
+            Mapped::Dead(Fault {
+                stage: Stage::Map,
+                reason: Reason::Panicked,
+                field: None,
+                detail: "the mapping panicked on this message".to_owned(),
+            })
+        },
+    )
+}
+
+fn map_or_panic(
+    mapper: &mut RowMapper,
+    plan: &Plan,
+    record: &Record<'_>,
+    batch: &mut Batch,
+) -> Mapped {
+    fail::fail_point!(&format!("map_row_{}", record.topic));
     let values = match mapper.map(record) {
         Outcome::Mapped(values) => values,
         Outcome::Filtered => return Mapped::Filtered,

@@ -1,14 +1,19 @@
 //! One table sink: everything a writer or a replay needs to know, and what is compiled from it.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::append::AppendPlan;
 use super::catalog::{self, Expected, LiveTable};
 use super::cursor::Cursor;
-use super::error::DatabaseError;
+use super::error::{DatabaseError, postgres};
 use super::latest::{LatestPlan, LatestTable};
+use super::maintenance::ensure_partitions;
 use super::pool::Pool;
 use super::source::Plan;
+use super::transaction::ANSWER_MARGIN;
 use crate::buffer::Buffer;
 use crate::config::{DatabaseSettings, StreamSettings, TableKind, TableSettings};
 use crate::domain::NodeName;
@@ -53,6 +58,26 @@ impl TableSink {
         RowMapper::compile(&self.stream, &self.table).map_err(words)
     }
 
+    /// Makes the partitions that rows of these arrivals (µs since 1970) need, and none between them: one row of a clock
+    /// that was wrong costs one odd partition, and never stops its batch.
+    pub async fn make_partitions(&self, arrivals: Vec<i64>) -> Result<(), DatabaseError> {
+        let TableKind::Append { partition, .. } = &self.table.kind else { return Ok(()) };
+        let lease = self.pool.get().await?;
+        let limit = self.database.statement_timeout;
+        let make = async {
+            let bound = format!("SET statement_timeout = {}", limit.as_millis().max(1));
+            lease.batch_execute(&bound).await.map_err(postgres("bound the session"))?;
+            for (from, to) in runs(arrivals, *partition) {
+                ensure_partitions(&lease, &self.database, &self.table, from, to).await?;
+            }
+            Ok(())
+        };
+        // The session's settings have changed: the connection does not go back.
+        let limit = limit + ANSWER_MARGIN;
+        let doing = "make partitions";
+        timeout(limit, make).await.unwrap_or(Err(DatabaseError::TimedOut { doing, limit }))
+    }
+
     /// Checks the mapping against the live table and plans the statements.
     pub async fn plan(
         &self,
@@ -71,7 +96,8 @@ impl TableSink {
         match &self.table.kind {
             TableKind::Append { time_column, node_column, .. } => {
                 let node = node_column.as_deref().map(|column| (column, &self.node));
-                Ok(Plan::Append(AppendPlan::new(schema, &self.table, columns, time_column, node)))
+                let shape = live.map(|live| live.shape).unwrap_or_default();
+                Ok(Plan::Append(AppendPlan::new(shape, columns, time_column, node)))
             }
             TableKind::Latest { key, updated_at_column, insert_only } => {
                 let table = LatestTable {
@@ -92,5 +118,27 @@ impl TableSink {
                 })
             }
         }
+    }
+}
+
+/// First and last of each run of instants that are no further than `width` apart.
+fn runs(mut instants: Vec<i64>, width: Duration) -> Vec<(i64, i64)> {
+    let width = i64::try_from(width.as_micros()).unwrap_or(i64::MAX);
+    instants.sort_unstable();
+    let near = |a: &i64, b: &i64| b.saturating_sub(*a) <= width;
+    let ends = |run: &[i64]| Some((*run.first()?, *run.last()?));
+    instants.chunk_by(near).filter_map(ends).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrivals_far_from_the_others_are_runs_of_their_own() {
+        let width = Duration::from_micros(10);
+        assert_eq!(runs(vec![108, 1, 100, 118, 129], width), [(1, 1), (100, 118), (129, 129)]);
+        assert_eq!(runs(vec![i64::MAX, i64::MIN], width).len(), 2);
+        assert_eq!(runs(Vec::new(), width), []);
     }
 }

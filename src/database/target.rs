@@ -8,7 +8,6 @@ use bytes::Bytes;
 use super::batch::{Batch, Segment};
 use super::cursor::{Cursor, Tally};
 use super::error::DatabaseError;
-use super::maintenance;
 use super::source::{Plan, letter};
 use super::table_sink::TableSink;
 use super::transaction::{self, Move};
@@ -38,6 +37,8 @@ pub struct Target {
     plan: Arc<Plan>,
     cursor: Cursor,
     begin: String,
+    /// Rows were written by this plan: the table may have changed since it was checked.
+    plan_is_old: bool,
     /// As the cursor row last said.
     pub books: Books,
     /// Where a transaction of unknown outcome would have moved the cursor.
@@ -53,6 +54,7 @@ impl Target {
             sink: sink.clone(),
             progress,
             plan,
+            plan_is_old: false,
             books,
             uncertain: Vec::new(),
         }
@@ -78,6 +80,9 @@ impl Target {
                     self.make_partitions(&batch, &segment).await?;
                     waiting.push(segment);
                 }
+                Err(error) if self.plan_is_old && error.may_be_due_to_the_plan() => {
+                    return Err(DatabaseError::PlanInDoubt { cause: Box::new(error) }.into());
+                }
                 Err(error) if error.class() == ErrorClass::Data => {
                     self.isolate(&mut batch, segment, &error, &mut waiting).await?;
                 }
@@ -89,6 +94,7 @@ impl Target {
                 }
             }
         }
+        self.plan_is_old = true;
         self.finished(&batch, started).await
     }
 
@@ -100,7 +106,11 @@ impl Target {
     ) -> Result<(Books, Tally), DatabaseError> {
         let from = self.books.cursor;
         let tally = batch.tally(segment, from);
-        let cursor = Move { cursor: &self.cursor, from, to: segment.to, tally };
+        let shape = match &*self.plan {
+            Plan::Append(plan) if !segment.rows.is_empty() => Some(&plan.shape),
+            _ => None,
+        };
+        let cursor = Move { cursor: &self.cursor, from, to: segment.to, tally, shape };
         transaction::run(&self.sink.pool, &self.sink.database, async |client| match &*self.plan {
             Plan::Append(plan) => {
                 let rows = encoded.slice(batch.encoded_range(&segment.rows));
@@ -168,14 +178,9 @@ impl Target {
     }
 
     async fn make_partitions(&self, batch: &Batch, segment: &Segment) -> Result<(), DatabaseError> {
-        let arrivals = batch.rows[segment.rows.clone()].iter().map(|row| row.arrival.as_micros());
-        let (Some(from), Some(to)) = (arrivals.clone().min(), arrivals.max()) else {
-            return Ok(());
-        };
-        let lease = self.sink.pool.get().await?;
-        // The session's settings may have changed: the connection does not go back.
-        maintenance::ensure_partitions(&lease, &self.sink.database, &self.sink.table, from, to)
-            .await
+        let rows = &batch.rows[segment.rows.clone()];
+        let arrivals = rows.iter().map(|row| row.arrival.as_micros()).collect();
+        self.sink.make_partitions(arrivals).await
     }
 
     /// A transaction is committed: from here on nothing of it comes again.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
+use super::catalog::Shape;
 use super::cursor::{Cursor, Tally};
 use super::error::{DatabaseError, postgres};
 use super::pool::Pool;
@@ -16,7 +17,7 @@ use crate::config::DatabaseSettings;
 use crate::domain::{Books, ErrorClass, Sequence};
 
 /// The server's own limit ends a statement first, with an answer; this is added for a server that no longer answers.
-const ANSWER_MARGIN: Duration = Duration::from_secs(1);
+pub const ANSWER_MARGIN: Duration = Duration::from_secs(1);
 
 /// Starts a transaction whose statements are bounded on the server too. `SET LOCAL` ends with the transaction, so the
 /// node may stand behind a transaction pooler.
@@ -32,15 +33,15 @@ pub struct Move<'a> {
     pub from: Sequence,
     pub to: Sequence,
     pub tally: Tally,
+    /// The cursor stays unless the table still has it.
+    pub shape: Option<&'a Shape>,
 }
 
 impl Move<'_> {
     /// The cursor and the commit, sent together.
     pub async fn commit(self, client: &Client) -> Result<Books, DatabaseError> {
-        let (moved, committed) = tokio::join!(
-            self.cursor.advance(client, self.from, self.to, self.tally),
-            client.batch_execute("COMMIT"),
-        );
+        let (moved, committed) =
+            tokio::join!(self.cursor.advance(client, self), client.batch_execute("COMMIT"),);
         let books = moved?;
         committed.map_err(postgres("commit"))?;
         Ok(books)

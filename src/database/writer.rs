@@ -100,6 +100,8 @@ struct Runner {
     /// `books` came from the database in this life of the part.
     confirmed: bool,
     uncertain: Vec<Sequence>,
+    /// The last attempt ended in doubt about cursor or table: the next such one pauses.
+    in_doubt: bool,
     saved: Option<Books>,
     saved_at: Instant,
     failures_while_draining: u32,
@@ -118,6 +120,7 @@ impl Runner {
             books: None,
             confirmed: false,
             uncertain: Vec::new(),
+            in_doubt: false,
             saved: None,
             saved_at: Instant::now(),
             failures_while_draining: 0,
@@ -193,10 +196,9 @@ impl Runner {
         let name = &self.sink.database_name;
         let (state, why) = match *self.gate.borrow() {
             MigrationState::Failed => {
-                let why = format!(
-                    "the migrations of database {name} failed: see `telemetry migrate status`"
-                );
-                (SinkState::Held, why)
+                let cause = self.dependency.status().trouble;
+                let cause = cause.unwrap_or_else(|| "see `telemetry migrate status`".to_owned());
+                (SinkState::Held, format!("the migrations of database {name} failed: {cause}"))
             }
             _ => (SinkState::Waiting, format!("waits for the migrations of database {name}")),
         };
@@ -206,6 +208,8 @@ impl Runner {
         tokio::select! {
             opened = self.gate.changed() => if opened.is_err() { self.control.changed().await },
             () = self.control.changed() => {}
+            // The cause may be another one by now.
+            () = sleep(HELD_RETRY) => {}
         }
         Turn::Again
     }
@@ -229,9 +233,7 @@ impl Runner {
         let (books, plan) = prepared?;
         lease.give_back();
         let plan = Arc::new(plan);
-        let stream = self.sink.stream.name.clone();
-        let reader = self.sink.buffer.reader(&stream);
-        let source = Source::new(reader, mapper, Arc::clone(&plan), stream, &self.sink.table);
+        let source = Source::new(&self.sink, mapper, Arc::clone(&plan));
         let progress = Arc::clone(&self.control.progress);
         let mut target = Target::new(&self.sink, progress, plan, books);
         target.uncertain.clone_from(&self.uncertain);
@@ -428,6 +430,7 @@ impl Runner {
     /// Delivering (or idle with nothing to deliver).
     fn well(&mut self) {
         self.backoff.reset();
+        self.in_doubt = false;
         let before = self.view.status().state;
         if before == SinkState::Delivering {
             return;
@@ -467,8 +470,13 @@ impl Runner {
     async fn suffer(&mut self, trouble: Trouble) -> Turn {
         self.control.progress.beat();
         self.control.progress.set_work_waiting(false);
-        if let Trouble::Database(DatabaseError::CursorMoved) = trouble {
-            // Reading the row tells a lost answer from another writer.
+        if let Trouble::Database(DatabaseError::CursorMoved | DatabaseError::PlanInDoubt { .. }) =
+            trouble
+        {
+            // Reading the row tells a lost answer from another writer; the table is checked with it.
+            if std::mem::replace(&mut self.in_doubt, true) {
+                self.control.sleep(self.backoff.next_pause()).await;
+            }
             return Turn::Again;
         }
         let class = match &trouble {

@@ -66,18 +66,32 @@ impl Session {
     /// # Errors
     /// The first file that fails ends it: that file is rolled back, those before it stay.
     pub async fn apply(&self) -> Result<Vec<Migration>, MigrateError> {
-        self.lock().await?;
-        let result = self.apply_locked().await;
+        self.apply_unless(&|| false).await
+    }
+
+    /// As [`Session::apply`]; asks before it waits for the lock and before each file whether it is to stop.
+    ///
+    /// # Errors
+    /// `Interrupted` when it was told to stop before everything was applied.
+    pub async fn apply_unless(
+        &self,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<Migration>, MigrateError> {
+        self.lock(stop).await?;
+        let result = self.apply_locked(stop).await;
         let unlocked = self.unlock().await;
         let done = result?;
         unlocked?;
         Ok(done)
     }
 
-    async fn apply_locked(&self) -> Result<Vec<Migration>, MigrateError> {
+    async fn apply_locked(&self, stop: &dyn Fn() -> bool) -> Result<Vec<Migration>, MigrateError> {
         self.make_own_tables().await?;
         let pending = self.standing().await?.plan.pending;
-        for migration in &pending {
+        for (done, migration) in pending.iter().enumerate() {
+            if stop() {
+                return Err(MigrateError::Interrupted { left: pending.len() - done });
+            }
             let started = Instant::now();
             if migration.in_transaction {
                 self.run_in_transaction(migration).await?;
@@ -206,7 +220,7 @@ impl Session {
     }
 
     /// Polls instead of waiting inside the server, so that whoever runs this can be told to stop.
-    async fn lock(&self) -> Result<(), MigrateError> {
+    async fn lock(&self, stop: &dyn Fn() -> bool) -> Result<(), MigrateError> {
         let started = Instant::now();
         let key = self.lock_key();
         let sql = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))";
@@ -220,6 +234,10 @@ impl Session {
             if started.elapsed() >= self.settings.query_timeout {
                 let holder = self.lock_holder(&key).await.unwrap_or_default();
                 return Err(MigrateError::Locked { waited: started.elapsed(), holder });
+            }
+            if stop() {
+                let left = self.standing().await?.plan.pending.len();
+                return Err(MigrateError::Interrupted { left });
             }
             sleep(LOCK_POLL).await;
         }

@@ -31,6 +31,8 @@ pub enum MigrateError {
     EndsItsTransaction { file: String },
     #[error("another node or `telemetry migrate` has held the migration lock for {} s{holder}", waited.as_secs())]
     Locked { waited: std::time::Duration, holder: String },
+    #[error("interrupted; {left} files are not applied: run it again")]
+    Interrupted { left: usize },
 }
 
 impl MigrateError {
@@ -43,12 +45,17 @@ impl MigrateError {
                 ErrorClass::Transient => ErrorClass::Transient,
                 ErrorClass::Data | ErrorClass::Standing => ErrorClass::Standing,
             },
-            MigrateError::Locked { .. } => ErrorClass::Transient,
+            MigrateError::Locked { .. } | MigrateError::Interrupted { .. } => ErrorClass::Transient,
             MigrateError::Unreadable { .. }
             | MigrateError::TooLarge { .. }
             | MigrateError::Refused { .. }
             | MigrateError::EndsItsTransaction { .. } => ErrorClass::Standing,
         }
+    }
+
+    /// No session was to be had, as opposed to: a file was refused.
+    pub fn is_connection_trouble(&self) -> bool {
+        matches!(self, MigrateError::Database(source) if source.is_connection_trouble())
     }
 }
 

@@ -135,6 +135,9 @@ impl Migrator {
 
     fn report_failed(&self, view: &DependencyView, error: &MigrateError, told: &mut Told) {
         let text = error.to_string();
+        if error.is_connection_trouble() {
+            view.unreachable(&text);
+        }
         view.update(|status| status.trouble = Some(text.clone()));
         self.show(view, MigrationState::Failed);
         if told.failure != text {

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rig::Postgres;
-use telemetry::domain::{Reason, Stage};
+use telemetry::domain::{Arrival, Reason, Stage};
 use telemetry::observe::{MigrationState, SinkState};
 
 use crate::bench::{Bench, at, energies, energy, eventually, local, message};
@@ -113,21 +112,47 @@ fn no_row_is_lost_or_doubled_while_sessions_are_killed_all_the_time() {
 }
 
 #[test]
-fn an_outage_is_waited_out_and_costs_nothing() {
+fn a_message_that_panics_the_mapping_is_a_dead_letter_and_the_others_are_rows() {
     local(async {
-        let mut cluster = Postgres::start().unwrap();
-        let port = cluster.port();
-        cluster.stop().unwrap();
-        cluster.restart().unwrap();
-        assert_eq!(cluster.port(), port);
-        let bench = Bench::on(Arc::new(cluster)).await;
+        let bench = Bench::new().await;
+        fail::cfg("map_row_panics", "panic").unwrap();
+        let mut messages = energies(3);
+        let payload = messages[1].payload.clone();
+        messages[1] = message("panics", payload, at(2000));
+        bench.feed("energy", messages).await;
         let running = bench.start("energy", "energy_consumption");
-        bench.feed("energy", energies(100)).await;
-        running.drained().await;
-        bench.cluster.freeze();
-        bench.feed("energy", energies(100)).await;
-        bench.cluster.thaw();
-        assert_eq!(running.drained().await.delivered, 200);
+        let books = running.drained().await;
+        assert_eq!((books.delivered, books.dead_lettered), (2, 1));
+        let letters = bench.letters().await;
+        assert_eq!((letters[0].stage, letters[0].reason), (Stage::Map, Reason::Panicked));
+        assert_eq!((letters[0].key.sequence.0, letters[0].arrival), (2, at(2000)));
+        fail::remove("map_row_panics");
+        let outcome = telemetry::database::replay(&running.sink, &letters[0]).await.unwrap();
+        assert_eq!(outcome, telemetry::database::ReplayOutcome::Delivered);
+        assert_eq!(
+            bench.rows("SELECT active_power_total FROM energy_consumption ORDER BY 1"),
+            ["1", "2", "3"]
+        );
+        running.stop().await;
+    });
+}
+
+#[test]
+fn an_arrival_of_a_clock_that_was_wrong_makes_one_partition_and_stops_nothing() {
+    local(async {
+        let bench = Bench::new().await;
+        let mut messages = energies(3);
+        messages[0].arrival = Arrival(0);
+        messages[2].arrival = Arrival(7_258_118_400_000_000);
+        bench.feed("energy", messages).await;
+        let running = bench.start("energy", "energy_consumption");
+        assert_eq!(running.drained().await.delivered, 3);
+        assert_eq!(
+            bench.rows("SELECT time FROM energy_consumption ORDER BY 1"),
+            ["1970-01-01 00:00:00+00", "2026-03-14 07:21:05.414908+00", "2200-01-01 00:00:00+00"]
+        );
+        let partitions = bench.rows("SELECT count(*) FROM pg_inherits");
+        assert!(partitions[0].parse::<u32>().unwrap() < 20, "{partitions:?}");
         running.stop().await;
     });
 }

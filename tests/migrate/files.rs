@@ -1,8 +1,12 @@
 //! The ledger: each file once, in order, whole or not at all.
 
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rig::Homelab;
 use telemetry::database::maintenance::run_job;
 use telemetry::domain::ErrorClass;
-use telemetry::migrate::Session;
+use telemetry::migrate::{MigrateError, Session};
 
 use crate::database::{TestDatabase, shipped};
 
@@ -173,4 +177,56 @@ async fn until_rows(database: &TestDatabase, sql: &str, wanted: &str) {
     while database.rows(sql) != [wanted] {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test]
+async fn told_to_stop_it_finishes_the_running_file_and_begins_no_other() {
+    let database = TestDatabase::new();
+    for number in 1..=3 {
+        database.write(&format!("000{number}_t.sql"), &format!("CREATE TABLE t{number} ();"));
+    }
+    let session = Session::open("telemetry", &database.settings).await.unwrap();
+    let asked = std::cell::Cell::new(0);
+    let after_two = || asked.replace(asked.get() + 1) == 2;
+    let error = session.apply_unless(&after_two).await.unwrap_err();
+    assert!(matches!(error, MigrateError::Interrupted { left: 1 }), "{error}");
+    assert_eq!(database.rows("SELECT version FROM schema_migrations"), ["1", "2"]);
+    assert_eq!(database.apply().await.unwrap(), [3]);
+}
+
+#[test]
+fn sigterm_lets_the_command_finish_its_file() {
+    let database = TestDatabase::new();
+    database.write("0001_slow.sql", "SELECT pg_sleep(1); CREATE TABLE a ();");
+    database.write("0002_next.sql", "CREATE TABLE b ();");
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("telemetry.toml");
+    let mut homelab = Homelab::load().unwrap();
+    homelab.keep_stream("energy").unwrap();
+    homelab.without_kafka();
+    homelab.node(&folder.path().join("state"), rig::free_port());
+    homelab.databases(database.settings.port, folder.path()).unwrap();
+    homelab.set(&["databases", "telemetry", "dbname"], database.name.as_str());
+    let files = database.settings.migrations_dir.as_ref().unwrap().to_str().unwrap();
+    homelab.set(&["databases", "telemetry", "migrations_dir"], files);
+    homelab.write(&config).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_telemetry"))
+        .args(["migrate", "apply", "--config"])
+        .arg(&config)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let sleeping = format!(
+        "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = '{}'",
+        database.name
+    );
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while database.rows(&sleeping).is_empty() {
+        assert!(Instant::now() < deadline, "the first file never ran");
+    }
+    let pid = rustix::process::Pid::from_child(&command);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(command.wait().unwrap().code(), Some(1));
+    assert_eq!(database.rows("SELECT version FROM schema_migrations"), ["1"]);
 }

@@ -29,7 +29,11 @@ pub async fn prepare_session(
         path.join(", "),
         settings.query_timeout.as_millis()
     );
-    client.batch_execute(&statement).await.map_err(postgres("prepare the session"))
+    client.batch_execute(&statement).await.map_err(postgres("prepare the session"))?;
+    // So that the server ends (and rolls back) what it works on when the node is gone. Older servers do not have it.
+    let notice = "SELECT set_config(name, '1s', false) FROM pg_settings \
+                  WHERE name = 'client_connection_check_interval'";
+    client.batch_execute(notice).await.map_err(postgres("prepare the session"))
 }
 
 #[cfg(test)]

@@ -1,0 +1,283 @@
+//! The server goes away, refuses, or changes under a writer at work: nothing is lost, nothing doubled, nothing of it a
+//! dead letter, and the writer goes on by itself when the cause is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rig::{Postgres, PostgresOptions};
+use telemetry::domain::Secret;
+use telemetry::migrate::Migrator;
+use telemetry::observe::{MigrationState, SinkState};
+use telemetry::part::{Control, Part as _, Phase, Progress};
+use tokio::sync::watch;
+use tokio_postgres::{Client, NoTls};
+
+use crate::bench::{Bench, Running, at, energies, energy, eventually, local};
+
+const QUICK: Duration = Duration::from_millis(300);
+
+/// A statement that takes longer fails soon.
+fn impatient(bench: &mut Bench) {
+    bench.settings.databases["telemetry"].statement_timeout = QUICK;
+}
+
+/// So many rows, each once, and no dead letter.
+async fn assert_once_each(bench: &Bench, count: usize) {
+    let counts = "SELECT count(*), count(DISTINCT active_power_total) FROM energy_consumption";
+    assert_eq!(bench.rows(counts), [format!("{count} {count}")]);
+    assert!(bench.letters().await.is_empty());
+}
+
+/// Ends every session of the node.
+fn end_sessions(bench: &Bench) {
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+               WHERE application_name = 'telemetry' AND datname = ";
+    bench.cluster.execute("postgres", &format!("{end}'{}'", bench.database)).unwrap();
+}
+
+async fn session(bench: &Bench) -> Client {
+    let target = bench.cluster.connection_string(&bench.database);
+    let (client, connection) = tokio_postgres::connect(&target, NoTls).await.unwrap();
+    tokio::task::spawn_local(connection);
+    client
+}
+
+/// A writer that has delivered the first 100 readings.
+async fn at_work(bench: &Bench) -> Running {
+    bench.feed("energy", energies(100)).await;
+    let running = bench.start("energy", "energy_consumption");
+    running.drained().await;
+    running
+}
+
+fn next_hundred() -> Vec<telemetry::buffer::Incoming> {
+    energies(200).split_off(100)
+}
+
+#[test]
+fn a_server_frozen_for_longer_than_the_statement_timeout_gets_each_row_once() {
+    local(async {
+        let mut bench = Bench::on(Arc::new(Postgres::start().unwrap())).await;
+        impatient(&mut bench);
+        let running = at_work(&bench).await;
+        bench.cluster.freeze();
+        bench.feed("energy", next_hundred()).await;
+        let trouble = running.reaches(SinkState::Waiting).await.trouble.unwrap();
+        assert!(trouble.contains("no answer within"), "{trouble}");
+        assert_eq!(running.sink.dependency().status().up, Some(false));
+        bench.cluster.thaw();
+        assert_eq!(running.drained().await.delivered, 200);
+        assert_once_each(&bench, 200).await;
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_server_killed_again_and_again_under_load_gets_each_row_once() {
+    const ROUNDS: u64 = 5;
+    local(async {
+        let mut bench = Bench::on(Arc::new(Postgres::start().unwrap())).await;
+        bench.feed("energy", energies(30_000)).await;
+        let mut sink = bench.sink("energy", "energy_consumption");
+        Arc::make_mut(&mut sink.table).batch_rows_max = 50;
+        let running = Running::start(sink);
+        let cursor = || running.status().books.map_or(0, |books| books.cursor.0);
+        for round in 1..=ROUNDS {
+            eventually("progress", || cursor() >= round * 1000).await;
+            Arc::get_mut(&mut bench.cluster).expect("the only user").kill();
+            assert!(cursor() < 30_000, "killed while there was nothing to do");
+            running.reaches(SinkState::Waiting).await;
+            Arc::get_mut(&mut bench.cluster).expect("the only user").restart().unwrap();
+        }
+        assert_eq!(running.drained().await.delivered, 30_000);
+        assert_once_each(&bench, 30_000).await;
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_read_only_database_is_waited_for() {
+    local(async {
+        let bench = Bench::new().await;
+        let running = at_work(&bench).await;
+        let set = |what: &str| {
+            let sql = format!("ALTER DATABASE {} {what}", bench.database);
+            bench.cluster.execute("postgres", &sql).unwrap();
+            end_sessions(&bench);
+        };
+        set("SET default_transaction_read_only = on");
+        bench.feed("energy", next_hundred()).await;
+        let says_so = || {
+            let status = running.status();
+            status.state == SinkState::Waiting
+                && status.trouble.is_some_and(|trouble| trouble.contains("25006"))
+        };
+        eventually("waits, and says why", says_so).await;
+        set("RESET default_transaction_read_only");
+        running.drained().await;
+        assert_once_each(&bench, 200).await;
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_server_without_a_free_connection_is_named_and_used_when_one_is_free() {
+    local(async {
+        let settings = vec![("max_connections".to_owned(), "10".to_owned())];
+        let options = PostgresOptions { settings, ..PostgresOptions::default() };
+        let bench = Bench::on(Arc::new(Postgres::start_with(options).unwrap())).await;
+        let running = at_work(&bench).await;
+        end_sessions(&bench);
+        let target = bench.cluster.connection_string(&bench.database);
+        let mut others = Vec::new();
+        while let Ok((client, connection)) = tokio_postgres::connect(&target, NoTls).await {
+            others.push((client, tokio::task::spawn_local(connection)));
+        }
+        bench.feed("energy", next_hundred()).await;
+        let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
+        for expected in ["53300", "user postgres", &bench.database, "max_connections"] {
+            assert!(trouble.contains(expected), "{expected} is not in {trouble}");
+        }
+        for (client, connection) in others {
+            drop(client);
+            connection.await.unwrap().unwrap();
+        }
+        running.nudge().await;
+        running.drained().await;
+        assert_once_each(&bench, 200).await;
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_wrong_password_holds_migrator_and_writer_until_the_server_takes_it() {
+    local(async {
+        let mut bench = Bench::new().await;
+        bench.cluster.create_role("collector", "another").unwrap();
+        bench.cluster.execute("postgres", "ALTER ROLE collector SUPERUSER").unwrap();
+        let database = &mut bench.settings.databases["telemetry"];
+        database.user = "collector".to_owned();
+        database.password = Some(Secret::new("made-up".to_owned()));
+        let settings = database.clone();
+        bench.feed("energy", energies(100)).await;
+        let running = bench.start("energy", "energy_consumption");
+        running.gate.send_replace(MigrationState::Waiting);
+        let migrator = Migrator {
+            database: "telemetry".to_owned(),
+            settings,
+            tables: Vec::new(),
+            board: bench.board.clone(),
+            gate: running.gate.clone(),
+            failed_retry: Duration::from_millis(50),
+        };
+        let (phase, phase_seen) = watch::channel(Phase::Running);
+        let (_paused, paused_seen) = watch::channel(false);
+        let control = Control::new(phase_seen, paused_seen, Arc::new(Progress::default()));
+        let migrating = tokio::task::spawn_local(migrator.run(control));
+        let held = running.reaches(SinkState::Held).await.trouble.unwrap();
+        let dependency = running.sink.dependency().status();
+        assert_eq!(
+            (dependency.up, dependency.migration),
+            (Some(false), Some(MigrationState::Failed))
+        );
+        for text in [held, dependency.trouble.unwrap()] {
+            for expected in ["user collector", &bench.database, "28P01", "set the right password"] {
+                assert!(text.contains(expected), "{expected} is not in {text}");
+            }
+            assert!(!text.contains("made-up"), "the password is shown: {text}");
+        }
+        bench.cluster.execute("postgres", "ALTER ROLE collector PASSWORD 'made-up'").unwrap();
+        running.drained().await;
+        assert_once_each(&bench, 100).await;
+        assert_eq!(running.sink.dependency().status().up, Some(true));
+        phase.send_replace(Phase::Stopping);
+        migrating.await.unwrap().unwrap();
+        running.stop().await;
+        bench.rows("REASSIGN OWNED BY collector TO postgres; DROP OWNED BY collector");
+        bench.cluster.execute("postgres", "DROP ROLE collector").unwrap();
+    });
+}
+
+#[test]
+fn a_table_dropped_under_the_writer_holds_it_until_there_is_one_again() {
+    local(async {
+        let bench = Bench::new().await;
+        let running = at_work(&bench).await;
+        bench.rows(
+            "CREATE TABLE spare (LIKE energy_consumption INCLUDING ALL); DROP TABLE energy_consumption CASCADE",
+        );
+        bench.feed("energy", next_hundred()).await;
+        let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
+        assert!(trouble.contains("telemetry migrate draft energy"), "{trouble}");
+        bench.rows("ALTER TABLE spare RENAME TO energy_consumption");
+        running.nudge().await;
+        assert_eq!(running.drained().await.delivered, 200);
+        assert_once_each(&bench, 100).await;
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_column_of_another_type_takes_the_right_value_or_holds_the_writer() {
+    local(async {
+        let bench = Bench::new().await;
+        let running = at_work(&bench).await;
+        let newest = "SELECT active_power_total, wifi_rssi, current_l1 FROM energy_consumption \
+                      ORDER BY time DESC LIMIT 1";
+        // Wider: the bytes no longer fit, and all of the batch would be refused.
+        bench.rows("ALTER TABLE energy_consumption ALTER wifi_rssi TYPE integer");
+        bench.feed("energy", vec![energy(101, at(101_000))]).await;
+        running.drained().await;
+        assert_eq!(bench.rows(newest), ["101 -41 2583"]);
+        // As wide as before: the server would take an integer's bytes for a fraction's.
+        bench.rows("ALTER TABLE energy_consumption ALTER current_l1 TYPE real");
+        bench.feed("energy", vec![energy(102, at(102_000))]).await;
+        let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
+        assert!(trouble.contains("current_l1 is real"), "{trouble}");
+        assert_eq!(bench.rows(newest), ["101 -41 2583"]);
+        bench.rows("ALTER TABLE energy_consumption ALTER current_l1 TYPE integer");
+        running.nudge().await;
+        running.drained().await;
+        assert_eq!(bench.rows(newest), ["102 -41 2583"]);
+        assert_once_each(&bench, 102).await;
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_rule_added_under_the_writer_holds_it_instead_of_burying_every_row() {
+    local(async {
+        let bench = Bench::new().await;
+        let running = at_work(&bench).await;
+        bench.rows(
+            "ALTER TABLE energy_consumption ADD owner text NOT NULL DEFAULT ''; \
+             ALTER TABLE energy_consumption ALTER owner DROP DEFAULT",
+        );
+        bench.feed("energy", next_hundred()).await;
+        let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
+        assert!(trouble.contains("column owner is NOT NULL without a default"), "{trouble}");
+        bench.rows("ALTER TABLE energy_consumption DROP owner");
+        running.nudge().await;
+        running.drained().await;
+        assert_once_each(&bench, 200).await;
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_table_locked_for_longer_than_the_statement_timeout_is_waited_for() {
+    local(async {
+        let mut bench = Bench::new().await;
+        impatient(&mut bench);
+        let running = at_work(&bench).await;
+        let other = session(&bench).await;
+        other.batch_execute("BEGIN; LOCK TABLE telemetry.energy_consumption").await.unwrap();
+        bench.feed("energy", next_hundred()).await;
+        let trouble = running.reaches(SinkState::Waiting).await.trouble.unwrap();
+        assert!(trouble.contains("57014"), "{trouble}");
+        other.batch_execute("COMMIT").await.unwrap();
+        running.drained().await;
+        assert_once_each(&bench, 200).await;
+        running.stop().await;
+    });
+}
