@@ -196,7 +196,7 @@ impl Target {
             before < at && at <= segment.to
         };
         for letter in batch.letters.iter().filter(passed) {
-            self.view.meters.dead_letter_reason(letter.reason).inc();
+            self.view.set_aside(letter);
         }
         let rows = &batch.rows[segment.rows.clone()];
         let now = Arrival::now();

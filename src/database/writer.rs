@@ -253,13 +253,7 @@ impl Runner {
                 cursor.read(client).await?.ok_or_else(|| vanished(&cursor.sink))?
             }
         };
-        if self.dependency.reachable() {
-            tracing::info!(
-                event = "database_reached",
-                database = %self.sink.database_name,
-                "the database answers"
-            );
-        }
+        self.dependency.reachable();
         let books = self.settle(found)?;
         self.forget_letters_behind(books.cursor).await?;
         let plan = self.sink.plan(client, mapper).await?;
@@ -506,15 +500,9 @@ impl Runner {
     fn wait_out(&mut self, trouble: &Trouble) -> Duration {
         let text = trouble.to_string();
         let lost = matches!(trouble, Trouble::Database(error) if error.is_connection_trouble());
-        let news = lost && self.dependency.unreachable(&text);
-        if news {
-            tracing::warn!(
-                event = "database_lost",
-                database = %self.sink.database_name,
-                error = %text,
-                "the database is away; what comes is kept and written when it is back"
-            );
-        } else if !lost && self.view.status().state == SinkState::Delivering {
+        if lost {
+            self.dependency.unreachable(&text);
+        } else if self.view.status().state == SinkState::Delivering {
             tracing::warn!(
                 event = "sink_waiting",
                 stream = %self.sink.stream.name,

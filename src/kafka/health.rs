@@ -75,10 +75,8 @@ impl ClusterHealth {
         self.refusal.send_replace(None);
         self.down.store(false, Ordering::Release);
         self.known.store(true, Ordering::Release);
-        if self.dependency.reachable() {
-            self.logged.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            tracing::info!(event = "kafka_reached", cluster = %self.cluster, "Kafka answers");
-        }
+        self.dependency.reachable();
+        self.logged.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     pub fn lost(&self, why: &str) {
@@ -86,14 +84,7 @@ impl ClusterHealth {
         let why = refusal.as_deref().unwrap_or(why);
         self.down.store(true, Ordering::Release);
         self.known.store(true, Ordering::Release);
-        if self.dependency.unreachable(why) {
-            tracing::warn!(
-                event = "kafka_lost",
-                cluster = %self.cluster,
-                why,
-                "Kafka does not answer; messages wait in the buffer"
-            );
-        }
+        self.dependency.unreachable(why);
         self.news.notify_one();
     }
 

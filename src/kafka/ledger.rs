@@ -142,7 +142,7 @@ impl Ledger {
     /// Stores dead letters durably; only then may the cursor pass them.
     pub async fn set_aside(&self, letters: Vec<DeadLetter>) -> Result<(), BufferError> {
         for letter in &letters {
-            self.view.meters.dead_letter_reason(letter.reason).inc();
+            self.view.set_aside(letter);
         }
         self.state.put_dead_letters(letters).await?;
         let waiting = self.state.dead_letter_count(&self.stream, &self.sink).await?;

@@ -98,13 +98,7 @@ impl Migrator {
     async fn attempt(&self, view: &DependencyView) -> Result<Session, MigrateError> {
         let session = Session::open(&self.database, &self.settings).await?;
         fail::fail_point!(&format!("migrator_apply_{}", self.database));
-        if view.reachable() {
-            tracing::info!(
-                event = "database_reachable",
-                database = self.database,
-                "the database answers"
-            );
-        }
+        view.reachable();
         let pending = session.standing().await?.plan.pending.len();
         view.update(|status| status.migrations_pending = pending as u64);
         session.apply().await?;
@@ -112,15 +106,7 @@ impl Migrator {
     }
 
     fn report_waiting(&self, view: &DependencyView, error: &MigrateError, told: &mut Told) {
-        let text = error.to_string();
-        if view.unreachable(&text) {
-            tracing::warn!(
-                event = "database_unreachable",
-                database = self.database,
-                %error,
-                "the database is away; its writers start when it has been migrated"
-            );
-        }
+        view.unreachable(&error.to_string());
         if !told.waiting && told.since.elapsed() >= self.settings.migration_wait {
             told.waiting = true;
             tracing::warn!(

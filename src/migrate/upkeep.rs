@@ -90,7 +90,7 @@ impl Upkeep {
                 }
                 Err(error) => error.to_string(),
             };
-            self.say_lost(&lost);
+            self.view.unreachable(&lost);
             control.sleep(backoff.next_pause()).await;
         }
     }
@@ -101,13 +101,7 @@ impl Upkeep {
             Ok(tier) => tier,
             Err(error) => return error,
         };
-        if self.view.reachable() {
-            tracing::info!(
-                event = "database_reachable",
-                database = self.database,
-                "the database answers"
-            );
-        }
+        self.view.reachable();
         loop {
             let now = Instant::now();
             let next = self.tasks.iter().map(|task| task.due).min();
@@ -229,17 +223,6 @@ impl Upkeep {
                 status.trouble = (!trouble.is_empty()).then_some(trouble);
             }
         });
-    }
-
-    fn say_lost(&self, why: &str) {
-        if self.view.unreachable(why) {
-            tracing::warn!(
-                event = "database_unreachable",
-                database = self.database,
-                error = why,
-                "the database is away"
-            );
-        }
     }
 }
 

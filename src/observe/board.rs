@@ -498,12 +498,12 @@ impl DependencyView {
         change(&mut lock(&self.status));
     }
 
-    /// It answered. True when it was not known to be up.
-    pub fn reachable(&self) -> bool {
+    /// It answered.
+    pub fn reachable(&self) {
         let mut status = lock(&self.status);
         let before = (status.up, status.since);
         if before.0 == Some(true) {
-            return false;
+            return;
         }
         let now = Arrival::now();
         status.up = Some(true);
@@ -525,11 +525,10 @@ impl DependencyView {
             }
             _ => tracing::info!(event = "dependency_reached", dependency, "it answers"),
         }
-        true
     }
 
-    /// It did not answer. True when it was not known to be down.
-    pub fn unreachable(&self, why: &str) -> bool {
+    /// It did not answer.
+    pub fn unreachable(&self, why: &str) {
         self.attempts.fetch_add(1, Ordering::Relaxed);
         let mut status = lock(&self.status);
         let news = status.up != Some(false);
@@ -547,6 +546,5 @@ impl DependencyView {
                 "it does not answer: messages are kept and it is tried again, quietly"
             );
         }
-        news
     }
 }

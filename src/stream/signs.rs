@@ -62,8 +62,8 @@ impl Signs {
         let text = error.to_string();
         self.show_inactive(Some(text.clone()));
         let (stream, broker) = (self.stream.as_str(), self.broker.as_str());
-        if error.is_of_broker() && self.dependency.unreachable(&text) {
-            tracing::warn!(event = "broker_lost", stream, broker, trouble = text, "broker lost");
+        if error.is_of_broker() {
+            self.dependency.unreachable(&text);
         }
         if self.trouble.replace(error.kind()) == Some(error.kind()) {
             return;
@@ -117,10 +117,7 @@ impl Watcher for Signs {
     fn let_in(&mut self, session_present: bool) {
         self.session_present = session_present;
         self.view.update(|status| status.connected = true);
-        if self.dependency.reachable() {
-            let (stream, broker) = (self.stream.as_str(), self.broker.as_str());
-            tracing::info!(event = "broker_reached", stream, broker, "broker reached");
-        }
+        self.dependency.reachable();
         if !session_present && self.view.status().sequence > Sequence::ZERO {
             let stream = self.stream.as_str();
             tracing::warn!(

@@ -5,7 +5,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rig::{Folder, Homelab, Kafka, Mosquitto, MosquittoOptions, Node, Postgres, Publisher, eventually, free_port};
+use rig::{
+    Folder, Homelab, Kafka, Mosquitto, MosquittoOptions, Node, Postgres, Publisher, eventually,
+    free_port,
+};
 use serde_json::Value;
 
 /// Longest wait for something that normally takes well under a second.
