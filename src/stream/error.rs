@@ -180,8 +180,14 @@ impl StreamError {
         StreamError::Refused { broker, refusal: (text, remedy) }
     }
 
-    /// What an I/O error of a running connection means.
+    /// What an I/O error of a running connection means. Since TLS 1.3 a server refuses a client's certificate only
+    /// after the client's side of the handshake is done: the alert meets the first read.
     pub fn network(broker: &str, error: &io::Error) -> Self {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<RustlsError>());
+        if let Some(RustlsError::AlertReceived(alert)) = tls {
+            let problem = RustlsError::AlertReceived(*alert).to_string();
+            return StreamError::TlsRefused { broker: broker.to_owned(), problem };
+        }
         StreamError::Network { broker: broker.to_owned(), problem: error.to_string() }
     }
 

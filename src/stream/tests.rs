@@ -1,7 +1,5 @@
 //! The connection's loop against a scripted broker on a local socket, with a stand-in for the buffer.
 
-mod broker;
-
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -206,7 +204,7 @@ fn limits() -> Limits {
 }
 
 /// The configuration of a node with one stream, `energy`.
-pub fn settings(port: u16) -> Settings {
+fn settings(port: u16) -> Settings {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("telemetry.toml");
     let text = format!(

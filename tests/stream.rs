@@ -1,21 +1,49 @@
-//! The whole part with the real buffer against a real broker.
+//! A stream's part with the real buffer against a real broker.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rig::{Certificates, Mosquitto, MosquittoOptions, Publisher};
+use telemetry::buffer::Buffer;
+use telemetry::config::{self, MqttVersion, Settings, TlsSettings};
+use telemetry::domain::{Secret, Sequence, StreamName};
+use telemetry::observe::{Board, DisconnectReason, Redelivery};
+use telemetry::part::{Control, Part as _, PartResult, Phase, Progress};
+use telemetry::stream::StreamReader;
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, LocalSet};
-
-use super::*;
-use crate::buffer::Buffer;
-use crate::config::TlsSettings;
-use crate::domain::StreamName;
-use crate::observe::DisconnectReason;
-use crate::part::{Part as _, PartResult};
-use crate::stream::{StreamReader, dial};
+use tokio::time::timeout;
 
 const LONG: Duration = Duration::from_secs(20);
+
+/// The configuration of a node with one stream, `energy`.
+fn settings(port: u16) -> Settings {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("telemetry.toml");
+    let text = format!(
+        r#"
+        [node]
+        name = "node"
+        state_dir = "state"
+        [brokers.home]
+        host = "127.0.0.1"
+        port = {port}
+        [clusters.main]
+        bootstrap_servers = ["127.0.0.1:1"]
+        [streams.energy]
+        broker = "home"
+        topic_filter = "a/#"
+        [streams.energy.fields]
+        device = {{ path = "id", type = "text", device_id = true, tag = true }}
+        [streams.energy.kafka]
+        cluster = "main"
+        topic = "energy"
+        "#
+    );
+    std::fs::write(&file, text).unwrap();
+    config::load(&file, &|_| None).unwrap().settings
+}
 
 fn energy() -> StreamName {
     StreamName::parse("energy").unwrap()
@@ -62,6 +90,10 @@ impl Life {
 
     async fn kept(&self, count: u64) {
         self.until("kept", |life| life.buffer.durable(&energy()).0.0 >= count).await;
+    }
+
+    fn trouble(&self) -> String {
+        self.board.stream(&energy()).status().trouble.unwrap_or_default()
     }
 
     fn redelivered(&self, kind: Redelivery) -> u64 {
@@ -222,7 +254,7 @@ async fn a_broker_that_comes_back_is_read_again_and_a_refusal_is_told() {
     let home = settings.brokers.get_mut("home").unwrap();
     home.reconnect.min = Duration::from_millis(20);
     home.username = Some("node".to_owned());
-    home.password = Some(crate::domain::Secret::new("bad".to_owned()));
+    home.password = Some(Secret::new("bad".to_owned()));
     let trouble = |life: &Life| life.board.stream(&energy()).status().trouble.unwrap_or_default();
     LocalSet::new()
         .run_until(async {
@@ -233,7 +265,7 @@ async fn a_broker_that_comes_back_is_read_again_and_a_refusal_is_told() {
             life.stop().await;
 
             let home = settings.brokers.get_mut("home").unwrap();
-            home.password = Some(crate::domain::Secret::new("good".to_owned()));
+            home.password = Some(Secret::new("good".to_owned()));
             let life = Life::begin(&settings, state.path());
             life.subscribed().await;
             broker.stop().unwrap();
@@ -262,19 +294,15 @@ async fn each_failure_of_tls_is_told_apart() {
         client_certificate: None,
         server_name: name.map(str::to_owned),
     };
-    let attempt = async |port: u16, authority: &Path, name: Option<&str>| {
-        let mut broker = settings(port).brokers["home"].clone();
-        broker.tls = Some(tls(authority, name));
-        dial::dial(&broker).await.map(|_| ())
-    };
-    attempt(secure.port(), &ours, None).await.unwrap();
-    let error = attempt(secure.port(), &theirs, None).await.unwrap_err();
-    assert!(matches!(error, StreamError::TlsUnknownAuthority { .. }), "{error}");
-    let error = attempt(secure.port(), &ours, Some("elsewhere.example")).await.unwrap_err();
-    assert!(matches!(error, StreamError::TlsWrongName { .. }), "{error}");
-    let error = attempt(plain.port(), &ours, None).await.unwrap_err();
-    assert!(matches!(error, StreamError::TlsPlainServer { .. }), "{error}");
-
+    for (port, authority, name, expected) in [
+        (secure.port(), &theirs, None, "an authority unknown here; set tls.ca_file"),
+        (secure.port(), &ours, Some("elsewhere.example"), "not for \"elsewhere.example\""),
+        (plain.port(), &ours, None, "does not seem to speak TLS"),
+    ] {
+        let mut settings = settings(port);
+        settings.brokers.get_mut("home").unwrap().tls = Some(tls(authority, name));
+        assert_trouble(&settings, expected).await;
+    }
     let state = tempfile::tempdir().unwrap();
     let mut settings = settings(secure.port());
     settings.brokers.get_mut("home").unwrap().tls = Some(tls(&ours, None));
@@ -300,10 +328,52 @@ async fn each_failure_of_tls_is_told_apart() {
 
 #[tokio::test]
 async fn an_unknown_host_and_a_closed_port_are_told_apart() {
-    let mut broker = settings(rig::free_port()).brokers["home"].clone();
-    let error = dial::dial(&broker).await.map(|_| ()).unwrap_err();
-    assert!(matches!(error, StreamError::ConnectionRefused { .. }), "{error}");
-    broker.host = "no-such-host.invalid".to_owned();
-    let error = dial::dial(&broker).await.map(|_| ()).unwrap_err();
-    assert!(matches!(error, StreamError::Dns { .. }), "{error}");
+    let mut settings = settings(rig::free_port());
+    assert_trouble(&settings, "refused the connection").await;
+    settings.brokers.get_mut("home").unwrap().host = "no-such-host.invalid".to_owned();
+    assert_trouble(&settings, "cannot resolve no-such-host.invalid").await;
+}
+
+#[tokio::test]
+async fn a_missing_client_certificate_is_told_as_that_and_a_given_one_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificates = Certificates::generate().unwrap();
+    let files = certificates.write(folder.path()).unwrap();
+    let broker = Mosquitto::start_with(MosquittoOptions {
+        tls: Some(certificates),
+        client_certificates: true,
+        ..MosquittoOptions::default()
+    })
+    .unwrap();
+    let mut settings = settings(broker.port());
+    let tls = |client_certificate| TlsSettings {
+        ca_file: Some(files.authority.clone()),
+        client_certificate,
+        server_name: None,
+    };
+    settings.brokers.get_mut("home").unwrap().tls = Some(tls(None));
+    assert_trouble(&settings, "check the client certificate").await;
+    let client = (files.client_certificate.clone(), files.client_key.clone());
+    settings.brokers.get_mut("home").unwrap().tls = Some(tls(Some(client)));
+    let state = tempfile::tempdir().unwrap();
+    LocalSet::new()
+        .run_until(async {
+            let life = Life::begin(&settings, state.path());
+            life.subscribed().await;
+            life.stop().await;
+        })
+        .await;
+}
+
+/// The stream does not connect, and says why.
+async fn assert_trouble(settings: &Settings, expected: &str) {
+    let state = tempfile::tempdir().unwrap();
+    LocalSet::new()
+        .run_until(async {
+            let life = Life::begin(settings, state.path());
+            life.until("troubled", |life| !life.trouble().is_empty()).await;
+            assert!(life.trouble().contains(expected), "{}", life.trouble());
+            life.stop().await;
+        })
+        .await;
 }
