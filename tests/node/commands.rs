@@ -1,5 +1,8 @@
 //! What a person sees: commands, health, metrics.
 
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
 use rig::eventually;
 
 use crate::world::{Changes, SOON, World};
@@ -83,4 +86,45 @@ fn without_any_database_the_node_feeds_its_topics() {
     publisher.flush(SOON).unwrap();
     eventually(SOON, "its record", || world.kafka_records("homelab-energy-realtime").len() == 1);
     world.drained(SOON);
+}
+
+fn check(arguments: &[&str], message: &str) -> std::process::Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_telemetry"));
+    command.arg("check").args(arguments).current_dir(rig::repository());
+    let piped = || Stdio::piped();
+    let mut child =
+        command.stdin(piped()).stdout(piped()).stderr(piped()).spawn().expect("the binary runs");
+    child.stdin.take().unwrap().write_all(message.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn check_passes_the_example_and_ends_with_78_on_mistakes() {
+    let fine = check(&["--config", "examples/homelab/telemetry.toml"], "");
+    assert_eq!(fine.status.code(), Some(0), "{}", String::from_utf8_lossy(&fine.stderr));
+    let broken = check(&["--config", "tests/check/unknown_keys.toml"], "");
+    assert_eq!(broken.status.code(), Some(78));
+    let report = String::from_utf8_lossy(&broken.stderr).into_owned();
+    assert!(report.contains("mistake"), "{report}");
+    let run = Command::new(env!("CARGO_BIN_EXE_telemetry"))
+        .args(["run", "--config", "tests/check/unknown_keys.toml"])
+        .current_dir(rig::repository())
+        .output()
+        .unwrap();
+    assert_eq!(run.status.code(), Some(78), "nothing is started on a mistake");
+}
+
+#[test]
+fn check_explains_what_each_rule_made_of_a_message() {
+    let message = r#"{"temperature_c": 6.4, "humidity_pct": 71, "surprise": 1}"#;
+    let example = "examples/homelab/telemetry.toml";
+    let arguments = ["--config", example, "--explain", "temperature_outdoor"];
+    let text = check(&arguments, message);
+    assert_eq!(text.status.code(), Some(0), "{}", String::from_utf8_lossy(&text.stderr));
+    let shown = String::from_utf8_lossy(&text.stdout).into_owned();
+    for word in ["temperature_sensors", "humidity", "6.4", "outdoor-sensor"] {
+        assert!(shown.contains(word), "{word} in\n{shown}");
+    }
+    let json = check(&[&arguments[..], &["--json"]].concat(), message);
+    serde_json::from_slice::<serde_json::Value>(&json.stdout).expect("JSON");
 }

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use crate::world::{Changes, SOON, World};
 
-const ROUNDS: u64 = 50;
 const MESSAGES_A_ROUND: u64 = 300;
 
 fn payload(stream: &str, count: u64) -> (&'static str, String) {
@@ -35,10 +34,23 @@ fn number(entry: &rig::Entry) -> String {
 
 #[test]
 fn fifty_kills_under_load_lose_nothing_and_double_no_row() {
-    let mut world = World::start(Changes { kafka: true, ..Changes::default() });
+    let changes = Changes { kafka: true, ..Changes::default() };
+    let (world, count) = kill_rounds(changes, 50);
+    assert_topic(&world, count);
+}
+
+#[test]
+fn kills_under_the_older_protocol_lose_nothing_and_double_no_row() {
+    let extra = "[brokers.home]\nversion = \"3.1.1\"\n".to_owned();
+    kill_rounds(Changes { extra, ..Changes::default() }, 10);
+}
+
+/// Compares the tables with the ledger; how many messages each stream got.
+fn kill_rounds(changes: Changes, rounds: u64) -> (World, u64) {
+    let mut world = World::start(changes);
     let publisher = world.publisher();
     let mut count = 0;
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         for _ in 0..MESSAGES_A_ROUND {
             for stream in ["energy", "temperature_outdoor"] {
                 let (topic, payload) = payload(stream, count);
@@ -67,7 +79,7 @@ fn fifty_kills_under_load_lose_nothing_and_double_no_row() {
     }
     let comparison = publisher.ledger().compare(number, arrived.iter().map(String::as_str));
     assert!(comparison.is_exact(), "{comparison:?}");
-    assert_topic(&world, count);
+    (world, count)
 }
 
 /// At least once, each repeat marked by its id, and in order per device once repeats are dropped.

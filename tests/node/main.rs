@@ -6,5 +6,6 @@ mod commands;
 mod kill;
 mod outages;
 mod parts;
+mod stop;
 mod streams;
 mod world;

@@ -1,0 +1,99 @@
+//! SIGTERM: intake ends, sinks finish, exit 0; a second one ends at once. Nothing is lost either way.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rig::eventually;
+use serde_json::json;
+
+use crate::world::{Changes, SOON, World};
+
+/// `drain_timeout_seconds` of the example, and what may pass after it.
+const STOP_LIMIT: Duration = Duration::from_secs(20 + 5);
+
+fn reading(count: u64) -> String {
+    json!({"saveeyeDeviceSerialNumber": "SE-1", "activeActualConsumption": {"total": 500},
+        "activeTotalConsumption": {"total": count}})
+    .to_string()
+}
+
+fn terminate(world: &mut World) {
+    let pid = world.node.daemon().pid().expect("the node runs").to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+}
+
+#[test]
+fn a_stop_under_load_ends_in_time_and_loses_nothing() {
+    let mut world = World::start(Changes::default());
+    let publisher = world.publisher();
+    let ended = AtomicBool::new(false);
+    let count = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut count = 0;
+            while !ended.load(Ordering::Relaxed) {
+                publisher.publish("energy", "saveeye/telemetry", reading(count));
+                count += 1;
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            count
+        });
+        eventually(SOON, "the load arrives", || {
+            world.books("energy", "energy_consumption", "delivered") > 500
+        });
+        let started = Instant::now();
+        let status = world.node.stop(STOP_LIMIT).unwrap();
+        assert!(status.success(), "{status} after {:?}", started.elapsed());
+        ended.store(true, Ordering::Relaxed);
+        load.join().unwrap()
+    });
+    publisher.flush(SOON).unwrap();
+    world.node.start().unwrap();
+    world.subscribed();
+    eventually(SOON, "all rows", || world.count("telemetry", "energy_consumption") >= count);
+    world.drained(SOON);
+    let distinct = "SELECT count(DISTINCT active_energy_total) FROM energy_consumption";
+    assert_eq!(world.postgres.value("telemetry", distinct).unwrap(), count.to_string());
+    assert_eq!(world.count("telemetry", "energy_consumption"), count);
+}
+
+#[test]
+fn a_second_signal_ends_a_drain_at_once_and_what_is_pending_stays() {
+    let mut world = World::start(Changes::default());
+    world.postgres.freeze();
+    let publisher = world.publisher();
+    for count in 0..100 {
+        publisher.publish("energy", "saveeye/telemetry", reading(count));
+    }
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "all are kept", || {
+        let streams = world.node.streams().unwrap_or_default();
+        streams["streams"][0]["status"]["sequence"] == 100
+    });
+    terminate(&mut world);
+    eventually(SOON, "it drains", || world.node.log_text().contains("node_stopping"));
+    let second = Instant::now();
+    terminate(&mut world);
+    let status = world.node.daemon().wait(STOP_LIMIT).unwrap();
+    assert!(status.success(), "{status}");
+    assert!(second.elapsed() < Duration::from_secs(10), "{:?}", second.elapsed());
+    world.postgres.thaw();
+    world.node.start().unwrap();
+    eventually(SOON, "all rows", || world.count("telemetry", "energy_consumption") == 100);
+    world.drained(SOON);
+}
+
+#[test]
+fn a_liveness_probe_answers_while_everything_outside_hangs() {
+    let world = World::start(Changes::default());
+    world.postgres.freeze();
+    world.mosquitto.freeze();
+    for _ in 0..20 {
+        let asked = Instant::now();
+        let answer = world.node.get("/health/live").unwrap();
+        assert_eq!(answer.status, 200);
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    }
+    world.postgres.thaw();
+    world.mosquitto.thaw();
+}
