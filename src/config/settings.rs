@@ -314,6 +314,21 @@ pub enum FieldType {
     Timestamp,
 }
 
+impl FieldType {
+    /// As PostgreSQL calls it in a table's definition.
+    pub fn sql_type(self) -> &'static str {
+        match self {
+            FieldType::Int2 => "smallint",
+            FieldType::Int4 => "integer",
+            FieldType::Int8 => "bigint",
+            FieldType::Float8 => "double precision",
+            FieldType::Boolean => "boolean",
+            FieldType::Text => "text",
+            FieldType::Timestamp => "timestamptz",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rounding {
     Floor,

@@ -15,7 +15,7 @@ use super::source::{Mapped, Plan, map};
 use super::table_sink::TableSink;
 use super::target::{no_partition, refusal};
 use super::transaction;
-use crate::domain::{Books, DeadLetter, DeliveryFlags, ErrorClass, Record, Sequence};
+use crate::domain::{Books, DeadLetter, ErrorClass, Sequence};
 use crate::mapping::Fault;
 
 /// What became of a replayed letter. The letter itself is the caller's to remove, in every case but the last two.
@@ -62,7 +62,7 @@ async fn attempt(sink: &TableSink, letter: &DeadLetter) -> Result<ReplayOutcome,
     let replayed = transaction::run(&sink.pool, &sink.database, async |client| {
         let plan = sink.plan(client, &mapper).await?;
         let mut batch = Batch::behind(Sequence::ZERO);
-        let mapped = map(&mut mapper, &plan, &record(letter), &mut batch);
+        let mapped = map(&mut mapper, &plan, &letter.record(), &mut batch);
         let (outcome, tally) = match mapped {
             Mapped::Row => (ReplayOutcome::Delivered, Tally { delivered: 1, ..BACK }),
             Mapped::Filtered => (ReplayOutcome::Filtered, Tally { filtered: 1, ..BACK }),
@@ -94,17 +94,6 @@ const BACK: Tally = Tally {
     unchanged: 0,
     stale: 0,
 };
-
-fn record(letter: &DeadLetter) -> Record<'_> {
-    Record {
-        sequence: letter.key.sequence,
-        arrival: letter.arrival,
-        topic: &letter.topic,
-        payload: &letter.payload,
-        flags: DeliveryFlags { qos: 1, retain: letter.retain, dup: false, truncated: false },
-        packet_id: 0,
-    }
-}
 
 /// One transaction; `None` when the ledger says it happened before.
 async fn write(

@@ -12,10 +12,7 @@ use super::batch::{Batch, Special};
 use super::latest::LatestPlan;
 use super::table_sink::TableSink;
 use crate::buffer::{Block, BufferError, Reader};
-use crate::domain::{
-    Arrival, DeadLetter, DeadLetterKey, Durable, Reason, Record, Sequence, SinkName, Stage,
-    StreamName,
-};
+use crate::domain::{Arrival, Durable, Reason, Record, Sequence, Stage};
 use crate::mapping::{Fault, Outcome, RowMapper};
 
 /// Blocks mapped between two chances for the connection to move: some 0.2 ms of work.
@@ -156,7 +153,7 @@ impl Source {
                 }
                 batch.mark(Special::Dead(record.sequence));
                 let (stream, sink) = (&self.sink.stream.name, &self.sink.table.sink);
-                batch.letters.push(letter(stream, sink, record, fault, None));
+                batch.letters.push(fault.into_letter(stream, sink, record, None));
             }
         }
     }
@@ -228,34 +225,6 @@ fn map_or_panic(
             Ok(None) => Mapped::Filtered,
             Err(fault) => Mapped::Dead(fault),
         },
-    }
-}
-
-/// A dead letter of this sink. `sqlstate` when it was the server that refused it.
-pub fn letter(
-    stream: &StreamName,
-    sink: &SinkName,
-    record: &Record<'_>,
-    fault: Fault,
-    sqlstate: Option<String>,
-) -> DeadLetter {
-    DeadLetter {
-        key: DeadLetterKey {
-            sink: sink.clone(),
-            stream: stream.clone(),
-            sequence: record.sequence,
-        },
-        topic: record.topic.to_owned(),
-        payload: record.payload.to_vec(),
-        arrival: record.arrival,
-        dead_at: Arrival::now(),
-        stage: fault.stage,
-        reason: fault.reason,
-        detail: fault.detail,
-        sqlstate,
-        column: fault.field,
-        attempts: 1,
-        retain: record.flags.retain,
     }
 }
 

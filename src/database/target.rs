@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::batch::{Batch, Segment};
 use super::cursor::{Cursor, Tally};
 use super::error::DatabaseError;
-use super::source::{Plan, letter};
+use super::source::Plan;
 use super::table_sink::TableSink;
 use super::transaction::{self, Move};
 use crate::buffer::BufferError;
@@ -155,7 +155,12 @@ impl Target {
         let sequence = mark.sequence;
         let refused = batch.with_record(sequence, |record| {
             let sqlstate = error.sqlstate().map(str::to_owned);
-            letter(&self.sink.stream.name, &self.sink.table.sink, record, refusal(error), sqlstate)
+            refusal(error).into_letter(
+                &self.sink.stream.name,
+                &self.sink.table.sink,
+                record,
+                sqlstate,
+            )
         });
         let Some(refused) = refused else {
             return Err(DatabaseError::Standing {

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Arrival, Sequence, SinkName, StreamName};
+use super::{Arrival, DeliveryFlags, Record, Sequence, SinkName, StreamName};
 
 /// One dead letter per sink and record: the same message may be fine for another sink.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -127,4 +127,18 @@ pub struct DeadLetter {
     /// Deliveries tried, this one included.
     pub attempts: u32,
     pub retain: bool,
+}
+
+impl DeadLetter {
+    /// The record it was made from, for a replay through the current mapping.
+    pub fn record(&self) -> Record<'_> {
+        Record {
+            sequence: self.key.sequence,
+            arrival: self.arrival,
+            topic: &self.topic,
+            payload: &self.payload,
+            flags: DeliveryFlags { retain: self.retain, ..DeliveryFlags::default() },
+            packet_id: 0,
+        }
+    }
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::error::KafkaError;
 use super::ledger::Ledger;
-use super::outbox::{Outbox, dead_letter, too_large};
+use super::outbox::{Outbox, too_large};
 use super::reports::{Reports, opaque};
 use super::session::{Cluster, Session};
 use super::window::Fate;
@@ -256,7 +256,7 @@ impl Delivery<'_> {
             }
             Outcome::Dead(fault) => fault,
         };
-        letters.push(dead_letter(self.ledger.stream(), self.ledger.sink(), record, fault));
+        letters.push(fault.into_letter(self.ledger.stream(), self.ledger.sink(), record, None));
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use super::delivery::{Delivery, Stop};
 use super::error::{KafkaError, class_of};
 use super::ledger::{Ledger, LedgerParts};
-use super::outbox::{Outbox, dead_letter, too_large};
+use super::outbox::{Outbox, too_large};
 use super::session::{Cluster, Session};
 use super::topics::{self, TopicFacts};
 use super::window::Failure;
@@ -298,7 +298,7 @@ impl Lane {
                 detail: code.to_string(),
             },
         };
-        let letter = dead_letter(self.ledger.stream(), self.ledger.sink(), &record, fault);
+        let letter = fault.into_letter(self.ledger.stream(), self.ledger.sink(), &record, None);
         self.ledger.set_aside(vec![letter]).await?;
         let passed = super::window::Passed { records: 1, dead_lettered: 1, ..Default::default() };
         self.ledger.enter(passed, None);

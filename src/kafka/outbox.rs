@@ -7,10 +7,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use super::error::KafkaError;
 use super::session::Outgoing;
 use crate::config::StreamSettings;
-use crate::domain::{
-    Arrival, DeadLetter, DeadLetterKey, LogIdentity, Reason, Record, Sequence, SinkName, Stage,
-    StreamName, TelemetryId,
-};
+use crate::domain::{Arrival, LogIdentity, Reason, Record, Sequence, Stage, TelemetryId};
 use crate::mapping::{Fault, MappingError, Observed, Outcome, RecordMapper};
 
 /// By it a consumer drops repeats.
@@ -102,33 +99,6 @@ fn compile(settings: &StreamSettings) -> Result<RecordMapper, KafkaError> {
         stream: settings.name.to_string(),
         problem: errors.iter().map(MappingError::to_string).collect::<Vec<_>>().join("; "),
     })
-}
-
-/// A dead letter of `record`, for `fault`.
-pub(super) fn dead_letter(
-    stream: &StreamName,
-    sink: &SinkName,
-    record: &Record<'_>,
-    fault: Fault,
-) -> DeadLetter {
-    DeadLetter {
-        key: DeadLetterKey {
-            sink: sink.clone(),
-            stream: stream.clone(),
-            sequence: record.sequence,
-        },
-        topic: record.topic.to_owned(),
-        payload: record.payload.to_vec(),
-        arrival: record.arrival,
-        dead_at: Arrival::now(),
-        stage: fault.stage,
-        reason: fault.reason,
-        detail: fault.detail,
-        sqlstate: None,
-        column: fault.field,
-        attempts: 1,
-        retain: record.flags.retain,
-    }
 }
 
 /// Larger than the brokers take.

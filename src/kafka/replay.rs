@@ -11,7 +11,7 @@ use super::outbox::Outbox;
 use super::reports::{Reports, opaque};
 use super::session::{Cluster, Session};
 use crate::config::StreamSettings;
-use crate::domain::{DeadLetter, DeliveryFlags, LogIdentity, Record, Sequence};
+use crate::domain::{DeadLetter, LogIdentity, Sequence};
 use crate::mapping::{Fault, Outcome};
 use crate::observe::SinkView;
 
@@ -71,7 +71,7 @@ impl KafkaReplayer {
         let place = target.books.reserve().await;
         let place = place.map_err(|_| KafkaError::NotServed { stream: stream.to_string() })?;
         let mut outbox = Outbox::new(target.stream.clone(), target.topic.clone(), inner.log)?;
-        match outbox.map(&record_of(letter))? {
+        match outbox.map(&letter.record())? {
             Outcome::Mapped(()) => {}
             Outcome::Filtered => return Ok(ReplayOutcome::Filtered),
             Outcome::Incomplete => return Ok(ReplayOutcome::Incomplete),
@@ -131,16 +131,5 @@ async fn reported(reports: &Reports) {
             return;
         }
         reports.changed().await;
-    }
-}
-
-fn record_of(letter: &DeadLetter) -> Record<'_> {
-    Record {
-        sequence: letter.key.sequence,
-        arrival: letter.arrival,
-        topic: &letter.topic,
-        payload: &letter.payload,
-        flags: DeliveryFlags { retain: letter.retain, ..DeliveryFlags::default() },
-        packet_id: 0,
     }
 }

@@ -21,7 +21,9 @@ pub use record::RecordMapper;
 pub use row::RowMapper;
 
 use crate::config::FieldType;
-use crate::domain::{Reason, Stage};
+use crate::domain::{
+    Arrival, DeadLetter, DeadLetterKey, Reason, Record, SinkName, Stage, StreamName,
+};
 
 /// A value in a detail text is cut here, in characters.
 const SHOWN_CHARACTERS_MAX: usize = 80;
@@ -60,6 +62,33 @@ pub struct Fault {
     pub field: Option<String>,
     /// Value and rule, for people; a long value is cut.
     pub detail: String,
+}
+
+impl Fault {
+    /// The dead letter of `record` for one sink; `sqlstate` when it was the server that refused it.
+    pub fn into_letter(
+        self,
+        stream: &StreamName,
+        sink: &SinkName,
+        record: &Record<'_>,
+        sqlstate: Option<String>,
+    ) -> DeadLetter {
+        let (sink, stream) = (sink.clone(), stream.clone());
+        DeadLetter {
+            key: DeadLetterKey { sink, stream, sequence: record.sequence },
+            topic: record.topic.to_owned(),
+            payload: record.payload.to_vec(),
+            arrival: record.arrival,
+            dead_at: Arrival::now(),
+            stage: self.stage,
+            reason: self.reason,
+            detail: self.detail,
+            sqlstate,
+            column: self.field,
+            attempts: 1,
+            retain: record.flags.retain,
+        }
+    }
 }
 
 /// One value of a row.

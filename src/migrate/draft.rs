@@ -90,15 +90,8 @@ fn given(stream: &StreamSettings, field: &str) -> bool {
 }
 
 fn type_of(stream: &StreamSettings, field: &str) -> &'static str {
-    match stream.mapping.fields.get(field).map_or(FieldType::Text, |field| field.field_type) {
-        FieldType::Int2 => "smallint",
-        FieldType::Int4 => "integer",
-        FieldType::Int8 => "bigint",
-        FieldType::Float8 => "double precision",
-        FieldType::Boolean => "boolean",
-        FieldType::Text => "text",
-        FieldType::Timestamp => "timestamptz",
-    }
+    let field = stream.mapping.fields.get(field);
+    field.map_or(FieldType::Text, |field| field.field_type).sql_type()
 }
 
 fn create_table(text: &mut String, table: &str, columns: &[String]) {
