@@ -75,9 +75,10 @@ fn watch(target: &str, last: u64, stop: &AtomicBool) -> Result<Vec<(u64, Instant
     runtime.block_on(async {
         let (client, connection) = tokio_postgres::connect(target, NoTls).await?;
         let driver = tokio::spawn(connection);
+        // Messages of one read share their arrival time.
         let newest = format!(
             "SELECT active_energy_total FROM {TABLE} WHERE device_serial = 'SE-4471-K' \
-             ORDER BY time DESC LIMIT 1"
+             ORDER BY time DESC, active_energy_total DESC LIMIT 1"
         );
         let newest = client.prepare(&newest).await?;
         let mut seen: Vec<(u64, Instant)> = Vec::new();
