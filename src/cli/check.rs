@@ -62,25 +62,6 @@ pub fn check(arguments: &CheckArguments) -> Exit {
     }
 }
 
-/// For commands that need a configuration: warnings and mistakes go to standard error.
-///
-/// # Errors
-/// The exit code, when the configuration cannot be used; its report is printed.
-pub fn load_or_report(path: &Path) -> Result<Loaded, Exit> {
-    match load(path) {
-        Ok(loaded) => {
-            if !loaded.warnings.is_empty() {
-                eprint!("{}", Warnings(&loaded.warnings));
-            }
-            Ok(loaded)
-        }
-        Err(report) => {
-            eprint!("{report}");
-            Err(Exit::Configuration)
-        }
-    }
-}
-
 /// Configuration and mappings, checked together.
 ///
 /// # Errors

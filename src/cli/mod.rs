@@ -115,6 +115,10 @@ struct Told(Exit);
 
 /// Runs one command to its end. An error is told on standard error.
 pub fn main(cli: Cli) -> Exit {
+    // Whoever reads our output may have enough of it (`| head`); the node itself must survive closed sockets.
+    if !matches!(cli.command, Command::Run(_) | Command::Simulate(_)) {
+        sigpipe::reset();
+    }
     run_command(cli.command).unwrap_or_else(|error| match error.downcast_ref::<Told>() {
         Some(Told(exit)) => *exit,
         None => {
@@ -124,9 +128,12 @@ pub fn main(cli: Cli) -> Exit {
     })
 }
 
-/// The checked configuration; its report is printed when it has mistakes.
+/// The checked configuration; its report is printed when it has mistakes. Warnings are for `check` and `run`.
 fn settings(config: &Path) -> anyhow::Result<Settings> {
-    let loaded = check::load_or_report(config).map_err(|_| Told(Exit::Configuration))?;
+    let loaded = check::load(config).map_err(|report| {
+        eprint!("{report}");
+        Told(Exit::Configuration)
+    })?;
     Ok(loaded.settings)
 }
 

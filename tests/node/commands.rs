@@ -128,3 +128,18 @@ fn check_explains_what_each_rule_made_of_a_message() {
     let json = check(&[&arguments[..], &["--json"]].concat(), message);
     serde_json::from_slice::<serde_json::Value>(&json.stdout).expect("JSON");
 }
+
+#[test]
+fn a_reader_that_has_enough_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_telemetry"))
+        .args(["check", "--effective", "--config", "examples/homelab/telemetry.toml"])
+        .current_dir(rig::repository())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!error.contains("panicked"), "{error}");
+}
