@@ -182,12 +182,12 @@ impl Recovery<'_> {
             }));
             next.insert(stream.clone(), at);
         }
-        let (number, store, mut contents) = match known.last_mut().map(|last| last.store.take()) {
-            Some(Some(store)) => {
-                let last = known.last().expect("it was there a line above");
-                (last.number, store, last.contents.clone())
-            }
-            _ => self.fresh(&mut known, next.clone(), set_aside)?,
+        let newest = known
+            .last_mut()
+            .and_then(|last| Some((last.number, last.store.take()?, last.contents.clone())));
+        let (number, store, mut contents) = match newest {
+            Some(newest) => newest,
+            None => self.fresh(&mut known, next.clone(), set_aside)?,
         };
         contents.next = next;
         marks.clean = false;

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use super::error::{Access, KafkaError};
 use crate::observe::{Board, DependencyView};
 
-/// Facilities of librdkafka whose lines repeat what `kafka_lost` says, or comment on properties the node itself sets.
+/// Facilities of librdkafka whose lines repeat what `dependency_lost` says, or comment on properties the node itself sets.
 /// A producer that ended is renewed, one without an identity asks again.
 const QUIET_FACILITIES: [&str; 8] =
     ["FAIL", "ERROR", "REQTMOUT", "CONNECT", "DISCONNECT", "CONFWARN", "FATAL", "GETPID"];
