@@ -43,7 +43,10 @@ pub mod mapping;
 pub mod simulate;
 
 pub mod observe;
+
+pub mod certificates;
 pub mod part;
+pub mod private_file;
 pub mod retry;
 pub mod tls;
 

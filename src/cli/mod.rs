@@ -2,6 +2,7 @@
 //! on a terminal.
 
 mod buffer;
+mod certs;
 pub mod check;
 mod client;
 mod dlq;
@@ -10,6 +11,7 @@ mod parts;
 mod run;
 mod simulate;
 mod status;
+mod token;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -106,6 +108,21 @@ Ends with 1 when the node is unhealthy or does not answer.")]
   telemetry buffer verify
   telemetry buffer export energy --from 1 --to 100")]
     Buffer(buffer::BufferArguments),
+    /// Make, renew and show certificates
+    #[command(after_help = "Examples:
+  telemetry certs init --name broker.lan --name 192.168.1.10 --device meter-1
+  telemetry certs renew --within 30
+  telemetry certs show
+  telemetry certs show /etc/telemetry/tls/server.crt --json")]
+    Certs(certs::CertsArgs),
+    /// Make, list or revoke tokens for the HTTP listener
+    #[command(after_help = "Examples:
+  telemetry token create --scope read --expires 90d --note grafana
+  telemetry token list
+  telemetry token revoke 1f0c9a2b
+
+A running node heeds a change at once. Run it as the node's user or as root.")]
+    Token(token::TokenArgs),
 }
 
 /// A command ends because of something that has been told already.
@@ -150,6 +167,8 @@ fn run_command(command: Command) -> anyhow::Result<Exit> {
         Command::Dlq(args) => dlq::run(&args),
         Command::Parts(args) => parts::run(&args),
         Command::Buffer(args) => buffer::run(&args),
+        Command::Certs(args) => certs::run(&args),
+        Command::Token(args) => token::run(&args),
     }
 }
 

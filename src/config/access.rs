@@ -1,12 +1,12 @@
 //! How a server is reached: TLS, passwords from outside the file.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Context;
 use super::schema::*;
 use super::section::Section;
-use super::settings::TlsSettings;
+use super::settings::{CertificateFiles, TlsSettings};
 use crate::domain::Secret;
 
 pub const PASSWORD_REFUSED: (&str, &str) = (
@@ -64,16 +64,9 @@ pub static TLS: Group = Group {
 };
 
 pub fn tls(section: &Section, context: &mut Context<'_>) -> TlsSettings {
-    let mut file = |name: &'static str| {
-        let path = context.resolve(&section.optional_text(name)?);
-        if let Err(error) = std::fs::File::open(&path) {
-            let rule = format!("cannot read {}: {error}", path.display());
-            context.problems.error(section.at(name), rule);
-        }
-        Some(path)
-    };
-    let ca_file = file("ca_file");
-    let (certificate, key) = (file("certificate_file"), file("key_file"));
+    let ca_file = readable(section, "ca_file", context);
+    let certificate = readable(section, "certificate_file", context);
+    let key = readable(section, "key_file", context);
     if section.has("certificate_file") != section.has("key_file") {
         let given = if section.has("key_file") { "key_file" } else { "certificate_file" };
         let rule = "a client certificate needs both certificate_file and key_file";
@@ -87,6 +80,24 @@ pub fn tls(section: &Section, context: &mut Context<'_>) -> TlsSettings {
         client_certificate: certificate.zip(key),
         server_name: section.optional_text("server_name"),
     }
+}
+
+/// A server's own certificate. None when a file is not named, which is reported elsewhere.
+pub fn certificate(section: &Section, context: &mut Context<'_>) -> Option<CertificateFiles> {
+    let certificate = readable(section, "certificate_file", context)?;
+    let key = readable(section, "key_file", context)?;
+    warn_of_readers(&key, section, "key_file", context);
+    Some(CertificateFiles { certificate, key })
+}
+
+/// The path of a file that can be opened, or is reported.
+fn readable(section: &Section, name: &'static str, context: &mut Context<'_>) -> Option<PathBuf> {
+    let path = context.resolve(&section.optional_text(name)?);
+    if let Err(error) = std::fs::File::open(&path) {
+        let rule = format!("cannot read {}: {error}", path.display());
+        context.problems.error(section.at(name), rule);
+    }
+    Some(path)
 }
 
 /// The password from whichever of the three places is named; more than one is refused.

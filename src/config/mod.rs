@@ -152,7 +152,7 @@ fn build(root: &Section, context: &mut Context<'_>) -> Option<Settings> {
         None => NodeName::parse("node").expect("a fixed name"),
     };
     let buffer = node::buffer(root, &mut context.problems);
-    let http = node::http(root, &mut context.problems);
+    let http = node::http(root, context);
     let log = node::log(root, &mut context.problems);
     let supervision = node::supervision(root, &mut context.problems);
     let brokers = each(root, "brokers", |section| broker::broker(section, context));

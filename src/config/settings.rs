@@ -22,6 +22,43 @@ pub struct Settings {
     pub streams: IndexMap<StreamName, StreamSettings>,
 }
 
+impl Settings {
+    /// Every certificate the configuration names, by who is on the other side.
+    pub fn certificate_files(&self) -> Vec<NamedCertificate> {
+        let brokers = self.brokers.iter().map(|(name, of)| (format!("mqtt:{name}"), &of.tls));
+        let clusters = self.clusters.iter().map(|(name, of)| (format!("kafka:{name}"), &of.tls));
+        let databases =
+            self.databases.iter().map(|(name, of)| (format!("postgresql:{name}"), &of.tls));
+        let mut found = Vec::new();
+        for (peer, tls) in brokers.chain(clusters).chain(databases) {
+            let Some(tls) = tls else { continue };
+            let named = |path: &PathBuf, authority| NamedCertificate {
+                peer: peer.clone(),
+                path: path.clone(),
+                authority,
+            };
+            found.extend(tls.ca_file.iter().map(|path| named(path, true)));
+            found.extend(tls.client_certificate.iter().map(|(path, _)| named(path, false)));
+        }
+        found.extend(self.http.certificate.iter().map(|files| NamedCertificate {
+            peer: "http".to_owned(),
+            path: files.certificate.clone(),
+            authority: false,
+        }));
+        found
+    }
+}
+
+/// A certificate in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedCertificate {
+    /// As the board calls the dependency, or `http` for the node's own listener.
+    pub peer: String,
+    pub path: PathBuf,
+    /// Any one of the file's certificates is enough.
+    pub authority: bool,
+}
+
 #[derive(Debug, Clone)]
 pub struct NodeSettings {
     pub name: NodeName,
@@ -57,6 +94,19 @@ pub struct BufferSettings {
 pub struct HttpSettings {
     /// `host:port`; loopback by default. Port 0 picks a free one.
     pub listen: std::net::SocketAddr,
+    /// HTTPS with this certificate; none = plain HTTP.
+    pub certificate: Option<CertificateFiles>,
+    /// Everything but the probes needs a token: always, unless it listens on loopback.
+    pub guarded: bool,
+    /// Of one token and address.
+    pub requests_per_minute_max: u32,
+}
+
+/// PEM files of a certificate (with its chain) and its private key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,8 +15,8 @@ use super::replay::{Replayers, replay};
 use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
 use crate::buffer::Buffer;
 use crate::config::Settings;
-use crate::http::{CONTROL_SOCKET, ControlState, Server, serve};
-use crate::observe::Board;
+use crate::http::{ControlState, Server, serve};
+use crate::observe::{Board, watch_certificates};
 use crate::part::Phase;
 
 /// How often a stop looks whether parts have ended.
@@ -103,11 +103,12 @@ impl Node {
             letters: buffer.state(),
             replay: replay(&context, &sinks, &replayers),
         };
-        let socket = settings.node.state_dir.join(CONTROL_SOCKET);
-        let server = serve(settings.http.listen, &socket, board.clone(), control).await?;
+        let server =
+            serve(&settings.http, &settings.node.state_dir, board.clone(), control).await?;
         for part in assembly::parts(&context, &sinks, &replayers) {
             supervisor.send(AddPart(part)).await.context("launch a part")?;
         }
+        actix::spawn(watch_certificates(settings.clone(), board.clone()));
         board.update_node(|node| node.running = true);
         tracing::info!(event = "node_started", node = %settings.node.name,
             log = %buffer.identity(), http = %server.address,

@@ -38,7 +38,12 @@ fn node(database: &TestDatabase) -> Settings {
             ballast_bytes: 1,
             free_bytes_min: 1,
         },
-        http: HttpSettings { listen: ([127, 0, 0, 1], 0).into() },
+        http: HttpSettings {
+            listen: ([127, 0, 0, 1], 0).into(),
+            certificate: None,
+            guarded: false,
+            requests_per_minute_max: 600,
+        },
         log: LogSettings { format: LogFormat::Text, filter: "info".to_owned() },
         supervision: SupervisionSettings {
             restarts_max: 1,

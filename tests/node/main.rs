@@ -1,6 +1,7 @@
 //! The node from outside: the real binary between a real Mosquitto, PostgreSQL and Kafka, judged by what was published
 //! and what arrived.
 
+mod access;
 mod bad_input;
 mod commands;
 mod kill;

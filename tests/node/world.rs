@@ -37,6 +37,8 @@ pub struct Changes {
     pub flooded: bool,
     /// Further TOML, written to `conf.d/`.
     pub extra: String,
+    /// TOML of `[http]`; where it has `{port}` the listener is all its own.
+    pub http: String,
     /// Sets FAILPOINTS for the node.
     pub failpoints: String,
 }
@@ -89,10 +91,15 @@ impl World {
                 stream.remove("tables");
             });
         }
+        if changes.http.contains("{port}") {
+            homelab.remove(&["http"]);
+        }
         homelab.write(&config).unwrap();
-        if !changes.extra.is_empty() {
+        let http = rig::render(&changes.http, &[("port", &http_port)]);
+        let extra = format!("{}\n{http}", changes.extra);
+        if !extra.trim().is_empty() {
             fs::create_dir(folder.path().join("conf.d")).unwrap();
-            fs::write(folder.path().join("conf.d/test.toml"), &changes.extra).unwrap();
+            fs::write(folder.path().join("conf.d/test.toml"), extra).unwrap();
         }
         let node = Node::new(env!("CARGO_BIN_EXE_telemetry"), config, http_port)
             .environment("FAILPOINTS", &changes.failpoints);

@@ -31,7 +31,7 @@ pub use certificates::{CertificateFiles, Certificates};
 pub use config::render;
 pub use daemon::Daemon;
 pub use homelab::{Homelab, TableSink};
-pub use http::{Response, get, request};
+pub use http::{Response, get, request, request_as};
 pub use kafka::{Kafka, KafkaOptions, KafkaSecurity, Record};
 pub use ledger::{Comparison, Entry, Ledger};
 pub use mosquitto::{Mosquitto, MosquittoOptions};
