@@ -6,6 +6,7 @@ mod certs;
 pub mod check;
 mod client;
 mod dlq;
+mod doctor;
 pub mod migrate;
 mod parts;
 mod run;
@@ -108,6 +109,14 @@ Ends with 1 when the node is unhealthy or does not answer.")]
   telemetry buffer verify
   telemetry buffer export energy --from 1 --to 100")]
     Buffer(buffer::BufferArguments),
+    /// Look at everything the promises rest on: brokers, clusters, databases, drive, certificates
+    #[command(after_help = "Examples:
+  telemetry doctor
+  telemetry doctor --quiet || mail -s telemetry admin
+  telemetry doctor --json | jq '.findings[] | select(.verdict != \"ok\")'
+
+Changes nothing and needs no running node. Ends with 1 when a line says fail, 78 on a mistake in the configuration.")]
+    Doctor(doctor::DoctorArgs),
     /// Make, renew and show certificates
     #[command(after_help = "Examples:
   telemetry certs init --name broker.lan --name 192.168.1.10 --device meter-1
@@ -167,6 +176,7 @@ fn run_command(command: Command) -> anyhow::Result<Exit> {
         Command::Dlq(args) => dlq::run(&args),
         Command::Parts(args) => parts::run(&args),
         Command::Buffer(args) => buffer::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Certs(args) => certs::run(&args),
         Command::Token(args) => token::run(&args),
     }

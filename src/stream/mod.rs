@@ -15,6 +15,7 @@ mod error;
 mod inlet;
 mod message_id;
 mod notes;
+mod probe;
 mod redelivery;
 mod session;
 mod signs;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::StreamError;
+pub use probe::probe;
 
 use crate::buffer::{Appender, Buffer};
 use crate::config::{BrokerSettings, StreamSettings};
@@ -172,6 +174,7 @@ fn session_settings(stream: &StreamSettings, broker: &BrokerSettings) -> Session
         broker: dial::address(broker),
         connect: ConnectRequest {
             client_id: stream.client_id.clone(),
+            fresh: false,
             keepalive: broker.keepalive,
             username: broker.username.clone(),
             password: broker.password.clone(),

@@ -4,6 +4,7 @@
 mod access;
 mod bad_input;
 mod commands;
+mod doctor;
 mod kill;
 mod outages;
 mod parts;
