@@ -27,6 +27,9 @@ fn verdict(report: &Value, about: &str, check: &str) -> String {
 #[test]
 fn a_whole_node_gets_a_clean_report() {
     let world = World::start(Changes { kafka: true, ..Changes::default() });
+    eventually(SOON, "every sink delivers", || {
+        world.node.get("/health").unwrap().json().unwrap()["state"] == "healthy"
+    });
     let (code, report) = doctor(&world);
     assert_eq!(code, Some(0), "{report:#}");
     for (about, check) in [
@@ -62,14 +65,9 @@ fn a_whole_node_gets_a_clean_report() {
 
 #[test]
 fn what_is_away_or_breaks_a_promise_is_told_without_a_running_node() {
-    let mut world = World::prepare(Changes::default());
-    world.postgres.execute("telemetry", "ALTER SYSTEM SET synchronous_commit = off").unwrap();
-    world.postgres.execute("telemetry", "ALTER SYSTEM SET fsync = off").unwrap();
-    world.postgres.execute("telemetry", "SELECT pg_reload_conf()").unwrap();
+    let database_settings = &[("fsync", "off"), ("synchronous_commit", "off")];
+    let mut world = World::prepare(Changes { database_settings, ..Changes::default() });
     world.mosquitto.stop().unwrap();
-    eventually(SOON, "the server has taken the settings up", || {
-        world.postgres.value("telemetry", "SHOW fsync").unwrap() == "off"
-    });
     let (code, report) = doctor(&world);
     assert_eq!(code, Some(1), "{report:#}");
     assert_eq!(verdict(&report, "node", "running"), "warn");
@@ -120,7 +118,7 @@ fn a_certificate_near_its_end_shows_everywhere_and_a_renewal_ends_that() {
     assert_eq!(verdict(&report, "http", "certificate"), "warn");
     let shown = world.node.command(&["certs", "show", "--json"]).unwrap();
     let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
-    assert_eq!(shown[0]["days_left"], 4, "{shown:#}");
+    assert!(matches!(shown[0]["days_left"].as_i64(), Some(4 | 5)), "{shown:#}");
     assert_eq!(shown[0]["names"], serde_json::json!(["127.0.0.1", "localhost"]));
     let renewed = certs(&["renew"]);
     assert!(renewed.contains("made") && renewed.contains("server.crt"), "{renewed}");
@@ -140,15 +138,13 @@ fn a_certificate_near_its_end_shows_everywhere_and_a_renewal_ends_that() {
     );
 }
 
-/// A made-up authority of the rig, whose certificates never expire in practice, is far from its end.
 #[test]
-fn the_expiry_is_a_metric() {
+fn the_expiry_is_a_metric_also_of_a_broker_nobody_uses() {
     let folder = Folder::new(None, "expiry").unwrap();
     let files = Certificates::generate().unwrap().write(folder.path()).unwrap();
-    let http = format!(
-        "[http]\nlisten = \"0.0.0.0:{{port}}\"\nclear_text_allowed = true\n\
-         requests_per_minute_max = 1000000\n"
-    );
+    let http = "[http]\nlisten = \"0.0.0.0:{port}\"\nclear_text_allowed = true\n\
+                requests_per_minute_max = 1000000\n"
+        .to_owned();
     let extra = format!(
         "[brokers.spare]\nhost = \"127.0.0.1\"\n[brokers.spare.tls]\nca_file = {:?}\n",
         files.authority

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rig::{
-    Folder, Homelab, Kafka, Mosquitto, MosquittoOptions, Node, Postgres, Publisher, eventually,
-    free_port,
+    Folder, Homelab, Kafka, Mosquitto, MosquittoOptions, Node, Postgres, PostgresOptions,
+    Publisher, eventually, free_port,
 };
 use serde_json::Value;
 
@@ -39,6 +39,8 @@ pub struct Changes {
     pub extra: String,
     /// TOML of `[http]`; where it has `{port}` the listener is all its own.
     pub http: String,
+    /// Settings of the database server.
+    pub database_settings: &'static [(&'static str, &'static str)],
     /// Sets FAILPOINTS for the node.
     pub failpoints: String,
 }
@@ -54,7 +56,11 @@ impl World {
             broker.max_inflight_messages = 4096;
         }
         let mosquitto = Mosquitto::start_with(broker).unwrap();
-        let postgres = Postgres::start().unwrap();
+        let settings = changes.database_settings.iter();
+        let settings = settings.map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let postgres =
+            Postgres::start_with(PostgresOptions { settings, ..PostgresOptions::default() })
+                .unwrap();
         for database in ["telemetry", "homelab_settings"] {
             postgres.create_database(database).unwrap();
         }
