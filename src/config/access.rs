@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::Context;
+use super::password::{self, Password};
 use super::schema::*;
 use super::section::Section;
 use super::settings::{CertificateFiles, TlsSettings};
@@ -101,7 +102,7 @@ fn readable(section: &Section, name: &'static str, context: &mut Context<'_>) ->
 }
 
 /// The password from whichever of the three places is named; more than one is refused.
-pub fn password(section: &Section, context: &mut Context<'_>) -> Option<Secret> {
+pub fn password(section: &Section, context: &mut Context<'_>) -> Option<Password> {
     let places = ["password_file", "password_credential", "password_env"];
     let mut given = places.into_iter().filter(|name| section.has(name));
     let name = given.next()?;
@@ -110,17 +111,33 @@ pub fn password(section: &Section, context: &mut Context<'_>) -> Option<Secret> 
         context.problems.error(section.at(second), rule);
     }
     let target = section.optional_text(name)?;
-    let found = match name {
-        "password_env" => from_environment(&target, context),
-        "password_credential" => from_credential(&target, section, name, context),
-        _ => from_file(&context.resolve(&target), section, name, context),
+    let file = match name {
+        "password_env" => None,
+        "password_credential" => match credential(&target, context) {
+            Ok(file) => Some(file),
+            Err(rule) => {
+                context.problems.error(section.at(name), rule);
+                return None;
+            }
+        },
+        _ => Some(context.resolve(&target)),
+    };
+    let found = match &file {
+        Some(file) => from_file(file, section, name, context),
+        None => from_environment(&target, context),
     };
     match found {
         Ok(text) if text.is_empty() => {
             context.problems.error(section.at(name), format!("{target} is empty"));
             None
         }
-        Ok(text) => Some(Secret::new(text)),
+        Ok(text) => {
+            let secret = Secret::new(text);
+            Some(match file {
+                Some(file) => Password::in_file(file, secret),
+                None => secret.into(),
+            })
+        }
         Err(rule) => {
             context.problems.error(section.at(name), rule);
             None
@@ -133,19 +150,14 @@ fn from_environment(variable: &str, context: &Context<'_>) -> Result<String, Str
     (context.environment)(variable).ok_or_else(missing)
 }
 
-fn from_credential(
-    credential: &str,
-    section: &Section,
-    name: &'static str,
-    context: &mut Context<'_>,
-) -> Result<String, String> {
+fn credential(credential: &str, context: &Context<'_>) -> Result<PathBuf, String> {
     let Some(folder) = (context.environment)("CREDENTIALS_DIRECTORY") else {
         return Err(format!(
             "no credential {credential}: CREDENTIALS_DIRECTORY is not set; start under \
              systemd with LoadCredential={credential}:…"
         ));
     };
-    from_file(&Path::new(&folder).join(credential), section, name, context)
+    Ok(Path::new(&folder).join(credential))
 }
 
 fn from_file(
@@ -154,10 +166,10 @@ fn from_file(
     name: &'static str,
     context: &mut Context<'_>,
 ) -> Result<String, String> {
-    let text = std::fs::read_to_string(path)
+    let text = password::read(path)
         .map_err(|error| format!("cannot read the secret file {}: {error}", path.display()))?;
     warn_of_readers(path, section, name, context);
-    Ok(text.strip_suffix('\n').map(|line| line.trim_end_matches('\r')).unwrap_or(&text).to_owned())
+    Ok(text)
 }
 
 fn warn_of_readers(path: &Path, section: &Section, name: &'static str, context: &mut Context<'_>) {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use indexmap::IndexMap;
 
-use crate::domain::{NodeName, Secret, SinkName, StreamName};
+use super::password::Password;
+use crate::domain::{NodeName, SinkName, StreamName};
 
 /// Everything `telemetry run` needs.
 #[derive(Debug, Clone)]
@@ -160,7 +161,7 @@ pub struct BrokerSettings {
     pub version: MqttVersion,
     pub tls: Option<TlsSettings>,
     pub username: Option<String>,
-    pub password: Option<Secret>,
+    pub password: Option<Password>,
     pub keepalive: Duration,
     /// How long the broker keeps the session of an absent node (MQTT 5; 3.1.1 leaves it to the broker).
     pub session_expiry: Duration,
@@ -198,7 +199,7 @@ pub enum SaslMechanism {
 pub struct SaslSettings {
     pub mechanism: SaslMechanism,
     pub username: String,
-    pub password: Secret,
+    pub password: Password,
 }
 
 /// A Kafka cluster (or Redpanda).
@@ -239,7 +240,7 @@ pub struct DatabaseSettings {
     pub port: u16,
     pub dbname: String,
     pub user: String,
-    pub password: Option<Secret>,
+    pub password: Option<Password>,
     pub tls_mode: DatabaseTls,
     pub tls: Option<TlsSettings>,
     /// Where the tables and the node's own bookkeeping live.

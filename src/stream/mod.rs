@@ -31,7 +31,7 @@ pub use error::StreamError;
 pub use probe::probe;
 
 use crate::buffer::{Appender, Buffer};
-use crate::config::{BrokerSettings, StreamSettings};
+use crate::config::{BrokerSettings, Password, StreamSettings};
 use crate::observe::{Board, DisconnectReason};
 use crate::part::{Control, Part, PartResult, Phase};
 use crate::retry::Backoff;
@@ -94,7 +94,6 @@ impl StreamReader {
         signs: &mut Signs,
         control: &mut Control,
     ) -> Result<(), StreamError> {
-        let settings = session_settings(&self.stream, &self.broker);
         let mut backoff = Backoff::new(self.broker.reconnect);
         let mut quick_closes = 0;
         loop {
@@ -106,7 +105,7 @@ impl StreamReader {
                 control.changed().await;
                 continue;
             }
-            match self.connect(&settings, inlet, signs, control).await {
+            match self.connect(inlet, signs, control).await {
                 Ok(Ended::Told) => signs.ended(),
                 Err(Lost { error, .. }) if error.ends_part() => return Err(error),
                 Err(Lost { error, active_for }) => {
@@ -125,12 +124,13 @@ impl StreamReader {
     /// One connection from dialling to its end.
     async fn connect(
         &self,
-        settings: &SessionSettings,
         inlet: &mut Inlet<Appender>,
         signs: &mut Signs,
         control: &mut Control,
     ) -> Result<Ended, Lost> {
         let lost = |error| Lost { error, active_for: Duration::ZERO };
+        // Each time anew: the password may have been corrected.
+        let settings = &session_settings(&self.stream, &self.broker);
         let stream = tokio::select! {
             stream = dial::dial(&self.broker) => stream.map_err(lost)?,
             () = control.changed() => return Ok(Ended::Told),
@@ -177,7 +177,7 @@ fn session_settings(stream: &StreamSettings, broker: &BrokerSettings) -> Session
             fresh: false,
             keepalive: broker.keepalive,
             username: broker.username.clone(),
-            password: broker.password.clone(),
+            password: broker.password.as_ref().map(Password::current),
             session_expiry: broker.session_expiry,
             receive_maximum: broker.receive_maximum,
             packet_bytes_max: broker.packet_bytes_max,

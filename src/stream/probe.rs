@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::codec::{Codec, ConnAck, ConnectRequest, Inbound, Outbound, Publish};
 use super::dial::{self, ByteStream};
 use super::error::StreamError;
-use crate::config::{BrokerSettings, MqttVersion, StreamSettings};
+use crate::config::{BrokerSettings, MqttVersion, Password, StreamSettings};
 use crate::domain::{Finding, Findings};
 
 /// A broker sends what it retains at once, or not at all.
@@ -136,7 +136,7 @@ impl<'a> Visit<'a> {
             fresh: true,
             keepalive: broker.keepalive,
             username: broker.username.clone(),
-            password: broker.password.clone(),
+            password: broker.password.as_ref().map(Password::current),
             session_expiry: broker.session_expiry,
             receive_maximum: broker.receive_maximum,
             packet_bytes_max: broker.packet_bytes_max,

@@ -169,7 +169,7 @@ async fn a_stop_does_not_wait_for_a_lock_held_elsewhere() {
 async fn a_wrong_password_is_a_failure_that_says_so() {
     let mut database = TestDatabase::new();
     let wrong = "hunter2-not-to-be-seen";
-    database.settings.password = Some(telemetry::domain::Secret::new(wrong.to_owned()));
+    database.settings.password = Some(telemetry::domain::Secret::new(wrong.to_owned()).into());
     LocalSet::new()
         .run_until(async {
             let mut running = start(&database, Vec::new());

@@ -8,6 +8,7 @@ mod doctor;
 mod kill;
 mod outages;
 mod parts;
+mod secrets;
 mod stop;
 mod streams;
 mod world;
