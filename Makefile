@@ -32,10 +32,12 @@ test: setup lint build ## everything continuous integration runs
 	$(MAKE) --no-print-directory bench QUICK=1
 	$(MAKE) --no-print-directory demo DURATION=20
 
-lint: setup $(DENY) ## format, clippy, licences and sources of dependencies
+lint: setup $(DENY) ## format, clippy, licences and sources of dependencies, playbooks
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	$(DENY) check bans licenses sources
+	@scripts/setup provisioning
+	cd ansible && ansible-lint --offline --profile production
 
 advisories: $(DENY) ## known weaknesses of dependencies; needs the advisory database (network)
 	$(DENY) check advisories
