@@ -152,6 +152,7 @@ impl Recovery<'_> {
                 Err(error) => return Err(error),
             }
             (self.on_read)(known.len() as u64 + unreadable);
+            fail::fail_point!("recovery_generation");
         }
         Ok((known, unreadable))
     }

@@ -28,3 +28,26 @@ pub fn run(args: &PagesArgs) -> anyhow::Result<Exit> {
     }
     Ok(Exit::Fine)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_page_and_every_shell_its_completions() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = PagesArgs { folder: folder.path().join("new") };
+        assert_eq!(run(&args).unwrap(), Exit::Fine);
+        let has = |name: &str| assert!(args.folder.join(name).is_file(), "{name} is missing");
+        let mut commands = Cli::command();
+        commands.build();
+        for command in commands.get_subcommands().filter(|command| !command.is_hide_set()) {
+            if command.get_name() != "help" {
+                has(&format!("telemetry-{}.1", command.get_name()));
+            }
+        }
+        for name in ["telemetry.1", "telemetry.bash", "_telemetry", "telemetry.fish"] {
+            has(name);
+        }
+    }
+}

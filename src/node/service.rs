@@ -46,7 +46,7 @@ pub fn while_recovering<T>(board: &Board, open: impl FnOnce() -> T) -> T {
             while ended.recv_timeout(RECOVERY_LOOK) == Err(RecvTimeoutError::Timeout) {
                 let read = board.buffer().generations;
                 if read > known {
-                    let line = format!("recovering: {read} generations of the buffer are read");
+                    let line = format!("recovering the buffer, generations read: {read}");
                     notify(&[extend(RECOVERY_EXTENSION), NotifyState::Status(&line)]);
                     known = read;
                 }

@@ -16,7 +16,7 @@ pub fn outage(world: &mut World) -> Result<String> {
     world.postgres.stop()?;
     let line = until(SOON, "the unit's line tells that sinks wait", || {
         let line = world.property("StatusText")?;
-        Ok(line.contains("sinks waiting").then_some(line))
+        Ok((line.contains("5 of 5") && line.contains("sinks waiting")).then_some(line))
     })?;
     world.postgres.restart()?;
     until(SOON, "the journal tells that the database is back", || {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rig::{get, until};
 
 use crate::load::{Load, number};
-use crate::world::{CAUGHT_UP_WITHIN, HTTP_PORT, MQTT_PASSWORD, MQTT_USER, SOON, World};
+use crate::world::{CAUGHT_UP_WITHIN, DRAIN, HTTP_PORT, MQTT_PASSWORD, MQTT_USER, SOON, World};
 
 /// From `kill -9` until systemd has the node back: two seconds of them are `RestartSec=`.
 const BACK_WITHIN: Duration = Duration::from_secs(3);
@@ -153,6 +153,27 @@ pub fn stopped(world: &mut World) -> Result<String> {
     world.machine.run(&["systemctl", "start", "telemetry"])?;
     world.wait_ready(SOON)?;
     Ok(format!("stopped with exit 0 after {took:.1?}"))
+}
+
+/// systemd's own patience is shorter than the drain, which the node has announced.
+pub fn long_drain(world: &mut World) -> Result<String> {
+    let drop_in = "/etc/systemd/system/telemetry.service.d/impatient.conf";
+    world.machine.write(drop_in, "[Service]\nTimeoutStopSec=2s\n")?;
+    world.machine.run(&["systemctl", "daemon-reload"])?;
+    world.postgres.freeze();
+    let began = Instant::now();
+    let outcome = world.machine.run(&["systemctl", "stop", "telemetry"]);
+    let took = began.elapsed();
+    world.postgres.thaw();
+    outcome?;
+    ensure!(took >= DRAIN, "it did not wait for its sinks: {took:.1?}");
+    world.expect("Result", "success")?;
+    world.expect("ExecMainStatus", "0")?;
+    world.machine.run(&["rm", drop_in])?;
+    world.machine.run(&["systemctl", "daemon-reload"])?;
+    world.machine.run(&["systemctl", "start", "telemetry"])?;
+    world.wait_ready(SOON)?;
+    Ok(format!("TimeoutStopSec=2s, exit 0 after {took:.1?}"))
 }
 
 /// Nothing lost, nothing doubled, after all that has happened.

@@ -37,7 +37,7 @@ struct Options {
 type Step = (&'static str, fn(&mut World) -> Result<String>);
 
 /// In this order: each begins where the one before has left the machine.
-const STEPS: [Step; 16] = [
+const STEPS: [Step; 17] = [
     ("install: nothing is enabled or started", install::fresh),
     ("no configuration: says so, exit 78, no loop", life::unconfigured),
     ("configure, enable and start", life::start),
@@ -49,6 +49,7 @@ const STEPS: [Step; 16] = [
     ("sandbox in force", sandbox::in_force),
     ("secrets stay secret", secrets::stay_secret),
     ("stop and start under load", life::stopped),
+    ("a drain longer than TimeoutStopSec=", life::long_drain),
     ("upgrade under load", install::upgrade),
     ("downgrade under load", install::downgrade),
     ("the ledger", life::ledger),

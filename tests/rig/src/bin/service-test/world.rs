@@ -18,6 +18,8 @@ pub const HTTP_PORT: u16 = 9464;
 pub const SOON: Duration = Duration::from_secs(30);
 /// For the backlog of a step.
 pub const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
+/// `drain_timeout_seconds` of this node: shorter than the default, so that a stop during an outage is.
+pub const DRAIN: Duration = Duration::from_secs(6);
 pub const MQTT_USER: &str = "node";
 pub const MQTT_PASSWORD: &str = "made-up-4Jh8sW1";
 const DATABASES: [&str; 2] = ["telemetry", "homelab_settings"];
@@ -68,6 +70,7 @@ impl World {
     pub fn homelab(&self) -> Result<Homelab> {
         let mut homelab = Homelab::load()?;
         homelab.node(Path::new("/var/lib/telemetry"), HTTP_PORT);
+        homelab.set(&["node", "drain_timeout_seconds"], DRAIN.as_secs() as i64);
         homelab.broker(self.mosquitto.port());
         homelab.each("brokers", |broker| {
             broker.insert("username", value(MQTT_USER));
