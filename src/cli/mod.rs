@@ -6,6 +6,7 @@ pub mod check;
 mod client;
 mod dlq;
 pub mod migrate;
+mod pages;
 mod parts;
 mod run;
 mod simulate;
@@ -106,6 +107,9 @@ Ends with 1 when the node is unhealthy or does not answer.")]
   telemetry buffer verify
   telemetry buffer export energy --from 1 --to 100")]
     Buffer(buffer::BufferArguments),
+    /// Write manual pages and shell completions into a folder
+    #[command(hide = true)]
+    Pages(pages::PagesArgs),
 }
 
 /// A command ends because of something that has been told already.
@@ -122,7 +126,7 @@ pub fn main(cli: Cli) -> Exit {
     run_command(cli.command).unwrap_or_else(|error| match error.downcast_ref::<Told>() {
         Some(Told(exit)) => *exit,
         None => {
-            eprintln!("telemetry: {error:#}");
+            crate::observe::tell_error(&format!("telemetry: {error:#}"));
             Exit::Failed
         }
     })
@@ -150,6 +154,7 @@ fn run_command(command: Command) -> anyhow::Result<Exit> {
         Command::Dlq(args) => dlq::run(&args),
         Command::Parts(args) => parts::run(&args),
         Command::Buffer(args) => buffer::run(&args),
+        Command::Pages(args) => pages::run(&args),
     }
 }
 

@@ -1,7 +1,7 @@
 //! How a server is reached: TLS, passwords from outside the file.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Context;
 use super::schema::*;
@@ -25,7 +25,9 @@ pub const PASSWORD_CREDENTIAL: Setting = optional(
     "password_credential",
     Kind::SecretCredential,
     "no password",
-    "Name of a systemd credential (`LoadCredential=`) that holds the password.",
+    "Name of a systemd credential (`LoadCredential=`) that holds the password. Outside systemd \
+     the file of this name in `credentials/` beside the main file, so that root can check what \
+     the service will run with.",
 );
 pub const PASSWORD_ENV: Setting = optional(
     "password_env",
@@ -33,6 +35,9 @@ pub const PASSWORD_ENV: Setting = optional(
     "no password",
     "Name of an environment variable that holds the password. A file or credential is safer.",
 );
+
+/// The folder systemd loads credentials from, by convention.
+const CREDENTIALS_BESIDE: &str = "credentials";
 
 pub static TLS: Group = Group {
     doc: "TLS 1.2 or newer. The server's certificate and name are always checked.",
@@ -128,13 +133,15 @@ fn from_credential(
     name: &'static str,
     context: &mut Context<'_>,
 ) -> Result<String, String> {
-    let Some(folder) = (context.environment)("CREDENTIALS_DIRECTORY") else {
+    let given = (context.environment)("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let beside = Some(context.resolve(CREDENTIALS_BESIDE)).filter(|folder| folder.is_dir());
+    let Some(folder) = given.or(beside) else {
         return Err(format!(
             "no credential {credential}: CREDENTIALS_DIRECTORY is not set; start under \
              systemd with LoadCredential={credential}:…"
         ));
     };
-    from_file(&Path::new(&folder).join(credential), section, name, context)
+    from_file(&folder.join(credential), section, name, context)
 }
 
 fn from_file(

@@ -12,5 +12,5 @@ pub use board::{
     NodeStatus, PartState, PartStatus, Redelivery, SinkKind, SinkState, SinkStatus, SinkView,
     StreamStatus, StreamView,
 };
-pub use logging::start_logging;
+pub use logging::{start_logging, tell_error};
 pub use metrics::{BufferMeters, SinkMeters, StreamMeters};

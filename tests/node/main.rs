@@ -6,6 +6,7 @@ mod commands;
 mod kill;
 mod outages;
 mod parts;
+mod service;
 mod stop;
 mod streams;
 mod world;

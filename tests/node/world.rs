@@ -39,6 +39,8 @@ pub struct Changes {
     pub extra: String,
     /// Sets FAILPOINTS for the node.
     pub failpoints: String,
+    /// Where a service manager listens.
+    pub notify_socket: String,
 }
 
 impl World {
@@ -95,7 +97,8 @@ impl World {
             fs::write(folder.path().join("conf.d/test.toml"), &changes.extra).unwrap();
         }
         let node = Node::new(env!("CARGO_BIN_EXE_telemetry"), config, http_port)
-            .environment("FAILPOINTS", &changes.failpoints);
+            .environment("FAILPOINTS", &changes.failpoints)
+            .environment("NOTIFY_SOCKET", &changes.notify_socket);
         World { mosquitto, postgres, node, prefix, _folder: folder }
     }
 
