@@ -20,7 +20,7 @@ EXPOSURE_MAX := 12
 DURATION ?=
 KAFKA ?= yes
 RATE ?= 10
-# bench: 1 = a short form, under two minutes.
+# bench, service-test: 1 = a short form.
 QUICK ?=
 
 .PHONY: help demo test lint bench deb service-test setup build advisories
@@ -36,7 +36,7 @@ demo: ## four home-automation streams through the node, live (DURATION=30, KAFKA
 
 test: setup lint build ## everything continuous integration runs
 	cargo test --workspace
-	$(MAKE) --no-print-directory deb service-test
+	$(MAKE) --no-print-directory deb service-test QUICK=1
 	$(MAKE) --no-print-directory bench QUICK=1
 	$(MAKE) --no-print-directory demo DURATION=20
 
@@ -66,7 +66,7 @@ service-test: setup $(TOOLS)/cargo-deb ## package and playbooks, from installati
 	@package=$$(scripts/package --into $(PACKAGES)/test) && \
 	  newer=$$(scripts/package --into $(PACKAGES)/test --version 9999) && \
 	  $(TARGET)/release/service-test --package $$package --newer $$newer && \
-	  exec $(TARGET)/release/provision-test --package $$package --newer $$newer
+	  exec $(TARGET)/release/provision-test --package $$package --newer $$newer $(if $(filter 1,$(QUICK)),--quick)
 
 build: setup
 	cargo build --workspace --all-targets
