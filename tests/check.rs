@@ -246,6 +246,20 @@ fn secrets_come_from_outside_and_are_never_shown() {
 }
 
 #[test]
+fn outside_systemd_credentials_are_looked_for_beside_the_file() {
+    let folder = folder(&[
+        ("telemetry.toml", SMALL),
+        ("secrets/mqtt", "swordfish-1\n"),
+        ("credentials/kafka", "swordfish-2"),
+    ]);
+    let environment = |name: &str| (name == "DATABASE_PASSWORD").then(|| "swordfish-4".to_owned());
+    let loaded = config::load(&folder.path().join("telemetry.toml"), &environment)
+        .unwrap_or_else(|report| panic!("{report}"));
+    let sasl = loaded.settings.clusters["main"].sasl.as_ref().unwrap();
+    assert_eq!(sasl.password.expose(), "swordfish-2");
+}
+
+#[test]
 fn a_secret_file_that_everyone_can_read_is_warned_of() {
     let text = SMALL
         .replace("password_credential = \"kafka\"", "password_file = \"secrets/mqtt\"")

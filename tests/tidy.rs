@@ -105,3 +105,18 @@ fn the_picture_names_bounds_that_exist() {
         );
     }
 }
+
+#[test]
+fn the_template_unit_differs_from_the_unit_in_its_instance_alone() {
+    let unit = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name);
+        let text = fs::read_to_string(path).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned);
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let one = unit("telemetry.service")
+        .replace("Description=Telemetry node", "Description=Telemetry node %i")
+        .replace("/etc/telemetry/", "/etc/telemetry/nodes/%i/")
+        .replace("Directory=telemetry", "Directory=telemetry@%i");
+    assert_eq!(unit("telemetry@.service").trim(), one.trim());
+}

@@ -185,6 +185,7 @@ impl Buffer {
             identity,
             configured: &streams.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(),
             delivered: cursors.furthest.clone(),
+            on_read: &|read| board.update_buffer(|status| status.generations = read),
         }
         .run()?;
         let cell = |name: &StreamName| {

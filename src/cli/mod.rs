@@ -8,6 +8,7 @@ mod client;
 mod dlq;
 mod doctor;
 pub mod migrate;
+mod pages;
 mod parts;
 mod run;
 mod simulate;
@@ -132,6 +133,9 @@ Changes nothing and needs no running node. Ends with 1 when a line says fail, 78
 
 A running node heeds a change at once. Run it as the node's user or as root.")]
     Token(token::TokenArgs),
+    /// Write manual pages and shell completions into a folder
+    #[command(hide = true)]
+    Pages(pages::PagesArgs),
 }
 
 /// A command ends because of something that has been told already.
@@ -148,7 +152,7 @@ pub fn main(cli: Cli) -> Exit {
     run_command(cli.command).unwrap_or_else(|error| match error.downcast_ref::<Told>() {
         Some(Told(exit)) => *exit,
         None => {
-            eprintln!("telemetry: {error:#}");
+            crate::observe::tell_error(&format!("telemetry: {error:#}"));
             Exit::Failed
         }
     })
@@ -179,6 +183,7 @@ fn run_command(command: Command) -> anyhow::Result<Exit> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Certs(args) => certs::run(&args),
         Command::Token(args) => token::run(&args),
+        Command::Pages(args) => pages::run(&args),
     }
 }
 

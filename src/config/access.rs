@@ -26,7 +26,9 @@ pub const PASSWORD_CREDENTIAL: Setting = optional(
     "password_credential",
     Kind::SecretCredential,
     "no password",
-    "Name of a systemd credential (`LoadCredential=`) that holds the password.",
+    "Name of a systemd credential (`LoadCredential=`) that holds the password. Outside systemd \
+     the file of this name in `credentials/` beside the main file, so that root can check what \
+     the service will run with.",
 );
 pub const PASSWORD_ENV: Setting = optional(
     "password_env",
@@ -34,6 +36,9 @@ pub const PASSWORD_ENV: Setting = optional(
     "no password",
     "Name of an environment variable that holds the password. A file or credential is safer.",
 );
+
+/// The folder systemd loads credentials from, by convention.
+const CREDENTIALS_BESIDE: &str = "credentials";
 
 pub static TLS: Group = Group {
     doc: "TLS 1.2 or newer. The server's certificate and name are always checked.",
@@ -151,13 +156,15 @@ fn from_environment(variable: &str, context: &Context<'_>) -> Result<String, Str
 }
 
 fn credential(credential: &str, context: &Context<'_>) -> Result<PathBuf, String> {
-    let Some(folder) = (context.environment)("CREDENTIALS_DIRECTORY") else {
+    let given = (context.environment)("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let beside = Some(context.resolve(CREDENTIALS_BESIDE)).filter(|folder| folder.is_dir());
+    let Some(folder) = given.or(beside) else {
         return Err(format!(
             "no credential {credential}: CREDENTIALS_DIRECTORY is not set; start under \
              systemd with LoadCredential={credential}:…"
         ));
     };
-    Ok(Path::new(&folder).join(credential))
+    Ok(folder.join(credential))
 }
 
 fn from_file(

@@ -241,6 +241,8 @@ pub struct DatabaseSettings {
     pub dbname: String,
     pub user: String,
     pub password: Option<Password>,
+    /// Who makes tables and partitions and runs the jobs; none = `user` does that too.
+    pub migrator: Option<LoginSettings>,
     pub tls_mode: DatabaseTls,
     pub tls: Option<TlsSettings>,
     /// Where the tables and the node's own bookkeeping live.
@@ -261,6 +263,25 @@ pub struct DatabaseSettings {
     pub migration_wait: Duration,
     /// SQL functions the node calls on a schedule, e.g. roll-ups.
     pub jobs: IndexMap<String, JobSettings>,
+}
+
+impl DatabaseSettings {
+    /// The same database as the role that may make tables and partitions.
+    pub fn as_migrator(&self) -> DatabaseSettings {
+        let mut settings = self.clone();
+        if let Some(login) = settings.migrator.take() {
+            settings.user = login.user;
+            settings.password = login.password;
+        }
+        settings
+    }
+}
+
+/// A role and its password.
+#[derive(Debug, Clone)]
+pub struct LoginSettings {
+    pub user: String,
+    pub password: Option<Password>,
 }
 
 /// `SELECT <function>($1, $2)` with a time range of the last `lookback`, every `interval`.

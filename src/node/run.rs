@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use anyhow::Context as _;
-use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::assembly;
 use super::replay::{Replayers, replay};
+use super::service;
 use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
 use crate::buffer::Buffer;
 use crate::config::Settings;
@@ -27,6 +27,10 @@ const STOP_GRACE: Duration = Duration::from_secs(3);
 
 /// The buffer syncs and closes within this, or the stop goes on without it (what was acknowledged is durable anyway).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a stop may take beyond its drain: both sides are told to end at once, HTTP ends, the buffer closes.
+const STOP_RESERVE: Duration =
+    Duration::from_secs(10 + 2 * STOP_GRACE.as_secs() + CLOSE_TIMEOUT.as_secs());
 
 /// Runs the node until SIGTERM or SIGINT. `Err` when it could not start, or when the disk failed under it: the process
 /// must then end non-zero, so that systemd starts it again.
@@ -87,8 +91,9 @@ impl Node {
         make_state_dir(&settings.node.state_dir)?;
         let sinks: Vec<_> =
             settings.streams.values().map(|stream| (stream.name.clone(), stream.sinks())).collect();
-        let buffer =
-            Buffer::open(&settings.node.state_dir, &settings.buffer, &sinks, board.clone())?;
+        let buffer = service::while_recovering(&board, || {
+            Buffer::open(&settings.node.state_dir, &settings.buffer, &sinks, board.clone())
+        })?;
         board.update_node(|node| node.log_identity = buffer.identity().to_string());
         let supervisor = Supervisor::new(settings.supervision.clone(), board.clone()).start();
         let context = assembly::Context {
@@ -114,7 +119,7 @@ impl Node {
             log = %buffer.identity(), http = %server.address,
             streams = settings.streams.len(), after_ms = began.elapsed().as_millis() as u64,
             "accepting as soon as a broker is there");
-        notify(&[NotifyState::Ready, NotifyState::Status("accepting")]);
+        service::ready(&board);
         Ok(Node { settings, board, buffer, supervisor, server })
     }
 
@@ -134,6 +139,7 @@ impl Node {
                 Err(error.into())
             }
             () = watchdog => Ok(()),
+            () = service::keep_telling(&self.board) => Ok(()),
         }
     }
 
@@ -142,7 +148,7 @@ impl Node {
         loop {
             let alive = tokio::time::timeout(interval, self.supervisor.send(GetAlive)).await;
             if matches!(alive, Ok(Ok(true))) {
-                notify(&[NotifyState::Watchdog]);
+                service::alive();
             }
             tokio::time::sleep(interval).await;
         }
@@ -156,7 +162,7 @@ impl Node {
             node.running = false;
             node.draining = true;
         });
-        notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+        service::stopping(self.settings.node.drain_timeout + STOP_RESERVE);
         let deadline = began + self.settings.node.drain_timeout;
         tracing::info!(
             event = "node_stopping",
@@ -222,11 +228,6 @@ impl Node {
             tokio::time::sleep(STOP_POLL).await;
         }
     }
-}
-
-fn notify(states: &[NotifyState]) {
-    // Without systemd there is nobody to tell.
-    let _ = sd_notify::notify(states);
 }
 
 fn make_state_dir(path: &Path) -> anyhow::Result<()> {

@@ -16,5 +16,5 @@ pub use board::{
 };
 pub use expiry::{CertificateStatus, Nearness, read_certificates, watch_certificates};
 pub use http_meters::{HttpMeters, HttpRefusal};
-pub use logging::start_logging;
+pub use logging::{start_logging, tell_error};
 pub use metrics::{BufferMeters, SinkMeters, StreamMeters};

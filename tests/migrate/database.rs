@@ -100,6 +100,7 @@ pub fn settings(port: u16, dbname: &str, migrations_dir: Option<PathBuf>) -> Dat
         dbname: dbname.to_owned(),
         user: SUPERUSER.to_owned(),
         password: Some(Secret::new(PASSWORD.to_owned()).into()),
+        migrator: None,
         tls_mode: DatabaseTls::Off,
         tls: None,
         schema: "public".to_owned(),

@@ -9,6 +9,7 @@ mod kill;
 mod outages;
 mod parts;
 mod secrets;
+mod service;
 mod stop;
 mod streams;
 mod world;

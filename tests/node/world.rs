@@ -47,6 +47,8 @@ pub struct Changes {
     pub database_settings: &'static [(&'static str, &'static str)],
     /// Sets FAILPOINTS for the node.
     pub failpoints: String,
+    /// Where a service manager listens.
+    pub notify_socket: String,
 }
 
 impl World {
@@ -114,7 +116,8 @@ impl World {
             fs::write(folder.path().join("conf.d/test.toml"), extra).unwrap();
         }
         let node = Node::new(env!("CARGO_BIN_EXE_telemetry"), config, http_port)
-            .environment("FAILPOINTS", &changes.failpoints);
+            .environment("FAILPOINTS", &changes.failpoints)
+            .environment("NOTIFY_SOCKET", &changes.notify_socket);
         World { mosquitto, postgres, node, prefix, own_kafka, _folder: folder }
     }
 
