@@ -256,7 +256,7 @@ fn outside_systemd_credentials_are_looked_for_beside_the_file() {
     let loaded = config::load(&folder.path().join("telemetry.toml"), &environment)
         .unwrap_or_else(|report| panic!("{report}"));
     let sasl = loaded.settings.clusters["main"].sasl.as_ref().unwrap();
-    assert_eq!(sasl.password.expose(), "swordfish-2");
+    assert_eq!(sasl.password.current().expose(), "swordfish-2");
 }
 
 #[test]
