@@ -10,6 +10,7 @@ use super::error::StreamError;
 use super::redelivery::{Fingerprint, Repeats};
 use super::unacknowledged::{Batch, Intake, Settled, Unacknowledged, last_of};
 use crate::buffer::Incoming;
+use crate::crash::crash_point;
 use crate::domain::Arrival;
 use crate::observe::StreamView;
 
@@ -79,6 +80,7 @@ impl<I: Intake> Inlet<I> {
             return;
         }
         fail::fail_point!("stream_batch");
+        crash_point("crash_received");
         batch.taken = self.repeats.taken();
         self.view.meters.received_messages.inc_by(batch.messages as u64);
         self.unacknowledged.push(&self.intake, batch);
