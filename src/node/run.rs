@@ -15,6 +15,7 @@ use super::replay::{Replayers, replay};
 use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
 use crate::buffer::Buffer;
 use crate::config::Settings;
+use crate::domain::Sequence;
 use crate::http::{CONTROL_SOCKET, ControlState, Server, serve};
 use crate::observe::Board;
 use crate::part::Phase;
@@ -89,6 +90,10 @@ impl Node {
             settings.streams.values().map(|stream| (stream.name.clone(), stream.sinks())).collect();
         let buffer =
             Buffer::open(&settings.node.state_dir, &settings.buffer, &sinks, board.clone())?;
+        for stream in settings.streams.keys() {
+            // No sink may let go of records before their stream has read them.
+            buffer.remembered(stream, Sequence::ZERO);
+        }
         board.update_node(|node| node.log_identity = buffer.identity().to_string());
         let supervisor = Supervisor::new(settings.supervision.clone(), board.clone()).start();
         let context = assembly::Context {

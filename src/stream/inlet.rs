@@ -91,6 +91,14 @@ impl<I: Intake> Inlet<I> {
         });
     }
 
+    /// Without a connection there is nothing to acknowledge, yet what has become durable is to be known.
+    pub fn settle_unconnected(&mut self) -> Result<(), StreamError> {
+        match self.unacknowledged.try_next_durable()? {
+            Some(settled) => self.settle(settled, usize::MAX, &mut BytesMut::new()).map(drop),
+            None => Ok(()),
+        }
+    }
+
     /// Writes the acknowledgements of a durable group, and of those that became durable with it until about `room` are
     /// written. Answers how many.
     pub fn settle(

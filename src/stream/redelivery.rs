@@ -58,7 +58,10 @@ pub struct Acknowledged {
 #[derive(Debug, Clone, Copy)]
 struct Unproved {
     message: u64,
+    /// When its last copy came: proof of the acknowledgement of that one frees the id.
     taken: u64,
+    /// When its first copy came, which was kept.
+    kept: u64,
 }
 
 /// The memory of one stream. It lives as long as the part, over all its connections.
@@ -110,7 +113,9 @@ impl Repeats {
         self.taken += 1;
         let verdict = self.repeat(publish, fingerprint, arrival, kept_last);
         if matches!(verdict, None | Some(Redelivery::Dup)) && publish.packet_id != 0 {
-            let unproved = Unproved { message: fingerprint.message, taken: self.taken };
+            let first = self.unproved.get(&publish.packet_id).filter(|_| verdict.is_some());
+            let kept = first.map_or(self.taken, |first| first.kept);
+            let unproved = Unproved { message: fingerprint.message, taken: self.taken, kept };
             self.unproved.insert(publish.packet_id, unproved);
         } else {
             // The broker uses the id again, so it has the PUBACK of whatever had it before.
@@ -169,21 +174,39 @@ impl Repeats {
         self.retained.iter().rev().map(|(&topic, &message)| Fingerprint { topic, message })
     }
 
+    /// Packet id and message of what is durable and whose acknowledgement is not proved.
+    pub fn unproved(&self, durable: Acknowledged) -> impl Iterator<Item = (u16, u64)> {
+        let kept = self.unproved.iter().filter(move |(_, one)| one.kept <= durable.taken);
+        kept.map(|(&packet_id, one)| (packet_id, one.message))
+    }
+
     /// At the start of the part: what an earlier life had proved and noted.
-    pub fn restore_notes(&mut self, proved: Sequence, retained: &[Fingerprint]) {
+    pub fn restore_notes(
+        &mut self,
+        proved: Sequence,
+        unproved: &[(u16, u64)],
+        retained: &[Fingerprint],
+    ) {
         self.proved = proved;
+        for &(packet_id, message) in unproved {
+            self.remember(packet_id, message);
+        }
         for fingerprint in retained {
             self.on_durable(*fingerprint);
         }
+    }
+
+    fn remember(&mut self, packet_id: u16, message: u64) {
+        self.taken += 1;
+        let unproved = Unproved { message, taken: self.taken, kept: self.taken };
+        self.unproved.insert(packet_id, unproved);
     }
 
     /// At the start of the part: a kept record, in order. `fresh` when the saved fingerprints do not cover it.
     pub fn restore(&mut self, record: &Record<'_>, fresh: bool) {
         let fingerprint = Fingerprint::of(record.topic.as_bytes(), record.payload);
         if record.packet_id != 0 && record.sequence > self.proved {
-            self.taken += 1;
-            let unproved = Unproved { message: fingerprint.message, taken: self.taken };
-            self.unproved.insert(record.packet_id, unproved);
+            self.remember(record.packet_id, fingerprint.message);
         }
         if fresh {
             self.on_durable(fingerprint);
@@ -450,13 +473,17 @@ mod tests {
             packet_id,
         };
         let mut memory = Memory::new(None);
-        memory.repeats.restore_notes(Sequence(1), &[Fingerprint::of(b"topic", b"old")]);
+        let noted = Fingerprint::of(b"topic", b"of a dropped generation");
+        let retained = [Fingerprint::of(b"topic", b"old")];
+        memory.repeats.restore_notes(Sequence(1), &[(4, noted.message)], &retained);
         memory.repeats.restore(&record(1, 5, "one"), false);
         memory.repeats.restore(&record(2, 6, "two"), false);
         assert_eq!(memory.judge(0, "old", "retain"), Some(Redelivery::Retained), "noted");
         memory.repeats.restore(&record(3, 0, "three"), true);
         assert_eq!(memory.judge(0, "three", "retain"), Some(Redelivery::Retained), "read again");
         memory.repeats.on_let_in(true, Sequence(3));
+        let of_dropped = memory.judge(4, "of a dropped generation", "dup");
+        assert_eq!(of_dropped, Some(Redelivery::Dup), "noted");
         assert_eq!(memory.judge(5, "one", "dup"), None, "proved before");
         assert_eq!(memory.judge(6, "two", "dup"), Some(Redelivery::Dup));
     }

@@ -17,12 +17,13 @@ const DEVICES: u32 = 4;
 /// Numbers of one round begin at its multiple of this.
 pub const NUMBERS_A_ROUND: u64 = 1_000_000;
 const BURST_MAX: u32 = 40;
+/// Once there are many: however long the faults last, there is always something on its way.
+const LATE_BURST_MAX: u32 = 2;
 const PAUSE_MAX_MS: u64 = 50;
-/// Of a round, whatever its faults last.
-const MESSAGES_MAX: usize = 3_000;
+const MANY_MESSAGES: usize = 2_000;
 const MESSAGES_MIN: usize = 300;
-/// Makes a generation fill up within a round or two.
-const PADDING: usize = 250;
+/// Makes a generation fill up within a second or two.
+const PADDING: usize = 500;
 
 /// A stream of the homelab that takes part.
 #[derive(Debug)]
@@ -215,11 +216,11 @@ impl Load {
             let (ending, gate) = (ending.clone(), gate.clone());
             std::thread::spawn(move || {
                 let count = || messages.lock().expect("no holder panics").len();
-                while count() < MESSAGES_MAX
-                    && (!ending.load(Ordering::SeqCst) || count() < MESSAGES_MIN)
-                {
+                while !ending.load(Ordering::SeqCst) || count() < MESSAGES_MIN {
+                    let late = count() > MANY_MESSAGES;
+                    let burst = if late { LATE_BURST_MAX } else { BURST_MAX };
                     let open = gate.lock().expect("no holder panics");
-                    for _ in 0..dice.random_range(1..=BURST_MAX) {
+                    for _ in 0..dice.random_range(1..=burst) {
                         let message = Message::drawn(round, count() as u64, &mut dice);
                         let (topic, payload) = (message.topic(), message.payload.clone());
                         messages.lock().expect("no holder panics").push(message.clone());
