@@ -13,6 +13,9 @@ use rig::{
 use crate::traffic::{POISON, STREAMS};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Of each log, when a round fails; the whole logs stay in the folder.
+const TOLD_LINES: usize = 10;
+const TOLD_COLUMNS: usize = 240;
 
 /// Everything a fault can lay hands on. Fields are dropped, and so ended, from the first to the last.
 pub struct Lab {
@@ -79,17 +82,23 @@ impl Lab {
 
     /// What each party said last.
     pub fn story(&mut self) -> String {
-        let lines = 40;
         [
-            ("the node", self.node.daemon().log_tail(lines)),
-            ("Mosquitto", self.mosquitto.log_tail(lines / 4)),
-            ("PostgreSQL", self.postgres.log_tail(lines / 4)),
-            ("Kafka", self.kafka.log_tail(lines / 4)),
+            ("the node", self.node.daemon().log_tail(TOLD_LINES)),
+            ("Mosquitto", self.mosquitto.log_tail(TOLD_LINES)),
+            ("PostgreSQL", self.postgres.log_tail(TOLD_LINES)),
+            ("Kafka", self.kafka.log_tail(TOLD_LINES)),
         ]
         .iter()
-        .map(|(who, said)| format!("--- {who} ---\n{said}\n"))
+        .map(|(who, said)| format!("--- {who} ---\n{}", shortened(said)))
         .collect()
     }
+}
+
+fn shortened(lines: &str) -> String {
+    lines
+        .lines()
+        .map(|line| line.chars().take(TOLD_COLUMNS).chain(['\n']).collect::<String>())
+        .collect()
 }
 
 fn start_kafka(folder: Option<PathBuf>) -> std::thread::JoinHandle<Result<Kafka>> {

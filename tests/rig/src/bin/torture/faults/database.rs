@@ -75,9 +75,6 @@ fn read_only(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
     };
     set(lab, "ALTER SYSTEM SET default_transaction_read_only = on")?;
     last(dice, 300..1_500);
-    set(
-        lab,
-        "SET default_transaction_read_only = off; ALTER SYSTEM RESET default_transaction_read_only",
-    )?;
+    set(lab, "ALTER SYSTEM RESET default_transaction_read_only")?;
     Ok(true)
 }
