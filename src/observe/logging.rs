@@ -13,7 +13,7 @@ use crate::config::{LogFormat, LogSettings};
 pub fn start_logging(settings: &LogSettings) -> anyhow::Result<()> {
     // actix tells of its workers at every start, and a database server of each rollback that had nothing left to do;
     // whoever wants that says so, for later directives win.
-    let quiet = "actix_server=warn,tokio_postgres::connection=warn";
+    let quiet = "actix_server=warn,tokio_postgres=warn";
     let filter = EnvFilter::try_new(format!("{quiet},{}", settings.filter))?;
     let format = match settings.format {
         LogFormat::Auto => detect(),

@@ -4,9 +4,11 @@
 mod broker;
 mod crash;
 mod database;
+mod disk;
 mod kafka;
 mod network;
 mod node;
+mod replay;
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -24,6 +26,8 @@ pub struct Fault {
     pub meaning: &'static str,
     /// The broker ends: it may hand out again, under new packet ids, what it had handed out.
     pub cuts_broker: bool,
+    /// Taken once the round has come to rest and was judged; then it is judged again.
+    pub at_rest: bool,
     /// False when the moment it waited for did not come.
     pub take: fn(&Fault, &mut Lab, &mut StdRng) -> Result<bool>,
 }
@@ -34,7 +38,12 @@ impl Fault {
         meaning: &'static str,
         take: fn(&Fault, &mut Lab, &mut StdRng) -> Result<bool>,
     ) -> Self {
-        Self { name, meaning, cuts_broker: false, take }
+        Self { name, meaning, cuts_broker: false, at_rest: false, take }
+    }
+
+    const fn at_rest(mut self) -> Self {
+        self.at_rest = true;
+        self
     }
 
     const fn cutting_broker(mut self) -> Self {
@@ -50,7 +59,9 @@ pub static ALL: &[&[Fault]] = &[
     database::FAULTS,
     kafka::FAULTS,
     network::FAULTS,
+    disk::FAULTS,
     crash::FAULTS,
+    replay::FAULTS,
 ];
 
 /// Those whose name contains one of the words; all without a word.

@@ -10,6 +10,7 @@ use rig::{
     Proxy, Streams, free_port, until,
 };
 
+use crate::disk::Disk;
 use crate::traffic::{POISON, STREAMS};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -20,6 +21,8 @@ const TOLD_COLUMNS: usize = 240;
 /// Everything a fault can lay hands on. Fields are dropped, and so ended, from the first to the last.
 pub struct Lab {
     pub node: Node,
+    /// The node's own; `None` where the system does not let us have one.
+    pub disk: Option<Disk>,
     pub to_broker: Proxy,
     pub to_database: Proxy,
     pub kafka: Kafka,
@@ -49,7 +52,9 @@ impl Lab {
         let to_broker = Proxy::start(mosquitto.port())?;
         let to_database = Proxy::start(postgres.port())?;
         let http_port = free_port();
-        let mut homelab = configuration(folder, http_port)?;
+        let disk = own_disk(folder);
+        let state = disk.as_ref().map_or_else(|| folder.to_owned(), Disk::mount_point);
+        let mut homelab = configuration(&state.join("state"), http_port)?;
         homelab.broker(to_broker.port());
         homelab.databases(to_database.port(), folder)?;
         homelab.cluster(&kafka.bootstrap());
@@ -63,7 +68,7 @@ impl Lab {
         let node = Node::new(binary, config, http_port);
         let gate = Arc::default();
         let mut lab =
-            Lab { node, to_broker, to_database, kafka, postgres, mosquitto, topics, gate };
+            Lab { node, disk, to_broker, to_database, kafka, postgres, mosquitto, topics, gate };
         lab.first_start()?;
         Ok(lab)
     }
@@ -75,9 +80,21 @@ impl Lab {
         until(READY_WITHIN, "every stream subscribed", || {
             Ok(Streams::of(&self.node)?.all_subscribed().then_some(()))
         })?;
-        let refuse =
-            format!("ALTER TABLE energy_consumption ADD CHECK (active_power_total <> {POISON})");
+        self.refuse_poison()
+    }
+
+    /// From now on a row of this value is an error.
+    pub fn refuse_poison(&self) -> Result<()> {
+        let refuse = format!(
+            "ALTER TABLE energy_consumption \
+             ADD CONSTRAINT no_poison CHECK (active_power_total <> {POISON}) NOT VALID"
+        );
         self.postgres.execute("telemetry", &refuse)
+    }
+
+    pub fn take_poison(&self) -> Result<()> {
+        self.postgres
+            .execute("telemetry", "ALTER TABLE energy_consumption DROP CONSTRAINT no_poison")
     }
 
     /// What each party said last.
@@ -94,6 +111,16 @@ impl Lab {
     }
 }
 
+fn own_disk(folder: &Path) -> Option<Disk> {
+    match Disk::open(&folder.join("disk")) {
+        Ok(disk) => Some(disk),
+        Err(error) => {
+            println!("No disk of the node's own, so no power cuts: {error:#}");
+            None
+        }
+    }
+}
+
 fn shortened(lines: &str) -> String {
     lines
         .lines()
@@ -107,9 +134,9 @@ fn start_kafka(folder: Option<PathBuf>) -> std::thread::JoinHandle<Result<Kafka>
 }
 
 /// The homelab with waits that suit rounds of seconds.
-fn configuration(folder: &Path, http_port: u16) -> Result<Homelab> {
+fn configuration(state: &Path, http_port: u16) -> Result<Homelab> {
     let mut homelab = Homelab::load()?;
-    homelab.node(&folder.join("state"), http_port);
+    homelab.node(state, http_port);
     for stream in homelab.names("streams") {
         let Some(taking_part) = STREAMS.iter().find(|known| known.name == stream) else {
             homelab.remove(&["streams", &stream]);
@@ -125,6 +152,7 @@ fn configuration(folder: &Path, http_port: u16) -> Result<Homelab> {
         // A generation, and with it a switch and a drop, in nearly every round.
         ("buffer", "generation_bytes", 1 << 20),
         ("buffer", "free_bytes_min", 16 << 20),
+        ("buffer", "ballast_bytes", 4 << 20),
         ("supervision", "backoff_min_ms", 50),
         ("supervision", "backoff_max_ms", 500),
         ("supervision", "parked_retry_seconds", 1),

@@ -4,6 +4,7 @@
 
 mod chronicle;
 mod collect;
+mod disk;
 mod faults;
 mod lab;
 mod oracle;
@@ -20,6 +21,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use rig::{on_signal, target};
 
+use disk::Disk;
 use lab::Lab;
 use report::Report;
 use round::Run;
@@ -61,9 +63,14 @@ fn run(options: &Options) -> Result<bool> {
         faults.iter().for_each(|fault| println!("{:<28} {}", fault.name, fault.meaning));
         return Ok(true);
     }
-    // Everything started goes with this process.
-    on_signal(|| std::process::exit(130))?;
     let folder = target().join("torture");
+    let mounted = folder.join("disk");
+    Disk::clear(&mounted);
+    // Every process started goes with this one.
+    on_signal(move || {
+        Disk::clear(&mounted);
+        std::process::exit(130);
+    })?;
     if folder.exists() {
         std::fs::remove_dir_all(&folder).context("remove the folder of an earlier run")?;
     }

@@ -84,6 +84,14 @@ fn fate_in_table(kind: Kind) -> Fate {
     }
 }
 
+/// Refused rows were replayed after the table was mended.
+fn fate_in_mended_table(kind: Kind) -> Fate {
+    match kind {
+        Kind::Poison => Fate::There,
+        other => fate_in_table(other),
+    }
+}
+
 fn fate_in_kafka(kind: Kind) -> Fate {
     match kind {
         Kind::Reading | Kind::Poison | Kind::Incomplete => Fate::There,
@@ -99,6 +107,8 @@ pub struct Published<'a> {
     pub entries: &'a [Entry],
     /// The broker died or was restarted in this round: it may hand out a second time what it had handed out.
     pub broker_was_cut: bool,
+    /// What the table refused was replayed.
+    pub replayed: bool,
 }
 
 /// Copies of each message at one sink.
@@ -183,7 +193,8 @@ pub fn judge(published: &Published<'_>, found: &Found, fresh: &[(&str, Reading)]
         let append = stream.tables.iter().filter(|table| !table.latest);
         let tables = append.map(|table| {
             let rows = found.rows.get(table.name).into_iter().flatten();
-            Sink::new(stream, table.name, fate_in_table, rows, found)
+            let fate = if published.replayed { fate_in_mended_table } else { fate_in_table };
+            Sink::new(stream, table.name, fate, rows, found)
         });
         let mut sinks: Vec<Sink<'_>> = std::iter::once(kafka).chain(tables).collect();
         for (message, entry) in published.messages.iter().zip(published.entries) {
@@ -315,7 +326,12 @@ mod tests {
         let messages: Vec<_> =
             kinds.iter().zip(1..).map(|(kind, number)| message(number, *kind)).collect();
         let entries: Vec<_> = messages.iter().map(entry).collect();
-        let published = Published { messages: &messages, entries: &entries, broker_was_cut: false };
+        let published = Published {
+            messages: &messages,
+            entries: &entries,
+            broker_was_cut: false,
+            replayed: false,
+        };
         let rows = rows.iter().map(|number| reading(*number)).collect();
         let rows = [("energy_consumption", rows)].into();
         let found = Found { rows, letters, ..Found::default() };
@@ -356,7 +372,12 @@ mod tests {
         wrong.value = Some(8);
         let messages = [message(1, Kind::Reading)];
         let entries = [entry(&messages[0])];
-        let published = Published { messages: &messages, entries: &entries, broker_was_cut: false };
+        let published = Published {
+            messages: &messages,
+            entries: &entries,
+            broker_was_cut: false,
+            replayed: false,
+        };
         let found =
             Found { rows: [("energy_consumption", vec![wrong])].into(), ..Found::default() };
         let verdict = judge(&published, &found, &[("energy", reading(1))]);

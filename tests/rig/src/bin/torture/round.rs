@@ -1,14 +1,13 @@
 //! One round: publish, break, rest, judge.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rand::Rng;
 use rand::rngs::StdRng;
-use rig::{Publisher, Streams};
+use rig::Streams;
 
 use crate::chronicle::Chronicle;
 use crate::collect::{self, Found};
@@ -16,7 +15,7 @@ use crate::faults::Fault;
 use crate::lab::Lab;
 use crate::oracle::{self, KAFKA, Published, Verdict};
 use crate::plan;
-use crate::traffic::{Load, Message, STREAMS};
+use crate::traffic::{Load, STREAMS};
 
 /// After the last fault everything must have come to rest within this time: the promise of liveness.
 pub const RECOVER_WITHIN: Duration = Duration::from_secs(30);
@@ -53,7 +52,8 @@ pub struct Run {
     lab: Lab,
     chronicle: Chronicle,
     round: u64,
-    /// By append table: the rows of the rounds before.
+    /// By append table: the rows of the rounds before, and those of all rounds as last seen.
+    rows_before: BTreeMap<&'static str, u64>,
     rows: BTreeMap<&'static str, u64>,
 }
 
@@ -62,7 +62,7 @@ impl Run {
     /// When Kafka does not answer.
     pub fn new(lab: Lab) -> Result<Self> {
         let chronicle = Chronicle::new(&lab.kafka, &lab.topics)?;
-        Ok(Self { lab, chronicle, round: 0, rows: BTreeMap::new() })
+        Ok(Self { lab, chronicle, round: 0, rows_before: BTreeMap::new(), rows: BTreeMap::new() })
     }
 
     /// # Errors
@@ -80,18 +80,28 @@ impl Run {
         broken?;
         let rest = Instant::now();
         publisher.flush(RECOVER_WITHIN).context("the broker takes what is published")?;
-        let broker_was_cut = faults.iter().any(|fault| fault.cuts_broker);
-        let verdict = self.settle(&publisher, &messages, broker_was_cut, rest)?;
-        let outcome = Outcome {
-            acked: publisher.ledger().acked_count() as u64,
-            recovery: rest.elapsed(),
-            taken,
-            verdict,
+        let ledger = publisher.ledger();
+        let mut published = Published {
+            messages: &messages,
+            entries: ledger.entries(),
+            broker_was_cut: faults.iter().any(|fault| fault.cuts_broker),
+            replayed: false,
         };
-        if outcome.verdict.holds() {
-            collect::purge_letters(&self.lab.node)?;
+        let mut verdict = self.settle(&published, rest)?;
+        let recovery = rest.elapsed();
+        for fault in faults.iter().filter(|fault| fault.at_rest) {
+            if !verdict.holds() {
+                break;
+            }
+            self.take(fault, &mut dice, &mut taken)?;
+            published.replayed = true;
+            verdict = self.settle(&published, Instant::now())?;
         }
-        Ok(outcome)
+        if verdict.holds() {
+            collect::purge_letters(&self.lab.node)?;
+            self.rows_before.clone_from(&self.rows);
+        }
+        Ok(Outcome { acked: ledger.acked_count() as u64, recovery, taken, verdict })
     }
 
     fn break_things(
@@ -101,32 +111,33 @@ impl Run {
         taken: &mut Vec<&'static str>,
     ) -> Result<()> {
         pause(dice);
-        for fault in faults {
-            let done = (fault.take)(fault, &mut self.lab, dice);
-            if done.with_context(|| format!("fault {}", fault.name))? {
-                taken.push(fault.name);
-            }
+        for fault in faults.iter().filter(|fault| !fault.at_rest) {
+            self.take(fault, dice, taken)?;
             pause(dice);
         }
         Ok(())
     }
 
-    /// Looks until everything is in its place, or the time is over, or something cannot mend any more.
-    fn settle(
+    fn take(
         &mut self,
-        publisher: &Arc<Publisher>,
-        messages: &[Message],
-        broker_was_cut: bool,
-        rest: Instant,
-    ) -> Result<Verdict> {
-        let ledger = publisher.ledger();
-        let entries = ledger.entries();
-        let published = Published { messages, entries, broker_was_cut };
+        fault: &Fault,
+        dice: &mut StdRng,
+        taken: &mut Vec<&'static str>,
+    ) -> Result<()> {
+        let done = (fault.take)(fault, &mut self.lab, dice);
+        if done.with_context(|| format!("fault {}", fault.name))? {
+            taken.push(fault.name);
+        }
+        Ok(())
+    }
+
+    /// Looks until everything is in its place, or the time is over, or something cannot mend any more.
+    fn settle(&mut self, published: &Published<'_>, rest: Instant) -> Result<Verdict> {
         loop {
             if let Some(status) = self.lab.node.daemon().exit_status()? {
                 bail!("the node ended by itself: {status}");
             }
-            let verdict = self.look(&published).unwrap_or_else(|error| Verdict {
+            let verdict = self.look(published).unwrap_or_else(|error| Verdict {
                 stuck: vec![format!("{error:#}")],
                 ..Verdict::default()
             });
@@ -154,9 +165,7 @@ impl Run {
         if verdict.holds() {
             self.judge_books(&found, &mut verdict)?;
         }
-        if verdict.holds() {
-            self.rows.clone_from(&found.totals);
-        }
+        self.rows = found.totals;
         Ok(verdict)
     }
 
@@ -173,7 +182,7 @@ impl Run {
                     continue;
                 }
                 let total = found.totals.get(table.name).copied().unwrap_or_default();
-                let before = self.rows.get(table.name).copied().unwrap_or_default();
+                let before = self.rows_before.get(table.name).copied().unwrap_or_default();
                 if total != before + rows.len() as u64 {
                     verdict.doubled.push(format!(
                         "{}: {total} rows after {before} and {} of this round",

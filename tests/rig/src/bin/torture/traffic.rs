@@ -135,8 +135,8 @@ impl Message {
         let stream = &STREAMS[dice.random_range(0..STREAMS.len())];
         let kind = match (stream.name, dice.random_range(0..200)) {
             (_, 0) => Kind::Malformed,
-            ("energy", 1) => Kind::Poison,
-            ("energy", 2..4) => Kind::Incomplete,
+            ("energy", 1..4) => Kind::Poison,
+            ("energy", 4..6) => Kind::Incomplete,
             ("temperature_indoor", 1..10) => Kind::Filtered,
             _ => Kind::Reading,
         };

@@ -56,13 +56,20 @@ const fn at(name: &'static str, meaning: &'static str) -> Fault {
     Fault::new(name, meaning, crash)
 }
 
+/// As FAILPOINTS says it: fatal after so many times.
+pub fn point(fault: &Fault, passes: u32) -> String {
+    let name = fault.name.replace('-', "_");
+    match passes {
+        0 => format!("{name}=return"),
+        passes => format!("{name}={passes}*off->return"),
+    }
+}
+
 fn crash(fault: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
     let passes = if RARE.contains(&fault.name) { 0 } else { dice.random_range(0..PASSES) };
-    let point = fault.name.replace('-', "_");
-    let action = if passes == 0 { "return".to_owned() } else { format!("{passes}*off->return") };
     // Nothing can be told to a running process.
     lab.node.kill();
-    lab.node.set_failpoints(&format!("{point}={action}"));
+    lab.node.set_failpoints(&point(fault, passes));
     lab.node.spawn()?;
     let node = lab.node.daemon();
     let ended = until(STEP_WITHIN, "the node came to this step", || node.exit_status());
