@@ -7,16 +7,13 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use super::redelivery::{Acknowledged, Fingerprint, Repeats};
+use super::redelivery::{Acknowledged, Fingerprint, Repeats, UNPROVED_MAX};
 use crate::buffer::{Buffer, BufferError, State};
 use crate::config::StreamSettings;
 use crate::domain::{Sequence, StreamName};
 
 /// Between two saves of a running stream.
 const SAVE_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Records a broker may send again: as many as there are packet ids.
-const RECENT_RECORDS_MAX: u64 = 65_535;
 
 /// One note. In bytes: two positions, the count of what is not proved and a zero, then pairs; all u64, little endian.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -31,13 +28,14 @@ struct Note {
 }
 
 impl Note {
-    fn take(repeats: &Repeats, durable: Acknowledged) -> Self {
-        Note {
+    /// `None` when this is no moment for one.
+    fn take(repeats: &Repeats, durable: Acknowledged) -> Option<Self> {
+        Some(Note {
             through: durable.sequence,
             proved: repeats.proved(),
-            unproved: repeats.unproved(durable).collect(),
+            unproved: repeats.unproved(durable)?,
             fingerprints: repeats.retained().collect(),
-        }
+        })
     }
 
     fn to_bytes(&self) -> Vec<u8> {
@@ -83,7 +81,7 @@ pub async fn restore(
     let window = settings.dedupe.as_ref().map_or(0, |dedupe| dedupe.window_messages);
     let reading = tokio::task::spawn_blocking(move || {
         let durable = buffer.durable(&name).0;
-        let uncovered = durable.since(note.through.min(note.proved)).min(RECENT_RECORDS_MAX);
+        let uncovered = durable.since(note.through).min(UNPROVED_MAX as u64);
         let count = usize::try_from(uncovered).unwrap_or(usize::MAX).max(window);
         let blocks = if count == 0 { Vec::new() } else { buffer.recent(&name, count)? };
         let first = blocks.first().map(|block| block.range().first);
@@ -148,8 +146,9 @@ impl Notes {
         if now == self.saved {
             return;
         }
+        let Some(note) = Note::take(repeats, durable) else { return };
         let before = self.saving.take();
-        let saving = save(self.buffer.clone(), self.stream.clone(), Note::take(repeats, durable));
+        let saving = save(self.buffer.clone(), self.stream.clone(), note);
         self.saving = Some(tokio::spawn(async move {
             if let Some(before) = before {
                 let _ = before.await;
@@ -165,7 +164,10 @@ impl Notes {
             if let Some(saving) = self.saving {
                 let _ = saving.await;
             }
-            save(self.buffer, self.stream, Note::take(repeats, durable)).await
+            match Note::take(repeats, durable) {
+                Some(note) => save(self.buffer, self.stream, note).await,
+                None => Ok(()),
+            }
         };
         match tokio::time::timeout(limit, saving).await {
             Ok(Ok(())) => {}

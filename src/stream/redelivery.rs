@@ -5,7 +5,8 @@
 //!   session was resumed, and packet id, topic and payload are those of a record whose PUBACK may not have arrived. The id
 //!   alone will not do (ids are used again), nor the payload alone (a switch says "on" many times). A record leaves this
 //!   memory when the broker answers a ping that was sent after its PUBACK: from then on the id can belong to another message
-//!   with the same bytes, and dropping that one would be a loss. What is not proved stays, over any number of connections.
+//!   with the same bytes, and dropping that one would be a loss. What earlier connections left unproved is proved once a
+//!   message that is no copy was acknowledged so: a broker sends its copies before anything new.
 //! - **A retained copy**, sent again at a new subscription, equal to the last kept message of its topic.
 //! - **A declared repeat**: same message id (or same bytes) within a window, where the stream declares one.
 //!
@@ -48,6 +49,11 @@ impl Fingerprint {
     }
 }
 
+/// Kept messages whose PUBACK is not proved to have arrived, remembered to know their copies by; beyond it the oldest are
+/// forgotten, and a copy of one would be kept once more. Several times the packet ids there are: Mosquitto that drains a
+/// queue puts all of it in flight whatever the receive maximum, uses ids again meanwhile, and answers a ping behind it all.
+pub const UNPROVED_MAX: usize = 1 << 18;
+
 /// How far acknowledgement has come: the messages taken in by this process, and the sequence of the last record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Acknowledged {
@@ -55,22 +61,72 @@ pub struct Acknowledged {
     pub sequence: Sequence,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// By what a copy is known: packet id, and topic and payload.
+type Key = (u16, u64);
+
+/// Messages whose PUBACK is not proved to have arrived, in the order in which they were taken.
+#[derive(Debug, Default)]
 struct Unproved {
-    message: u64,
-    /// When its last copy came: proof of the acknowledgement of that one frees the id.
-    taken: u64,
-    /// When its first copy came, which was kept.
-    kept: u64,
+    order: VecDeque<(Key, u64)>,
+    /// How many of each are in `order`, less what was found again.
+    counts: HashMap<Key, u32>,
+}
+
+impl Unproved {
+    fn push(&mut self, key: Key, taken: u64) {
+        if self.order.len() >= UNPROVED_MAX {
+            self.forget_oldest();
+        }
+        self.order.push_back((key, taken));
+        *self.counts.entry(key).or_default() += 1;
+    }
+
+    /// True once for each that was pushed.
+    fn find(&mut self, key: Key) -> bool {
+        let Some(count) = self.counts.get_mut(&key) else { return false };
+        *count -= 1;
+        if *count == 0 {
+            self.counts.remove(&key);
+        }
+        true
+    }
+
+    /// Those taken up to there.
+    fn iter(&self, taken: u64) -> impl Iterator<Item = (u16, u64)> {
+        let mut left = self.counts.clone();
+        self.order.iter().filter(move |(_, at)| *at <= taken).filter_map(move |(key, _)| {
+            let count = left.get_mut(key).filter(|count| **count > 0)?;
+            *count -= 1;
+            Some(*key)
+        })
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((key, _)) = self.order.pop_front() {
+            self.find(key);
+        }
+    }
+
+    fn forget_upto(&mut self, taken: u64) {
+        while self.order.front().is_some_and(|(_, oldest)| *oldest <= taken) {
+            self.forget_oldest();
+        }
+    }
 }
 
 /// The memory of one stream. It lives as long as the part, over all its connections.
 #[derive(Debug)]
 pub struct Repeats {
-    /// By packet id, so bounded by the id space.
-    unproved: HashMap<u16, Unproved>,
+    /// Taken on this connection.
+    unproved: Unproved,
+    /// Left unproved by earlier connections, and not sent again on this one.
+    carried: Unproved,
+    /// The first message on this connection that was no copy of any kind.
+    first_new: Option<u64>,
     resumed: bool,
     taken: u64,
+    /// The last message that was a copy.
+    last_copy: u64,
     /// Everything up to here is proved to be acknowledged at the broker.
     proved: Sequence,
     retained: LruCache<u64, u64>,
@@ -81,9 +137,12 @@ impl Repeats {
     pub fn new(dedupe: Option<&DedupeSettings>) -> Self {
         let topics = NonZeroUsize::new(RETAINED_TOPICS_MAX).expect("a constant above zero");
         Repeats {
-            unproved: HashMap::new(),
+            unproved: Unproved::default(),
+            carried: Unproved::default(),
+            first_new: None,
             resumed: false,
             taken: 0,
+            last_copy: 0,
             proved: Sequence::ZERO,
             retained: LruCache::new(topics),
             declared: dedupe.map(Declared::new),
@@ -93,8 +152,12 @@ impl Repeats {
     /// The broker let us in. Ids of a session it does not know any more mean nothing.
     pub fn on_let_in(&mut self, session_present: bool, durable: Sequence) {
         self.resumed = session_present;
-        if !session_present {
-            self.unproved.clear();
+        self.first_new = None;
+        let unproved = std::mem::take(&mut self.unproved);
+        if session_present {
+            unproved.order.into_iter().for_each(|(key, taken)| self.carried.push(key, taken));
+        } else {
+            self.carried = Unproved::default();
             self.proved = self.proved.max(durable);
         }
     }
@@ -113,13 +176,13 @@ impl Repeats {
         self.taken += 1;
         let verdict = self.repeat(publish, fingerprint, arrival, kept_last);
         if matches!(verdict, None | Some(Redelivery::Dup)) && publish.packet_id != 0 {
-            let first = self.unproved.get(&publish.packet_id).filter(|_| verdict.is_some());
-            let kept = first.map_or(self.taken, |first| first.kept);
-            let unproved = Unproved { message: fingerprint.message, taken: self.taken, kept };
-            self.unproved.insert(publish.packet_id, unproved);
-        } else {
-            // The broker uses the id again, so it has the PUBACK of whatever had it before.
-            self.unproved.remove(&publish.packet_id);
+            self.unproved.push((publish.packet_id, fingerprint.message), self.taken);
+        }
+        if verdict == Some(Redelivery::Dup) {
+            self.last_copy = self.taken;
+        }
+        if !publish.flags.dup && !publish.flags.retain {
+            self.first_new.get_or_insert(self.taken);
         }
         verdict
     }
@@ -132,8 +195,9 @@ impl Repeats {
         kept_last: impl FnOnce(u64) -> Option<u64>,
     ) -> Option<Redelivery> {
         if publish.flags.dup && self.resumed {
-            let known = self.unproved.get(&publish.packet_id);
-            if known.is_some_and(|known| known.message == fingerprint.message) {
+            // Not among what this connection brought: a broker repeats itself only after a new connection, and what has
+            // the same id and bytes here is another publication of a broker with more in flight than there are ids.
+            if self.carried.find((publish.packet_id, fingerprint.message)) {
                 return Some(Redelivery::Dup);
             }
         }
@@ -161,8 +225,13 @@ impl Repeats {
 
     /// The broker has read every acknowledgement up to here.
     pub fn on_proved(&mut self, upto: Acknowledged) {
-        self.unproved.retain(|_, unproved| unproved.taken > upto.taken);
-        self.proved = self.proved.max(upto.sequence);
+        self.unproved.forget_upto(upto.taken);
+        if self.first_new.is_some_and(|first| first <= upto.taken) {
+            self.carried = Unproved::default();
+        }
+        if self.carried.counts.is_empty() {
+            self.proved = self.proved.max(upto.sequence);
+        }
     }
 
     pub fn proved(&self) -> Sequence {
@@ -174,10 +243,12 @@ impl Repeats {
         self.retained.iter().rev().map(|(&topic, &message)| Fingerprint { topic, message })
     }
 
-    /// Packet id and message of what is durable and whose acknowledgement is not proved.
-    pub fn unproved(&self, durable: Acknowledged) -> impl Iterator<Item = (u16, u64)> {
-        let kept = self.unproved.iter().filter(move |(_, one)| one.kept <= durable.taken);
-        kept.map(|(&packet_id, one)| (packet_id, one.message))
+    /// Packet id and message of what is kept and not proved, copies included. `None` while a copy is under way: its
+    /// original would be missing.
+    pub fn unproved(&self, durable: Acknowledged) -> Option<Vec<(u16, u64)>> {
+        let both = [&self.carried, &self.unproved];
+        let all = both.into_iter().flat_map(|unproved| unproved.iter(durable.taken));
+        (self.last_copy <= durable.taken).then(|| all.collect())
     }
 
     /// At the start of the part: what an earlier life had proved and noted.
@@ -188,27 +259,19 @@ impl Repeats {
         retained: &[Fingerprint],
     ) {
         self.proved = proved;
-        for &(packet_id, message) in unproved {
-            self.remember(packet_id, message);
-        }
+        unproved.iter().for_each(|key| self.carried.push(*key, 0));
         for fingerprint in retained {
             self.on_durable(*fingerprint);
         }
     }
 
-    fn remember(&mut self, packet_id: u16, message: u64) {
-        self.taken += 1;
-        let unproved = Unproved { message, taken: self.taken, kept: self.taken };
-        self.unproved.insert(packet_id, unproved);
-    }
-
-    /// At the start of the part: a kept record, in order. `fresh` when the saved fingerprints do not cover it.
+    /// At the start of the part: a kept record, in order. `fresh` when no note covers it.
     pub fn restore(&mut self, record: &Record<'_>, fresh: bool) {
         let fingerprint = Fingerprint::of(record.topic.as_bytes(), record.payload);
-        if record.packet_id != 0 && record.sequence > self.proved {
-            self.remember(record.packet_id, fingerprint.message);
-        }
         if fresh {
+            if record.packet_id != 0 {
+                self.carried.push((record.packet_id, fingerprint.message), 0);
+            }
             self.on_durable(fingerprint);
         }
         if let Some(declared) = &mut self.declared {
@@ -386,6 +449,11 @@ mod tests {
             verdict
         }
 
+        /// A new connection, in the same session.
+        fn reconnect(&mut self) {
+            self.repeats.on_let_in(true, Sequence(self.repeats.taken()));
+        }
+
         fn proved(&mut self, taken: u64) {
             self.repeats.on_proved(Acknowledged { taken, sequence: Sequence(taken) });
         }
@@ -396,7 +464,7 @@ mod tests {
         let mut memory = Memory::resumed();
         assert_eq!(memory.judge(7, "on", ""), None);
         for _ in 0..3 {
-            memory.repeats.on_let_in(true, Sequence(1));
+            memory.reconnect();
             assert_eq!(memory.judge(7, "on", "dup"), Some(Redelivery::Dup));
         }
     }
@@ -405,6 +473,7 @@ mod tests {
     fn id_payload_mark_and_session_must_all_agree() {
         let mut memory = Memory::resumed();
         assert_eq!(memory.judge(7, "on", ""), None);
+        memory.reconnect();
         assert_eq!(memory.judge(8, "on", "dup"), None, "another id");
         assert_eq!(memory.judge(7, "off", "dup"), None, "another payload");
         assert_eq!(memory.judge(7, "off", ""), None, "no mark: a second publication");
@@ -413,23 +482,57 @@ mod tests {
     }
 
     #[test]
+    fn each_kept_message_is_known_again_once() {
+        let mut memory = Memory::resumed();
+        memory.judge(7, "on", "");
+        memory.reconnect();
+        assert_eq!(memory.judge(7, "on", "dup"), Some(Redelivery::Dup));
+        assert_eq!(memory.judge(7, "on", "dup"), None, "under way twice, received once");
+        memory.reconnect();
+        assert_eq!(memory.judge(7, "on", "dup"), Some(Redelivery::Dup));
+        assert_eq!(memory.judge(7, "on", "dup"), Some(Redelivery::Dup));
+        assert_eq!(memory.judge(7, "on", "dup"), None);
+    }
+
+    #[test]
     fn once_the_broker_has_the_puback_the_id_belongs_to_another_message() {
         let mut memory = Memory::resumed();
         memory.judge(7, "on", "");
         memory.judge(8, "on", "");
         memory.proved(1);
+        memory.reconnect();
         assert_eq!(memory.judge(7, "on", "dup"), None, "proved");
         assert_eq!(memory.judge(8, "on", "dup"), Some(Redelivery::Dup), "not proved");
         assert_eq!(memory.repeats.proved(), Sequence(1));
     }
 
     #[test]
-    fn an_id_that_carried_a_retained_copy_is_free_of_its_past() {
+    fn what_an_earlier_connection_left_is_proved_by_the_first_new_message_only() {
         let mut memory = Memory::resumed();
-        memory.judge(7, "on", "");
-        memory.judge(9, "off", "");
-        assert_eq!(memory.judge(7, "off", "retain"), Some(Redelivery::Retained));
-        assert_eq!(memory.judge(7, "on", "dup"), None);
+        (1..=3).for_each(|id| assert_eq!(memory.judge(id, "on", ""), None));
+        memory.reconnect();
+        assert_eq!(memory.judge(1, "on", "dup"), Some(Redelivery::Dup));
+        memory.proved(4);
+        assert_eq!(memory.repeats.proved(), Sequence(0), "2 and 3 may still come again");
+        assert_eq!(memory.judge(2, "on", "dup"), Some(Redelivery::Dup));
+        assert_eq!(memory.judge(4, "on", ""), None);
+        memory.proved(6);
+        assert_eq!(memory.repeats.proved(), Sequence(6), "a new one: no more copies come");
+        assert_eq!(memory.judge(3, "on", "dup"), None);
+    }
+
+    #[test]
+    fn more_in_flight_than_there_are_packet_ids_is_known_again_up_to_the_bound() {
+        let mut memory = Memory::resumed();
+        let id = |n: usize| u16::try_from(n % 65_535 + 1).unwrap();
+        let payload = |n: usize| n.to_string();
+        let count = UNPROVED_MAX + 10;
+        (0..count).for_each(|n| assert_eq!(memory.judge(id(n), &payload(n), ""), None));
+        memory.reconnect();
+        for n in 0..count {
+            let known = (n >= 10).then_some(Redelivery::Dup);
+            assert_eq!(memory.judge(id(n), &payload(n), "dup"), known, "{n}");
+        }
     }
 
     #[test]
@@ -473,19 +576,40 @@ mod tests {
             packet_id,
         };
         let mut memory = Memory::new(None);
-        let noted = Fingerprint::of(b"topic", b"of a dropped generation");
-        let retained = [Fingerprint::of(b"topic", b"old")];
-        memory.repeats.restore_notes(Sequence(1), &[(4, noted.message)], &retained);
+        let of = |payload: &str| Fingerprint::of(b"topic", payload.as_bytes());
+        let noted = [(4, of("of a dropped generation").message), (6, of("two").message)];
+        memory.repeats.restore_notes(Sequence(1), &noted, &[of("old")]);
         memory.repeats.restore(&record(1, 5, "one"), false);
         memory.repeats.restore(&record(2, 6, "two"), false);
         assert_eq!(memory.judge(0, "old", "retain"), Some(Redelivery::Retained), "noted");
-        memory.repeats.restore(&record(3, 0, "three"), true);
+        memory.repeats.restore(&record(3, 7, "three"), true);
         assert_eq!(memory.judge(0, "three", "retain"), Some(Redelivery::Retained), "read again");
         memory.repeats.on_let_in(true, Sequence(3));
-        let of_dropped = memory.judge(4, "of a dropped generation", "dup");
-        assert_eq!(of_dropped, Some(Redelivery::Dup), "noted");
         assert_eq!(memory.judge(5, "one", "dup"), None, "proved before");
+        assert_eq!(memory.judge(4, "of a dropped generation", "dup"), Some(Redelivery::Dup));
         assert_eq!(memory.judge(6, "two", "dup"), Some(Redelivery::Dup));
+        assert_eq!(
+            memory.judge(6, "two", "dup"),
+            None,
+            "in the note and in the log, yet one message"
+        );
+        assert_eq!(memory.judge(7, "three", "dup"), Some(Redelivery::Dup), "in no note");
+    }
+
+    #[test]
+    fn a_note_waits_for_copies_under_way_and_holds_nothing_that_is_not_durable() {
+        let upto = |taken| Acknowledged { taken, sequence: Sequence(taken) };
+        let mut memory = Memory::resumed();
+        memory.judge(1, "one", "");
+        memory.judge(2, "two", "");
+        let ids = |memory: &Memory, taken| -> Option<Vec<u16>> {
+            Some(memory.repeats.unproved(upto(taken))?.into_iter().map(|(id, _)| id).collect())
+        };
+        assert_eq!(ids(&memory, 1), Some(vec![1]));
+        memory.reconnect();
+        memory.judge(2, "two", "dup");
+        assert_eq!(ids(&memory, 2), None);
+        assert_eq!(ids(&memory, 3), Some(vec![1, 2]));
     }
 
     #[test]

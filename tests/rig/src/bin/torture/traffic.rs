@@ -173,7 +173,7 @@ fn payload(stream: &str, device: &str, number: u64, value: u32, kind: Kind) -> S
             "Client_Name": device, "d0": value, "d104": number, "d51": number, "d52": value,
         }),
         _ => json!({
-            "POWER": if value % 2 == 0 { "ON" } else { "OFF" },
+            "POWER": if value.is_multiple_of(2) { "ON" } else { "OFF" },
             "UptimeSec": number,
             "Wifi": {"RSSI": value},
         }),
