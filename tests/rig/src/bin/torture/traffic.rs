@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rand::Rng;
+use rand::distr::Alphanumeric;
 use rand::rngs::StdRng;
 use rig::Publisher;
 use serde_json::json;
@@ -143,7 +144,9 @@ impl Message {
         let number = round * NUMBERS_A_ROUND + place;
         let device = format!("r{round}-{}", dice.random_range(0..DEVICES));
         let value = if kind == Kind::Poison { POISON } else { dice.random_range(VALUES) };
-        let payload = payload(stream.name, &device, number, value, kind);
+        // Of chance, so that nothing is won by compressing it.
+        let padding = dice.sample_iter(Alphanumeric).take(PADDING).map(char::from).collect();
+        let payload = payload(stream.name, &device, number, value, kind, padding);
         Message { number, stream, device, value, kind, payload }
     }
 
@@ -157,7 +160,14 @@ impl Message {
     }
 }
 
-fn payload(stream: &str, device: &str, number: u64, value: u32, kind: Kind) -> String {
+fn payload(
+    stream: &str,
+    device: &str,
+    number: u64,
+    value: u32,
+    kind: Kind,
+    padding: String,
+) -> String {
     let mut payload = match stream {
         "energy" => json!({
             "saveeyeDeviceSerialNumber": device,
@@ -181,7 +191,7 @@ fn payload(stream: &str, device: &str, number: u64, value: u32, kind: Kind) -> S
     if kind == Kind::Incomplete {
         payload["activeActualConsumption"] = json!({});
     }
-    payload["padding"] = "x".repeat(PADDING).into();
+    payload["padding"] = padding.into();
     let text = payload.to_string();
     match kind {
         // What is left over begins with the number, by which the letter is known again.
@@ -251,7 +261,7 @@ mod tests {
     fn the_number_is_found_in_every_payload_and_only_malformed_ones_are_no_json() {
         for stream in &STREAMS {
             for kind in [Kind::Reading, Kind::Malformed] {
-                let text = payload(stream.name, "r1-2", 77, 3, kind);
+                let text = payload(stream.name, "r1-2", 77, 3, kind, "x".repeat(PADDING));
                 assert_eq!(number_in(&text), Some(77));
                 let json = serde_json::from_str::<serde_json::Value>(&text);
                 assert_eq!(json.is_ok(), kind == Kind::Reading, "{text}");
