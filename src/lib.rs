@@ -44,7 +44,10 @@ pub mod simulate;
 
 mod crash;
 pub mod observe;
+
+pub mod certificates;
 pub mod part;
+pub mod private_file;
 pub mod retry;
 pub mod tls;
 

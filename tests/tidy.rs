@@ -66,6 +66,8 @@ fn each_client_library_lives_behind_its_folders() {
         ("actix_web::", &["http"]),
         ("backoff::", &["retry"]),
         ("prometheus_client::", &["observe"]),
+        ("rcgen::", &["certificates"]),
+        ("x509_parser::", &["certificates"]),
     ];
     let mut strays = BTreeSet::new();
     for (file, text) in product() {
@@ -126,4 +128,19 @@ fn the_picture_names_bounds_that_exist() {
             "the picture in lib.rs names {bound}, which is neither constant nor setting"
         );
     }
+}
+
+#[test]
+fn the_template_unit_differs_from_the_unit_in_its_instance_alone() {
+    let unit = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name);
+        let text = fs::read_to_string(path).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned);
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let one = unit("telemetry.service")
+        .replace("Description=Telemetry node", "Description=Telemetry node %i")
+        .replace("/etc/telemetry/", "/etc/telemetry/nodes/%i/")
+        .replace("Directory=telemetry", "Directory=telemetry@%i");
+    assert_eq!(unit("telemetry@.service").trim(), one.trim());
 }

@@ -91,6 +91,7 @@ mod generation;
 pub mod inspect;
 mod janitor;
 mod log;
+mod probe;
 mod reader;
 mod recovery;
 mod state;
@@ -114,6 +115,7 @@ use tokio::sync::watch;
 pub use block::Block;
 pub use error::BufferError;
 pub use log::Loss;
+pub use probe::{Load, probe};
 pub use reader::{Chunk, Reader};
 pub use state::{DeadLetterFilter, State};
 pub use writer::Appender;
@@ -183,6 +185,7 @@ impl Buffer {
             identity,
             configured: &streams.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(),
             delivered: cursors.furthest.clone(),
+            on_read: &|read| board.update_buffer(|status| status.generations = read),
         }
         .run()?;
         let cell = |name: &StreamName| {

@@ -1,4 +1,4 @@
-//! Orders: parts and dead letters. Only on the control socket.
+//! Orders: parts and dead letters.
 
 use std::sync::Arc;
 

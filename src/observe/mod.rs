@@ -2,7 +2,9 @@
 //! `/streams` and `telemetry status` are all read from the board, so they cannot disagree.
 
 mod board;
+mod expiry;
 pub mod health;
+mod http_meters;
 mod logging;
 mod metrics;
 mod process;
@@ -12,5 +14,7 @@ pub use board::{
     NodeStatus, PartState, PartStatus, Redelivery, SinkKind, SinkState, SinkStatus, SinkView,
     StreamStatus, StreamView,
 };
-pub use logging::start_logging;
+pub use expiry::{CertificateStatus, Nearness, read_certificates, watch_certificates};
+pub use http_meters::{HttpMeters, HttpRefusal};
+pub use logging::{start_logging, tell_error};
 pub use metrics::{BufferMeters, SinkMeters, StreamMeters};

@@ -15,6 +15,7 @@ mod error;
 mod inlet;
 mod message_id;
 mod notes;
+mod probe;
 mod redelivery;
 mod session;
 mod signs;
@@ -27,9 +28,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::StreamError;
+pub use probe::probe;
 
 use crate::buffer::{Appender, Buffer};
-use crate::config::{BrokerSettings, StreamSettings};
+use crate::config::{BrokerSettings, Password, StreamSettings};
 use crate::observe::{Board, DisconnectReason};
 use crate::part::{Control, Part, PartResult, Phase};
 use crate::retry::Backoff;
@@ -93,7 +95,6 @@ impl StreamReader {
         signs: &mut Signs,
         control: &mut Control,
     ) -> Result<(), StreamError> {
-        let settings = session_settings(&self.stream, &self.broker);
         let mut backoff = Backoff::new(self.broker.reconnect);
         let mut quick_closes = 0;
         loop {
@@ -105,7 +106,7 @@ impl StreamReader {
                 control.changed().await;
                 continue;
             }
-            match self.connect(&settings, inlet, signs, control).await {
+            match self.connect(inlet, signs, control).await {
                 Ok(Ended::Told) => signs.ended(),
                 Err(Lost { error, .. }) if error.ends_part() => return Err(error),
                 Err(Lost { error, active_for }) => {
@@ -126,12 +127,13 @@ impl StreamReader {
     /// One connection from dialling to its end.
     async fn connect(
         &self,
-        settings: &SessionSettings,
         inlet: &mut Inlet<Appender>,
         signs: &mut Signs,
         control: &mut Control,
     ) -> Result<Ended, Lost> {
         let lost = |error| Lost { error, active_for: Duration::ZERO };
+        // Each time anew: the password may have been corrected.
+        let settings = &session_settings(&self.stream, &self.broker);
         let stream = tokio::select! {
             stream = dial::dial(&self.broker) => stream.map_err(lost)?,
             () = control.changed() => return Ok(Ended::Told),
@@ -175,9 +177,10 @@ fn session_settings(stream: &StreamSettings, broker: &BrokerSettings) -> Session
         broker: dial::address(broker),
         connect: ConnectRequest {
             client_id: stream.client_id.clone(),
+            fresh: false,
             keepalive: broker.keepalive,
             username: broker.username.clone(),
-            password: broker.password.clone(),
+            password: broker.password.as_ref().map(Password::current),
             session_expiry: broker.session_expiry,
             receive_maximum: broker.receive_maximum,
             packet_bytes_max: broker.packet_bytes_max,

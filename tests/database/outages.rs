@@ -182,7 +182,7 @@ fn a_wrong_password_holds_migrator_and_writer_until_the_server_takes_it() {
         bench.cluster.execute("postgres", "ALTER ROLE collector SUPERUSER").unwrap();
         let database = &mut bench.settings.databases["telemetry"];
         database.user = "collector".to_owned();
-        database.password = Some(Secret::new("made-up".to_owned()));
+        database.password = Some(Secret::new("made-up".to_owned()).into());
         let settings = database.clone();
         bench.feed("energy", energies(100)).await;
         let running = bench.start("energy", "energy_consumption");

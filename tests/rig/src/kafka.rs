@@ -60,6 +60,14 @@ pub struct Kafka {
 }
 
 impl Kafka {
+    /// Fetches what a start takes when it is missing; from then on no network is needed.
+    ///
+    /// # Errors
+    /// When it cannot be fetched.
+    pub fn fetch() -> Result<()> {
+        jars::folder().map(drop)
+    }
+
     /// With the defaults.
     ///
     /// # Errors
