@@ -20,10 +20,14 @@ EXPOSURE_MAX := 12
 DURATION ?=
 KAFKA ?= yes
 RATE ?= 10
+# torture: rounds, the seed of the first, and a part of the list of faults (words of their names, by commas).
+ROUNDS ?= 40
+SEED ?= 1
+FAULTS ?=
 # bench, service-test: 1 = a short form.
 QUICK ?=
 
-.PHONY: help demo test lint bench deb service-test setup build advisories
+.PHONY: help demo test lint bench torture deb service-test setup build advisories
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -36,6 +40,7 @@ demo: ## four home-automation streams through the node, live (DURATION=30, KAFKA
 
 test: setup lint build ## everything continuous integration runs
 	cargo test --workspace
+	$(MAKE) --no-print-directory torture
 	$(MAKE) --no-print-directory deb service-test QUICK=1
 	$(MAKE) --no-print-directory bench QUICK=1
 	$(MAKE) --no-print-directory demo DURATION=20
@@ -55,6 +60,10 @@ bench: ## measures with a baseline beside each (QUICK=1: under two minutes)
 	@scripts/setup
 	@$(RELEASE)
 	@exec $(TARGET)/release/bench --node $(TARGET)/release/telemetry $(if $(filter 1,$(QUICK)),--quick)
+
+torture: build ## faults under load: nothing lost, doubled or stuck (ROUNDS=40, SEED=1, FAULTS=kafka,power)
+	@exec $(TARGET)/debug/torture --node $(TARGET)/debug/telemetry --rounds $(ROUNDS) --seed $(SEED) \
+	  $(if $(FAULTS),--faults $(FAULTS))
 
 deb: setup $(TOOLS)/cargo-deb ## the Debian package: target/package/telemetry_<version>_<architecture>.deb
 	@$(RELEASE)

@@ -42,6 +42,7 @@ pub mod buffer;
 pub mod mapping;
 pub mod simulate;
 
+mod crash;
 pub mod observe;
 
 pub mod certificates;

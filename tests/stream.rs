@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rig::{Certificates, Mosquitto, MosquittoOptions, Mqtt, MqttOptions, Publisher};
+use rig::{Certificates, Link, Mosquitto, MosquittoOptions, Mqtt, MqttOptions, Proxy, Publisher};
 use telemetry::buffer::Buffer;
 use telemetry::config::{self, MqttVersion, Settings, TlsSettings};
-use telemetry::domain::{Secret, Sequence, StreamName, Verdict};
+use telemetry::domain::{Delivered, Secret, Sequence, SinkName, StreamName, Verdict};
 use telemetry::observe::{Board, DisconnectReason, Redelivery};
 use telemetry::part::{Control, Part as _, PartResult, Phase, Progress};
 use telemetry::stream::{StreamReader, probe};
@@ -128,6 +128,48 @@ fn all_payloads(buffer: &Buffer) -> Vec<Vec<u8>> {
     let blocks = buffer.recent(&energy(), 1_000_000).unwrap();
     let records = blocks.iter().flat_map(|block| block.records_after(Sequence::ZERO));
     records.map(|record| record.payload.to_vec()).collect()
+}
+
+/// The log lets go of what every sink has: what the broker may send again must be known without it.
+#[tokio::test]
+async fn a_copy_is_recognised_after_its_record_was_dropped() {
+    const COUNT: u64 = 3_000;
+    let broker = Mosquitto::start_with(MosquittoOptions {
+        autosave_on_changes: false,
+        max_inflight_messages: 4_096,
+        ..MosquittoOptions::default()
+    })
+    .unwrap();
+    let proxy = Proxy::start(broker.port()).unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let mut settings = settings(proxy.port());
+    settings.buffer.generation_bytes = 1 << 20;
+    LocalSet::new()
+        .run_until(async {
+            let publisher = publisher(broker.port());
+            let life = Life::begin(&settings, state.path());
+            life.subscribed().await;
+            // Not one acknowledgement arrives.
+            proxy.set(Link::SilentToServer);
+            for id in 0..COUNT {
+                publisher.publish("energy", "a/b", format!("{id:01000}"));
+            }
+            life.kept(COUNT).await;
+            let kafka = SinkName::parse("kafka").unwrap();
+            life.buffer.delivered(&energy(), &kafka, Delivered(Sequence(COUNT)));
+            life.until("dropped", |life| life.buffer.oldest(&energy()) > Sequence(1)).await;
+            life.kill().await;
+
+            proxy.reset();
+            proxy.set(Link::Fine);
+            publisher.publish("energy", "a/b", "last");
+            let life = Life::begin(&settings, state.path());
+            let last_is_kept = |life: &Life| all_payloads(&life.buffer).last().unwrap() == b"last";
+            life.until("the last one kept", last_is_kept).await;
+            assert_eq!(life.buffer.durable(&energy()).0, Sequence(COUNT + 1));
+            life.stop().await;
+        })
+        .await;
 }
 
 #[tokio::test]

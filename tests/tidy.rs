@@ -86,6 +86,30 @@ fn each_client_library_lives_behind_its_folders() {
 }
 
 #[test]
+fn every_crash_point_is_taken_by_the_torture_and_every_crash_it_knows_exists() {
+    let points: BTreeSet<String> = product()
+        .iter()
+        .flat_map(|(_, text)| texts_behind(text, "crash_point(\"").collect::<Vec<_>>())
+        .map(|name| name.replace('_', "-"))
+        .collect();
+    let faults = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rig/src/bin/torture/faults");
+    let mut taken = BTreeSet::new();
+    for file in ["crash.rs", "replay.rs"] {
+        let text = fs::read_to_string(faults.join(file)).unwrap();
+        for call in ["at(\"", "new(\""] {
+            taken.extend(texts_behind(&text, call).filter(|name| name.starts_with("crash-")));
+        }
+    }
+    assert_eq!(points, taken);
+}
+
+/// What stands between each `call` and the next quotation mark.
+fn texts_behind<'t>(text: &'t str, call: &str) -> impl Iterator<Item = String> + use<'t> {
+    let pieces: Vec<&str> = text.split(call).skip(1).collect();
+    pieces.into_iter().filter_map(|rest| Some(rest.split('"').next()?.to_owned()))
+}
+
+#[test]
 fn the_picture_names_bounds_that_exist() {
     let product = product();
     let lib = &product.iter().find(|(name, _)| name == "lib.rs").expect("lib.rs").1;

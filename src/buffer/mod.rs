@@ -303,6 +303,14 @@ impl Buffer {
         }
     }
 
+    /// Records of the stream up to `through` are not needed any more to recognise what its broker sends again. From the
+    /// first call on those behind it are not dropped, whatever the sinks say. Never goes back.
+    pub fn remembered(&self, stream: &StreamName, through: Sequence) {
+        if lock(&self.log.index).remembered(stream, through) {
+            self.log.news.ring();
+        }
+    }
+
     /// Durable values that are not records: books, dead letters. See [`State`].
     pub fn state(&self) -> State {
         self.state.clone()
@@ -403,6 +411,7 @@ fn index(
         generations: std::mem::take(&mut recovered.entries),
         current: Some((recovered.number, recovered.store.clone())),
         sinks,
+        remembered: BTreeMap::new(),
         unconfigured,
         losses: disk::read_json(&folder.join("losses")).ok().flatten().unwrap_or_default(),
         quarantined: std::fs::read_dir(folder.join("quarantine"))

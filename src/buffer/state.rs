@@ -5,6 +5,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::BufferError;
 use super::log::Log;
 use super::state_store::StateStore;
+use crate::crash::crash_point;
 use crate::domain::{Arrival, Books, DeadLetter, DeadLetterKey, Reason, SinkName, StreamName};
 
 /// Commands that may wait; whoever comes then waits to be let in.
@@ -189,7 +190,9 @@ pub(super) fn run(log: &Log, mut store: StateStore, commands: Commands) {
 
 fn settle(store: &StateStore, outcomes: Vec<Outcome>) -> Result<(), BufferError> {
     if outcomes.iter().any(|outcome| outcome.wrote) {
+        crash_point("crash_state_written");
         store.store.flush()?;
+        crash_point("crash_state_flushed");
     }
     let mut failed = None;
     for outcome in outcomes {

@@ -15,6 +15,7 @@ use super::service;
 use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
 use crate::buffer::Buffer;
 use crate::config::Settings;
+use crate::domain::Sequence;
 use crate::http::{ControlState, Server, serve};
 use crate::observe::{Board, watch_certificates};
 use crate::part::Phase;
@@ -94,6 +95,10 @@ impl Node {
         let buffer = service::while_recovering(&board, || {
             Buffer::open(&settings.node.state_dir, &settings.buffer, &sinks, board.clone())
         })?;
+        for stream in settings.streams.keys() {
+            // No sink may let go of records before their stream has read them.
+            buffer.remembered(stream, Sequence::ZERO);
+        }
         board.update_node(|node| node.log_identity = buffer.identity().to_string());
         let supervisor = Supervisor::new(settings.supervision.clone(), board.clone()).start();
         let context = assembly::Context {

@@ -78,10 +78,11 @@ impl Part for StreamReader {
         let unacknowledged = Unacknowledged::starting_at(acknowledged);
         let appender = self.buffer.appender(&self.stream.name);
         let mut inlet = Inlet::new(appender, repeats, unacknowledged, view);
+        signs.note(&inlet);
         let outcome = self.serve(&mut inlet, &mut signs, &mut control).await;
         control.progress.set_work_waiting(false);
-        let (repeats, through) = (&inlet.repeats, inlet.unacknowledged.sequence());
-        signs.into_notes().finish(repeats, through, self.broker.operation_timeout).await;
+        let (repeats, durable) = (&inlet.repeats, inlet.unacknowledged.acknowledged());
+        signs.into_notes().finish(repeats, durable, self.broker.operation_timeout).await;
         Ok(outcome?)
     }
 }
@@ -114,6 +115,8 @@ impl StreamReader {
                     }
                     let error = suspect(error, active_for, &mut quick_closes);
                     signs.lost(&error);
+                    inlet.settle_unconnected()?;
+                    signs.note(inlet);
                     let pause = pause_after(&error, &mut backoff, self.broker.reconnect.max);
                     control.sleep(pause).await;
                 }

@@ -49,6 +49,11 @@ impl Signs {
         }
     }
 
+    /// Notes what is known now.
+    pub fn note<I: Intake>(&mut self, inlet: &Inlet<I>) {
+        self.notes.note(&inlet.repeats, inlet.unacknowledged.acknowledged());
+    }
+
     pub fn into_notes(self) -> Notes {
         self.notes
     }
@@ -161,6 +166,6 @@ impl Watcher for Signs {
     }
 
     fn tick<I: Intake>(&mut self, inlet: &Inlet<I>) {
-        self.notes.tick(&inlet.repeats, inlet.unacknowledged.sequence());
+        self.notes.tick(&inlet.repeats, inlet.unacknowledged.acknowledged());
     }
 }
