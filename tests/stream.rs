@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rig::{Certificates, Link, Mosquitto, MosquittoOptions, Mqtt, MqttOptions, Proxy, Publisher};
+use sha2::{Digest as _, Sha256};
 use telemetry::buffer::Buffer;
 use telemetry::config::{self, MqttVersion, Settings, TlsSettings};
 use telemetry::domain::{Delivered, Secret, Sequence, SinkName, StreamName, Verdict};
@@ -152,7 +153,10 @@ async fn a_copy_is_recognised_after_its_record_was_dropped() {
             // Not one acknowledgement arrives.
             proxy.set(Link::SilentToServer);
             for id in 0..COUNT {
-                publisher.publish("energy", "a/b", format!("{id:01000}"));
+                // Nothing is won by compressing it, so that the log goes through some generations.
+                let digest = |part| Sha256::digest(format!("{id}/{part}"));
+                let payload: Vec<u8> = (0..25).flat_map(digest).collect();
+                publisher.publish("energy", "a/b", payload);
             }
             life.kept(COUNT).await;
             let kafka = SinkName::parse("kafka").unwrap();
