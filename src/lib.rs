@@ -42,6 +42,7 @@ pub mod buffer;
 pub mod mapping;
 pub mod simulate;
 
+pub mod breaker;
 pub mod observe;
 pub mod part;
 pub mod retry;

@@ -90,6 +90,7 @@ mod generation;
 pub mod inspect;
 mod janitor;
 mod log;
+pub mod offline;
 mod reader;
 mod recovery;
 mod state;

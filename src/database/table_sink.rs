@@ -62,7 +62,7 @@ impl TableSink {
     /// that was wrong costs one odd partition, and never stops its batch.
     pub async fn make_partitions(&self, arrivals: Vec<i64>) -> Result<(), DatabaseError> {
         let TableKind::Append { partition, .. } = &self.table.kind else { return Ok(()) };
-        let lease = self.pool.get().await?;
+        let mut lease = self.pool.get().await?;
         let limit = self.database.statement_timeout;
         let make = async {
             let bound = format!("SET statement_timeout = {}", limit.as_millis().max(1));
@@ -75,7 +75,10 @@ impl TableSink {
         // The session's settings have changed: the connection does not go back.
         let limit = limit + ANSWER_MARGIN;
         let doing = "make partitions";
-        timeout(limit, make).await.unwrap_or(Err(DatabaseError::TimedOut { doing, limit }))
+        let result = timeout(limit, make).await;
+        let result = result.unwrap_or(Err(DatabaseError::TimedOut { doing, limit }));
+        lease.learned(&result);
+        result
     }
 
     /// Checks the mapping against the live table and plans the statements.

@@ -8,6 +8,7 @@ mod error_class;
 mod names;
 mod position;
 mod record;
+mod runbook;
 mod secret;
 
 pub use books::Books;
@@ -18,4 +19,5 @@ pub use position::{
     Appended, Delivered, Durable, LogIdentity, Sequence, SequenceRange, TelemetryId,
 };
 pub use record::{Arrival, DeliveryFlags, Record};
+pub use runbook::Runbook;
 pub use secret::Secret;

@@ -6,7 +6,7 @@ mod control;
 mod probes;
 mod serve;
 
-pub use control::{ControlState, Replay, ReplayRequest, ReplayResult};
+pub use control::{Caller, ControlState, Replay, ReplayRequest, ReplayResult};
 pub use serve::{HttpError, Server, serve};
 
 /// File name of the control socket in the state directory.

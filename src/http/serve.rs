@@ -9,7 +9,7 @@ use std::time::Duration;
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpServer, web};
 
-use super::control::{self, ControlState};
+use super::control::{self, Caller, ControlState};
 use super::probes;
 use crate::observe::Board;
 
@@ -99,6 +99,11 @@ pub async fn serve(
         .client_request_timeout(HEAD_TIMEOUT)
         .shutdown_timeout(1)
         .disable_signals()
+        .on_connect(|connection, data| {
+            let socket = connection.downcast_ref::<actix_rt::net::UnixStream>();
+            let uid = socket.and_then(|socket| socket.peer_cred().ok()).map(|peer| peer.uid());
+            data.insert(Caller { uid });
+        })
         .bind_uds(&path)
         .map_err(problem)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(problem)?;

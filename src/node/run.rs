@@ -11,6 +11,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::assembly;
+use super::clock;
 use super::replay::{Replayers, replay};
 use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
 use crate::buffer::Buffer;
@@ -101,6 +102,7 @@ impl Node {
         let control = ControlState {
             supervisor: supervisor.clone().recipient(),
             letters: buffer.state(),
+            board: board.clone(),
             replay: replay(&context, &sinks, &replayers),
         };
         let socket = settings.node.state_dir.join(CONTROL_SOCKET);
@@ -133,6 +135,7 @@ impl Node {
                 Err(error.into())
             }
             () = watchdog => Ok(()),
+            never = clock::watch(&self.board) => never,
         }
     }
 

@@ -165,7 +165,7 @@ fn a_database_that_is_away_is_said_to_be_and_taken_up_when_it_comes() {
         let mut away = (*sink.database).clone();
         away.port = rig::free_port();
         let port = away.port;
-        sink.pool = telemetry::database::Pool::new(&away);
+        sink.pool = telemetry::database::Pool::new(&away, sink.dependency());
         bench.feed("energy", energies(3)).await;
         let running = crate::bench::Running::start(sink);
         let dependency = running.sink.dependency();

@@ -2,7 +2,9 @@
 //! and what arrived.
 
 mod bad_input;
+mod clock;
 mod commands;
+mod dead_letters;
 mod kill;
 mod outages;
 mod parts;

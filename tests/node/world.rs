@@ -39,6 +39,8 @@ pub struct Changes {
     pub extra: String,
     /// Sets FAILPOINTS for the node.
     pub failpoints: String,
+    /// Further environment of the node.
+    pub environment: Vec<(String, String)>,
 }
 
 impl World {
@@ -94,8 +96,11 @@ impl World {
             fs::create_dir(folder.path().join("conf.d")).unwrap();
             fs::write(folder.path().join("conf.d/test.toml"), &changes.extra).unwrap();
         }
-        let node = Node::new(env!("CARGO_BIN_EXE_telemetry"), config, http_port)
+        let mut node = Node::new(env!("CARGO_BIN_EXE_telemetry"), config, http_port)
             .environment("FAILPOINTS", &changes.failpoints);
+        for (name, value) in &changes.environment {
+            node = node.environment(name, value);
+        }
         World { mosquitto, postgres, node, prefix, _folder: folder }
     }
 
