@@ -42,11 +42,12 @@ pub mod buffer;
 pub mod mapping;
 pub mod simulate;
 
-pub mod breaker;
 pub mod observe;
 pub mod part;
 pub mod retry;
 pub mod tls;
+
+pub mod breaker;
 
 pub mod config;
 pub mod domain;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,6 +86,7 @@ pub async fn serve(
             }
             _ => {}
         }
+        let listener = UnixListener::bind(&path).map_err(problem)?;
         let state = web::Data::new(state);
         let server = HttpServer::new(move || {
             App::new()
@@ -104,7 +106,7 @@ pub async fn serve(
             let uid = socket.and_then(|socket| socket.peer_cred().ok()).map(|peer| peer.uid());
             data.insert(Caller { uid });
         })
-        .bind_uds(&path)
+        .listen_uds(listener)
         .map_err(problem)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(problem)?;
         let server = server.run();

@@ -101,7 +101,9 @@ fn a_silent_stream_is_never_healthy_and_its_age_survives_a_restart() {
     eventually(SOON, "the age is known", || age(&world).is_some_and(|age| age >= before));
     world.subscribed();
     let payload = r#"{"temperature_c": 2}"#;
-    world.publisher().publish("temperature_outdoor", "homelab/temperature/outdoor", payload);
+    let publisher = world.publisher();
+    publisher.publish("temperature_outdoor", "homelab/temperature/outdoor", payload);
+    publisher.flush(SOON).unwrap();
     eventually(SOON, "it is heard", || age(&world).is_some_and(|age| age < 2.0));
     eventually(SOON, "and says so", || world.node.log_text().contains("stream_heard"));
 }
