@@ -74,6 +74,9 @@ fn database_parts(context: &Context, sinks: &TableSinks) -> Vec<PartSpec> {
         }
         let arbiter = Arbiter::new().handle();
         let (gate, migrated) = watch::channel(MigrationState::Waiting);
+        // Before the migrator's thread runs: a database nobody has looked at yet must not count as migrated.
+        let view = context.board.dependency(&format!("postgresql:{name}"));
+        view.update(|status| status.migration = Some(MigrationState::Waiting));
         let tables: Vec<_> = sinks.iter().map(|sink| sink.table.as_ref().clone()).collect();
         let (database, settings, board) = (name.clone(), settings.clone(), context.board.clone());
         let migrator = move || Migrator {

@@ -98,7 +98,7 @@ pub struct Lost {
 impl Limits {
     /// PUBACKs written and not proved to be read. A broker that goes on sending while its end of the socket is full of
     /// our PUBACKs (measured with Mosquitto while it drains a queue: 170,000) sends all of those again when the
-    /// connection ends, more than there are packet ids to know them by. So above this the next ones wait for the proof.
+    /// connection ends. So above this the next ones wait for the proof.
     fn unproved_max(&self) -> usize {
         (self.unacknowledged_messages_max / 2).max(1)
     }
@@ -166,8 +166,9 @@ impl<'a, I: Intake, W: Watcher> Connection<'a, I, W> {
         let reading = self.may_read();
         let writing = self.has_output();
         let holding = self.inlet.unacknowledged.is_holding();
-        // The proof arrives through the socket: whoever does not read must not wait for it.
-        let room = self.proof.unproved() < self.limits.unproved_max() || !reading;
+        // The proof arrives through the socket: above the bounds, where only acknowledging gets it read again, nothing
+        // may wait for it.
+        let room = self.proof.unproved() < self.limits.unproved_max() || !self.within_bounds();
         self.session.set_reading(reading, Instant::now());
         if reading && self.input.capacity() - self.input.len() < READ_BYTES_MIN {
             self.input.reserve(READ_BYTES);
@@ -188,12 +189,16 @@ impl<'a, I: Intake, W: Watcher> Connection<'a, I, W> {
     /// Above its own bounds it leaves the socket alone, for a broker may send more than was announced. The handshake is
     /// read at any time: it brings little, and a full buffer must not keep the session from living on.
     fn may_read(&self) -> bool {
-        let unacknowledged = &self.inlet.unacknowledged;
         !self.session.is_let_in()
-            || (!unacknowledged.is_holding()
-                && unacknowledged.messages() < self.limits.unacknowledged_messages_max
-                && unacknowledged.bytes() < self.limits.unacknowledged_bytes_max
+            || (!self.inlet.unacknowledged.is_holding()
+                && self.within_bounds()
                 && self.output.len() < UNWRITTEN_BYTES_MAX)
+    }
+
+    fn within_bounds(&self) -> bool {
+        let unacknowledged = &self.inlet.unacknowledged;
+        unacknowledged.messages() < self.limits.unacknowledged_messages_max
+            && unacknowledged.bytes() < self.limits.unacknowledged_bytes_max
     }
 
     fn has_output(&self) -> bool {

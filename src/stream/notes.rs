@@ -6,16 +6,13 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use super::redelivery::{Acknowledged, Fingerprint, Repeats};
+use super::redelivery::{Acknowledged, Fingerprint, Repeats, UNPROVED_MAX};
 use crate::buffer::{Buffer, BufferError, State};
 use crate::config::StreamSettings;
 use crate::domain::{Sequence, StreamName};
 
 /// Between two saves of a running stream.
 const SAVE_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Records a broker may send again: as many as there are packet ids.
-const RECENT_RECORDS_MAX: u64 = 65_535;
 
 /// One note: two positions and the fingerprints, little endian.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -72,7 +69,7 @@ pub async fn restore(
     let window = settings.dedupe.as_ref().map_or(0, |dedupe| dedupe.window_messages);
     let reading = tokio::task::spawn_blocking(move || {
         let durable = buffer.durable(&name).0;
-        let uncovered = durable.since(note.through.min(note.proved)).min(RECENT_RECORDS_MAX);
+        let uncovered = durable.since(note.through.min(note.proved)).min(UNPROVED_MAX as u64);
         let count = usize::try_from(uncovered).unwrap_or(usize::MAX).max(window);
         let blocks = if count == 0 { Vec::new() } else { buffer.recent(&name, count)? };
         let first = blocks.first().map(|block| block.range().first);

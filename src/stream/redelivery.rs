@@ -5,7 +5,8 @@
 //!   session was resumed, and packet id, topic and payload are those of a record whose PUBACK may not have arrived. The id
 //!   alone will not do (ids are used again), nor the payload alone (a switch says "on" many times). A record leaves this
 //!   memory when the broker answers a ping that was sent after its PUBACK: from then on the id can belong to another message
-//!   with the same bytes, and dropping that one would be a loss. What is not proved stays, over any number of connections.
+//!   with the same bytes, and dropping that one would be a loss. What earlier connections left unproved is proved once a
+//!   message that is no copy was acknowledged so: a broker sends its copies before anything new.
 //! - **A retained copy**, sent again at a new subscription, equal to the last kept message of its topic.
 //! - **A declared repeat**: same message id (or same bytes) within a window, where the stream declares one.
 //!
@@ -48,6 +49,11 @@ impl Fingerprint {
     }
 }
 
+/// Kept messages whose PUBACK is not proved to have arrived, remembered to know their copies by; beyond it the oldest are
+/// forgotten, and a copy of one would be kept once more. Several times the packet ids there are: Mosquitto that drains a
+/// queue puts all of it in flight whatever the receive maximum, uses ids again meanwhile, and answers a ping behind it all.
+pub const UNPROVED_MAX: usize = 1 << 18;
+
 /// How far acknowledgement has come: the messages taken in by this process, and the sequence of the last record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Acknowledged {
@@ -55,17 +61,58 @@ pub struct Acknowledged {
     pub sequence: Sequence,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// By what a copy is known: packet id, and topic and payload.
+type Key = (u16, u64);
+
+/// Messages whose PUBACK is not proved to have arrived, in the order in which they were taken.
+#[derive(Debug, Default)]
 struct Unproved {
-    message: u64,
-    taken: u64,
+    order: VecDeque<(Key, u64)>,
+    /// How many of each are in `order`, less what was found again.
+    counts: HashMap<Key, u32>,
+}
+
+impl Unproved {
+    fn push(&mut self, key: Key, taken: u64) {
+        if self.order.len() >= UNPROVED_MAX {
+            self.forget_oldest();
+        }
+        self.order.push_back((key, taken));
+        *self.counts.entry(key).or_default() += 1;
+    }
+
+    /// True once for each that was pushed.
+    fn find(&mut self, key: Key) -> bool {
+        let Some(count) = self.counts.get_mut(&key) else { return false };
+        *count -= 1;
+        if *count == 0 {
+            self.counts.remove(&key);
+        }
+        true
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((key, _)) = self.order.pop_front() {
+            self.find(key);
+        }
+    }
+
+    fn forget_upto(&mut self, taken: u64) {
+        while self.order.front().is_some_and(|(_, oldest)| *oldest <= taken) {
+            self.forget_oldest();
+        }
+    }
 }
 
 /// The memory of one stream. It lives as long as the part, over all its connections.
 #[derive(Debug)]
 pub struct Repeats {
-    /// By packet id, so bounded by the id space.
-    unproved: HashMap<u16, Unproved>,
+    /// Taken on this connection.
+    unproved: Unproved,
+    /// Left unproved by earlier connections, and not sent again on this one.
+    carried: Unproved,
+    /// The first message on this connection that was no copy of any kind.
+    first_new: Option<u64>,
     resumed: bool,
     taken: u64,
     /// Everything up to here is proved to be acknowledged at the broker.
@@ -78,7 +125,9 @@ impl Repeats {
     pub fn new(dedupe: Option<&DedupeSettings>) -> Self {
         let topics = NonZeroUsize::new(RETAINED_TOPICS_MAX).expect("a constant above zero");
         Repeats {
-            unproved: HashMap::new(),
+            unproved: Unproved::default(),
+            carried: Unproved::default(),
+            first_new: None,
             resumed: false,
             taken: 0,
             proved: Sequence::ZERO,
@@ -90,8 +139,12 @@ impl Repeats {
     /// The broker let us in. Ids of a session it does not know any more mean nothing.
     pub fn on_let_in(&mut self, session_present: bool, durable: Sequence) {
         self.resumed = session_present;
-        if !session_present {
-            self.unproved.clear();
+        self.first_new = None;
+        let unproved = std::mem::take(&mut self.unproved);
+        if session_present {
+            unproved.order.into_iter().for_each(|(key, taken)| self.carried.push(key, taken));
+        } else {
+            self.carried = Unproved::default();
             self.proved = self.proved.max(durable);
         }
     }
@@ -110,11 +163,10 @@ impl Repeats {
         self.taken += 1;
         let verdict = self.repeat(publish, fingerprint, arrival, kept_last);
         if matches!(verdict, None | Some(Redelivery::Dup)) && publish.packet_id != 0 {
-            let unproved = Unproved { message: fingerprint.message, taken: self.taken };
-            self.unproved.insert(publish.packet_id, unproved);
-        } else {
-            // The broker uses the id again, so it has the PUBACK of whatever had it before.
-            self.unproved.remove(&publish.packet_id);
+            self.unproved.push((publish.packet_id, fingerprint.message), self.taken);
+        }
+        if !publish.flags.dup && !publish.flags.retain {
+            self.first_new.get_or_insert(self.taken);
         }
         verdict
     }
@@ -127,8 +179,9 @@ impl Repeats {
         kept_last: impl FnOnce(u64) -> Option<u64>,
     ) -> Option<Redelivery> {
         if publish.flags.dup && self.resumed {
-            let known = self.unproved.get(&publish.packet_id);
-            if known.is_some_and(|known| known.message == fingerprint.message) {
+            // Not among what this connection brought: a broker repeats itself only after a new connection, and what has
+            // the same id and bytes here is another publication of a broker with more in flight than there are ids.
+            if self.carried.find((publish.packet_id, fingerprint.message)) {
                 return Some(Redelivery::Dup);
             }
         }
@@ -156,8 +209,13 @@ impl Repeats {
 
     /// The broker has read every acknowledgement up to here.
     pub fn on_proved(&mut self, upto: Acknowledged) {
-        self.unproved.retain(|_, unproved| unproved.taken > upto.taken);
-        self.proved = self.proved.max(upto.sequence);
+        self.unproved.forget_upto(upto.taken);
+        if self.first_new.is_some_and(|first| first <= upto.taken) {
+            self.carried = Unproved::default();
+        }
+        if self.carried.counts.is_empty() {
+            self.proved = self.proved.max(upto.sequence);
+        }
     }
 
     pub fn proved(&self) -> Sequence {
@@ -181,9 +239,7 @@ impl Repeats {
     pub fn restore(&mut self, record: &Record<'_>, fresh: bool) {
         let fingerprint = Fingerprint::of(record.topic.as_bytes(), record.payload);
         if record.packet_id != 0 && record.sequence > self.proved {
-            self.taken += 1;
-            let unproved = Unproved { message: fingerprint.message, taken: self.taken };
-            self.unproved.insert(record.packet_id, unproved);
+            self.carried.push((record.packet_id, fingerprint.message), 0);
         }
         if fresh {
             self.on_durable(fingerprint);
@@ -363,6 +419,11 @@ mod tests {
             verdict
         }
 
+        /// A new connection, in the same session.
+        fn reconnect(&mut self) {
+            self.repeats.on_let_in(true, Sequence(self.repeats.taken()));
+        }
+
         fn proved(&mut self, taken: u64) {
             self.repeats.on_proved(Acknowledged { taken, sequence: Sequence(taken) });
         }
@@ -373,7 +434,7 @@ mod tests {
         let mut memory = Memory::resumed();
         assert_eq!(memory.judge(7, "on", ""), None);
         for _ in 0..3 {
-            memory.repeats.on_let_in(true, Sequence(1));
+            memory.reconnect();
             assert_eq!(memory.judge(7, "on", "dup"), Some(Redelivery::Dup));
         }
     }
@@ -382,6 +443,7 @@ mod tests {
     fn id_payload_mark_and_session_must_all_agree() {
         let mut memory = Memory::resumed();
         assert_eq!(memory.judge(7, "on", ""), None);
+        memory.reconnect();
         assert_eq!(memory.judge(8, "on", "dup"), None, "another id");
         assert_eq!(memory.judge(7, "off", "dup"), None, "another payload");
         assert_eq!(memory.judge(7, "off", ""), None, "no mark: a second publication");
@@ -390,23 +452,57 @@ mod tests {
     }
 
     #[test]
+    fn each_kept_message_is_known_again_once() {
+        let mut memory = Memory::resumed();
+        memory.judge(7, "on", "");
+        memory.reconnect();
+        assert_eq!(memory.judge(7, "on", "dup"), Some(Redelivery::Dup));
+        assert_eq!(memory.judge(7, "on", "dup"), None, "under way twice, received once");
+        memory.reconnect();
+        assert_eq!(memory.judge(7, "on", "dup"), Some(Redelivery::Dup));
+        assert_eq!(memory.judge(7, "on", "dup"), Some(Redelivery::Dup));
+        assert_eq!(memory.judge(7, "on", "dup"), None);
+    }
+
+    #[test]
     fn once_the_broker_has_the_puback_the_id_belongs_to_another_message() {
         let mut memory = Memory::resumed();
         memory.judge(7, "on", "");
         memory.judge(8, "on", "");
         memory.proved(1);
+        memory.reconnect();
         assert_eq!(memory.judge(7, "on", "dup"), None, "proved");
         assert_eq!(memory.judge(8, "on", "dup"), Some(Redelivery::Dup), "not proved");
         assert_eq!(memory.repeats.proved(), Sequence(1));
     }
 
     #[test]
-    fn an_id_that_carried_a_retained_copy_is_free_of_its_past() {
+    fn what_an_earlier_connection_left_is_proved_by_the_first_new_message_only() {
         let mut memory = Memory::resumed();
-        memory.judge(7, "on", "");
-        memory.judge(9, "off", "");
-        assert_eq!(memory.judge(7, "off", "retain"), Some(Redelivery::Retained));
-        assert_eq!(memory.judge(7, "on", "dup"), None);
+        (1..=3).for_each(|id| assert_eq!(memory.judge(id, "on", ""), None));
+        memory.reconnect();
+        assert_eq!(memory.judge(1, "on", "dup"), Some(Redelivery::Dup));
+        memory.proved(4);
+        assert_eq!(memory.repeats.proved(), Sequence(0), "2 and 3 may still come again");
+        assert_eq!(memory.judge(2, "on", "dup"), Some(Redelivery::Dup));
+        assert_eq!(memory.judge(4, "on", ""), None);
+        memory.proved(6);
+        assert_eq!(memory.repeats.proved(), Sequence(6), "a new one: no more copies come");
+        assert_eq!(memory.judge(3, "on", "dup"), None);
+    }
+
+    #[test]
+    fn more_in_flight_than_there_are_packet_ids_is_known_again_up_to_the_bound() {
+        let mut memory = Memory::resumed();
+        let id = |n: usize| u16::try_from(n % 65_535 + 1).unwrap();
+        let payload = |n: usize| n.to_string();
+        let count = UNPROVED_MAX + 10;
+        (0..count).for_each(|n| assert_eq!(memory.judge(id(n), &payload(n), ""), None));
+        memory.reconnect();
+        for n in 0..count {
+            let known = (n >= 10).then_some(Redelivery::Dup);
+            assert_eq!(memory.judge(id(n), &payload(n), "dup"), known, "{n}");
+        }
     }
 
     #[test]

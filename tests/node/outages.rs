@@ -35,12 +35,16 @@ fn assert_once_each(world: &World, publisher: &rig::Publisher) {
 
 #[test]
 fn it_starts_with_everything_away_and_catches_up_when_things_come() {
-    let mut world = World::prepare(Changes { kafka: true, ..Changes::default() });
+    let mut world = World::prepare(Changes { own_kafka: true, ..Changes::default() });
     world.mosquitto.stop().unwrap();
     world.postgres.stop().unwrap();
-    world.node.start().unwrap();
-    let ready = world.node.get("/health/ready").unwrap();
-    assert_eq!(ready.status, 503, "{}", ready.body);
+    world.own_kafka().stop().unwrap();
+    world.node.spawn().unwrap();
+    eventually(SOON, "it says that nothing is migrated yet", || {
+        let Ok(ready) = world.node.get("/health/ready") else { return false };
+        assert_eq!(ready.status, 503, "ready before a database was looked at: {}", ready.body);
+        ready.body.contains("migrations not applied yet")
+    });
     world.mosquitto.restart().unwrap();
     world.subscribed();
     let publisher = world.publisher();
@@ -48,6 +52,7 @@ fn it_starts_with_everything_away_and_catches_up_when_things_come() {
         publisher.publish("energy", "saveeye/telemetry", reading(count));
     }
     publisher.flush(SOON).unwrap();
+    world.own_kafka().restart().unwrap();
     eventually(SOON, "the topic has them without a database", || {
         world.kafka_records("homelab-energy-realtime").len() == 100
     });

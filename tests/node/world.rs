@@ -25,6 +25,8 @@ pub struct World {
     pub postgres: Postgres,
     pub node: Node,
     prefix: Option<String>,
+    /// Instead of the shared one.
+    own_kafka: Option<Kafka>,
     _folder: Folder,
 }
 
@@ -32,6 +34,8 @@ pub struct World {
 #[derive(Default)]
 pub struct Changes {
     pub kafka: bool,
+    /// A Kafka of its own, which may be stopped.
+    pub own_kafka: bool,
     pub without_databases: bool,
     /// A broker with room for a flood, which saves nothing while it runs.
     pub flooded: bool,
@@ -59,7 +63,9 @@ impl World {
             postgres.create_database(database).unwrap();
         }
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let prefix = changes.kafka.then(|| format!("t{}-{count}-", std::process::id()));
+        let own_kafka = changes.own_kafka.then(|| Kafka::start().unwrap());
+        let with_kafka = changes.kafka || changes.own_kafka;
+        let prefix = with_kafka.then(|| format!("t{}-{count}-", std::process::id()));
         let http_port = free_port();
         let config = folder.path().join("telemetry.toml");
         let mut homelab = Homelab::load().unwrap();
@@ -74,7 +80,7 @@ impl World {
         match &prefix {
             None => homelab.without_kafka(),
             Some(prefix) => {
-                homelab.cluster(&kafka().bootstrap());
+                homelab.cluster(&own_kafka.as_ref().unwrap_or_else(|| kafka()).bootstrap());
                 homelab.each("streams", |stream| {
                     let kafka = stream.get_mut("kafka").and_then(|kafka| kafka.as_table_like_mut());
                     if let Some(kafka) = kafka {
@@ -101,7 +107,7 @@ impl World {
         for (name, value) in &changes.environment {
             node = node.environment(name, value);
         }
-        World { mosquitto, postgres, node, prefix, _folder: folder }
+        World { mosquitto, postgres, node, prefix, own_kafka, _folder: folder }
     }
 
     /// Everything up and ready.
@@ -132,7 +138,12 @@ impl World {
     }
 
     pub fn kafka_records(&self, topic: &str) -> Vec<rig::Record> {
-        kafka().read_topic(&self.topic(topic)).unwrap_or_default()
+        let kafka = self.own_kafka.as_ref().unwrap_or_else(|| kafka());
+        kafka.read_topic(&self.topic(topic)).unwrap_or_default()
+    }
+
+    pub fn own_kafka(&mut self) -> &mut Kafka {
+        self.own_kafka.as_mut().expect("the world was made with one")
     }
 
     /// One row as JSON, or none.
