@@ -289,6 +289,12 @@ async fn each_failure_of_tls_is_told_apart() {
     })
     .unwrap();
     let plain = Mosquitto::start().unwrap();
+    let old = Certificates::generate_expired().unwrap();
+    let old_files = tempfile::tempdir().unwrap();
+    let old_authority = old.write(old_files.path()).unwrap().authority;
+    let expired =
+        Mosquitto::start_with(MosquittoOptions { tls: Some(old), ..MosquittoOptions::default() })
+            .unwrap();
     let tls = |authority: &Path, name: Option<&str>| TlsSettings {
         ca_file: Some(authority.to_owned()),
         client_certificate: None,
@@ -298,14 +304,19 @@ async fn each_failure_of_tls_is_told_apart() {
         (secure.port(), &theirs, None, "an authority unknown here; set tls.ca_file"),
         (secure.port(), &ours, Some("elsewhere.example"), "not for \"elsewhere.example\""),
         (plain.port(), &ours, None, "does not seem to speak TLS"),
+        (expired.port(), &old_authority, None, "is not valid now (certificate expired"),
     ] {
         let mut settings = settings(port);
         settings.brokers.get_mut("home").unwrap().tls = Some(tls(authority, name));
         assert_trouble(&settings, expected).await;
     }
+    // A wrong authority file that is corrected mends itself: the files are read at each dial.
+    let corrected = files[1].path().join("corrected.crt");
+    std::fs::copy(&theirs, &corrected).unwrap();
     let state = tempfile::tempdir().unwrap();
     let mut settings = settings(secure.port());
-    settings.brokers.get_mut("home").unwrap().tls = Some(tls(&ours, None));
+    settings.brokers.get_mut("home").unwrap().tls = Some(tls(&corrected, None));
+    settings.brokers.get_mut("home").unwrap().reconnect.min = Duration::from_millis(20);
     let publish = || {
         let port = secure.port().to_string();
         let status = std::process::Command::new("mosquitto_pub")
@@ -318,6 +329,8 @@ async fn each_failure_of_tls_is_told_apart() {
     LocalSet::new()
         .run_until(async {
             let life = Life::begin(&settings, state.path());
+            life.until("troubled", |life| !life.trouble().is_empty()).await;
+            std::fs::copy(&ours, &corrected).unwrap();
             life.subscribed().await;
             publish();
             life.kept(1).await;

@@ -100,6 +100,7 @@ struct Answer {
 struct Appended {
     cell: Arc<StreamCell>,
     blocks: Vec<Block>,
+    stored_bytes: usize,
 }
 
 impl Appended {
@@ -162,11 +163,11 @@ impl Writer {
         if !self.wait_for_room()? {
             return Ok(());
         }
-        let (appended, answers, messages) = self.encode(group);
+        let (mut appended, answers, messages) = self.encode(group);
         self.reserve(&appended)?;
-        for stream in &appended {
+        for stream in &mut appended {
             for block in &stream.blocks {
-                generation::insert(&self.store, &stream.cell.prefix, block)?;
+                stream.stored_bytes += generation::insert(&self.store, &stream.cell.prefix, block)?;
             }
         }
         let started = Instant::now();
@@ -207,7 +208,7 @@ impl Writer {
         }
         let appended = builders
             .into_iter()
-            .map(|(cell, builder)| Appended { cell, blocks: builder.finish() })
+            .map(|(cell, builder)| Appended { cell, blocks: builder.finish(), stored_bytes: 0 })
             .collect();
         (appended, answers, messages)
     }
@@ -236,10 +237,8 @@ impl Writer {
         let bytes = self.store.size_on_disk()?;
         let mut index = lock(&self.log.index);
         for stream in &appended {
-            for block in &stream.blocks {
-                self.contents.add(stream.cell.name.clone(), block);
-            }
             if let Some(range) = stream.range() {
+                self.contents.add(stream.cell.name.clone(), range, stream.stored_bytes);
                 index.extend(&stream.cell.name, range);
             }
         }

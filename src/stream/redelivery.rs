@@ -64,20 +64,18 @@ pub struct Acknowledged {
 /// By what a copy is known: packet id, and topic and payload.
 type Key = (u16, u64);
 
-/// Messages whose PUBACK is not proved to have arrived, in the order in which they were taken.
+/// What a broker may send again on this connection: left unproved by earlier ones.
 #[derive(Debug, Default)]
-struct Unproved {
-    order: VecDeque<(Key, u64)>,
+struct Carried {
+    /// Oldest first.
+    order: Vec<Key>,
     /// How many of each are in `order`, less what was found again.
     counts: HashMap<Key, u32>,
 }
 
-impl Unproved {
-    fn push(&mut self, key: Key, taken: u64) {
-        if self.order.len() >= UNPROVED_MAX {
-            self.forget_oldest();
-        }
-        self.order.push_back((key, taken));
+impl Carried {
+    fn push(&mut self, key: Key) {
+        self.order.push(key);
         *self.counts.entry(key).or_default() += 1;
     }
 
@@ -91,26 +89,25 @@ impl Unproved {
         true
     }
 
-    fn forget_oldest(&mut self) {
-        if let Some((key, _)) = self.order.pop_front() {
-            self.find(key);
-        }
+    fn is_empty(&self) -> bool {
+        self.counts.is_empty()
     }
 
-    fn forget_upto(&mut self, taken: u64) {
-        while self.order.front().is_some_and(|(_, oldest)| *oldest <= taken) {
-            self.forget_oldest();
-        }
+    /// What was not found again, oldest first.
+    fn into_rest(mut self) -> Vec<Key> {
+        let order = std::mem::take(&mut self.order);
+        let mut rest: Vec<_> = order.into_iter().rev().filter(|key| self.find(*key)).collect();
+        rest.reverse();
+        rest
     }
 }
 
 /// The memory of one stream. It lives as long as the part, over all its connections.
 #[derive(Debug)]
 pub struct Repeats {
-    /// Taken on this connection.
-    unproved: Unproved,
-    /// Left unproved by earlier connections, and not sent again on this one.
-    carried: Unproved,
+    /// Taken on this connection and not proved, each with its number among all taken.
+    unproved: VecDeque<(Key, u64)>,
+    carried: Carried,
     /// The first message on this connection that was no copy of any kind.
     first_new: Option<u64>,
     resumed: bool,
@@ -125,8 +122,8 @@ impl Repeats {
     pub fn new(dedupe: Option<&DedupeSettings>) -> Self {
         let topics = NonZeroUsize::new(RETAINED_TOPICS_MAX).expect("a constant above zero");
         Repeats {
-            unproved: Unproved::default(),
-            carried: Unproved::default(),
+            unproved: VecDeque::new(),
+            carried: Carried::default(),
             first_new: None,
             resumed: false,
             taken: 0,
@@ -141,10 +138,13 @@ impl Repeats {
         self.resumed = session_present;
         self.first_new = None;
         let unproved = std::mem::take(&mut self.unproved);
+        let carried = std::mem::take(&mut self.carried);
         if session_present {
-            unproved.order.into_iter().for_each(|(key, taken)| self.carried.push(key, taken));
+            let mut known = carried.into_rest();
+            known.extend(unproved.into_iter().map(|(key, _)| key));
+            let forgotten = known.len().saturating_sub(UNPROVED_MAX);
+            known.into_iter().skip(forgotten).for_each(|key| self.carried.push(key));
         } else {
-            self.carried = Unproved::default();
             self.proved = self.proved.max(durable);
         }
     }
@@ -163,7 +163,10 @@ impl Repeats {
         self.taken += 1;
         let verdict = self.repeat(publish, fingerprint, arrival, kept_last);
         if matches!(verdict, None | Some(Redelivery::Dup)) && publish.packet_id != 0 {
-            self.unproved.push((publish.packet_id, fingerprint.message), self.taken);
+            if self.unproved.len() == UNPROVED_MAX {
+                self.unproved.pop_front();
+            }
+            self.unproved.push_back(((publish.packet_id, fingerprint.message), self.taken));
         }
         if !publish.flags.dup && !publish.flags.retain {
             self.first_new.get_or_insert(self.taken);
@@ -209,11 +212,12 @@ impl Repeats {
 
     /// The broker has read every acknowledgement up to here.
     pub fn on_proved(&mut self, upto: Acknowledged) {
-        self.unproved.forget_upto(upto.taken);
+        let proved = self.unproved.partition_point(|(_, taken)| *taken <= upto.taken);
+        self.unproved.drain(..proved);
         if self.first_new.is_some_and(|first| first <= upto.taken) {
-            self.carried = Unproved::default();
+            self.carried = Carried::default();
         }
-        if self.carried.counts.is_empty() {
+        if self.carried.is_empty() {
             self.proved = self.proved.max(upto.sequence);
         }
     }
@@ -239,7 +243,7 @@ impl Repeats {
     pub fn restore(&mut self, record: &Record<'_>, fresh: bool) {
         let fingerprint = Fingerprint::of(record.topic.as_bytes(), record.payload);
         if record.packet_id != 0 && record.sequence > self.proved {
-            self.carried.push((record.packet_id, fingerprint.message), 0);
+            self.carried.push((record.packet_id, fingerprint.message));
         }
         if fresh {
             self.on_durable(fingerprint);
