@@ -254,9 +254,10 @@ impl StreamStatus {
     /// The most severe limit that is passed. A stream that is not subscribed is another matter.
     pub fn silence(&self) -> Option<Silence> {
         let silent_seconds = self.heard?.elapsed().as_secs_f64();
-        let passed =
-            self.silence_limits_seconds.iter().filter(|(_, limit)| silent_seconds > *limit);
-        let (severity, limit_seconds) = *passed.last().filter(|_| self.subscribed)?;
+        let limits = self.silence_limits_seconds.iter().filter(|_| self.subscribed);
+        let mut from_severest = limits.rev();
+        let (severity, limit_seconds) =
+            *from_severest.find(|(_, limit)| silent_seconds > *limit)?;
         Some(Silence { severity, limit_seconds, silent_seconds })
     }
 
