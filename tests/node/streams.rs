@@ -97,9 +97,12 @@ fn a_silent_stream_is_never_healthy_and_its_age_survives_a_restart() {
     });
     // A clean stop, too; and then a message ends it.
     world.node.stop(SOON).unwrap();
+    let told = world.node.log_text().matches("stream_silent").count();
     world.node.start().unwrap();
     eventually(SOON, "the age is known", || age(&world).is_some_and(|age| age >= before));
-    world.subscribed();
+    eventually(SOON, "a new life says it again", || {
+        world.node.log_text().matches("stream_silent").count() > told
+    });
     let payload = r#"{"temperature_c": 2}"#;
     let publisher = world.publisher();
     publisher.publish("temperature_outdoor", "homelab/temperature/outdoor", payload);
