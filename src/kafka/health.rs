@@ -137,9 +137,10 @@ impl ClusterHealth {
         why.unwrap_or_else(|| "the cluster does not answer".to_owned())
     }
 
-    /// Pends until the cluster may have become unreachable.
+    /// Pends until the cluster may have become unreachable. A breaker that an earlier life of the producer left open says
+    /// so too: without a trial nobody would ever close it.
     pub async fn maybe_lost(&self) {
-        if !self.is_down() {
+        if !self.is_down() && self.breaker().rest().is_none() {
             self.news.notified().await;
         }
     }
