@@ -4,22 +4,33 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
-CARGO_DENY_VERSION := 0.20.2
-DENY := $(TARGET)/tools/bin/cargo-deny
-# One build for all programs: the same dependencies with the same features serve them all.
-RELEASE := cargo build --release --workspace --bins
+VERSION_cargo-deny := 0.20.2
+VERSION_cargo-deb := 3.8.0
+TOOLS := $(TARGET)/tools/bin
+# One build for all programs: the same dependencies with the same features serve them all. No path of this machine comes
+# into them, so that two builds are the same.
+CARGO_HOME ?= $(HOME)/.cargo
+RELEASE := RUSTFLAGS="--remap-path-prefix=$(CARGO_HOME)=/cargo --remap-path-prefix=$(CURDIR)=/telemetry" \
+  cargo build --release --workspace --bins
+PACKAGES := target/package
+# Bounds of `systemd-analyze security`, times ten: 1.2.
+EXPOSURE_MAX := 12
 
 # demo: seconds until it ends by itself (empty = Ctrl-C), whether Kafka takes part, and times the devices' real rates.
 DURATION ?=
 KAFKA ?= yes
 RATE ?= 10
-# bench: 1 = a short form, under two minutes.
+# torture: rounds, the seed of the first, and a part of the list of faults (words of their names, by commas).
+ROUNDS ?= 40
+SEED ?= 1
+FAULTS ?=
+# bench, service-test: 1 = a short form.
 QUICK ?=
 
-.PHONY: help demo test lint bench setup build advisories
+.PHONY: help demo test lint bench torture deb service-test setup build advisories
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 demo: ## four home-automation streams through the node, live (DURATION=30, KAFKA=no, RATE=10)
 	@scripts/setup build servers $(if $(filter no,$(KAFKA)),,kafka)
@@ -29,21 +40,42 @@ demo: ## four home-automation streams through the node, live (DURATION=30, KAFKA
 
 test: setup lint build ## everything continuous integration runs
 	cargo test --workspace
+	$(MAKE) --no-print-directory torture
+	$(MAKE) --no-print-directory deb service-test QUICK=1
 	$(MAKE) --no-print-directory bench QUICK=1
 	$(MAKE) --no-print-directory demo DURATION=20
 
-lint: setup $(DENY) ## format, clippy, licences and sources of dependencies
+lint: setup $(TOOLS)/cargo-deny ## format, clippy, licences and sources of dependencies, the units' exposure, playbooks
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	$(DENY) check bans licenses sources
+	$(TOOLS)/cargo-deny check bans licenses sources
+	@for unit in systemd/*.service; do systemd-analyze security --no-pager --offline=true --threshold=$(EXPOSURE_MAX) \
+	  $$unit | tail -n 1; done
+	cd ansible && ansible-lint --offline --profile production
 
-advisories: $(DENY) ## known weaknesses of dependencies; needs the advisory database (network)
-	$(DENY) check advisories
+advisories: $(TOOLS)/cargo-deny ## known weaknesses of dependencies; needs the advisory database (network)
+	$(TOOLS)/cargo-deny check advisories
 
 bench: ## measures with a baseline beside each (QUICK=1: under two minutes)
 	@scripts/setup
 	@$(RELEASE)
 	@exec $(TARGET)/release/bench --node $(TARGET)/release/telemetry $(if $(filter 1,$(QUICK)),--quick)
+
+torture: build ## faults under load: nothing lost, doubled or stuck (ROUNDS=40, SEED=1, FAULTS=kafka,power)
+	@exec $(TARGET)/debug/torture --node $(TARGET)/debug/telemetry --rounds $(ROUNDS) --seed $(SEED) \
+	  $(if $(FAULTS),--faults $(FAULTS))
+
+deb: setup $(TOOLS)/cargo-deb ## the Debian package: target/package/telemetry_<version>_<architecture>.deb
+	@$(RELEASE)
+	@scripts/package
+	@lintian --allow-root --fail-on error,warning $(PACKAGES)/*.deb
+
+service-test: setup $(TOOLS)/cargo-deb ## package and playbooks, from installation to purge in a booted Debian 12 (needs root)
+	@$(RELEASE)
+	@package=$$(scripts/package --into $(PACKAGES)/test) && \
+	  newer=$$(scripts/package --into $(PACKAGES)/test --version 9999) && \
+	  $(TARGET)/release/service-test --package $$package --newer $$newer && \
+	  exec $(TARGET)/release/provision-test --package $$package --newer $$newer $(if $(filter 1,$(QUICK)),--quick)
 
 build: setup
 	cargo build --workspace --all-targets
@@ -51,10 +83,10 @@ build: setup
 setup: ## installs missing Debian packages
 	@scripts/setup
 
-# Its own target folder: the tool's build must not wait for, or disturb, the project's.
-$(DENY): | setup
-	@echo "cargo-deny is missing and will be built into $(TARGET)/tools (once, some minutes)"
+# Their own target folder: a tool's build must not wait for, or disturb, the project's.
+$(TOOLS)/%: | setup
+	@echo "$* is missing and will be built into $(TARGET)/tools (once, some minutes)"
 	@mkdir -p $(TARGET)/tools
-	CARGO_TARGET_DIR=$(TARGET)/tools/build CARGO_PROFILE_RELEASE_LTO=off cargo install cargo-deny --quiet --locked \
-	  --version $(CARGO_DENY_VERSION) --root $(TARGET)/tools
+	CARGO_TARGET_DIR=$(TARGET)/tools/build CARGO_PROFILE_RELEASE_LTO=off cargo install $* --quiet --locked \
+	  --version $(VERSION_$*) --root $(TARGET)/tools
 	@rm -rf $(TARGET)/tools/build

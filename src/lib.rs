@@ -42,8 +42,12 @@ pub mod buffer;
 pub mod mapping;
 pub mod simulate;
 
+mod crash;
 pub mod observe;
+
+pub mod certificates;
 pub mod part;
+pub mod private_file;
 pub mod retry;
 pub mod tls;
 

@@ -55,7 +55,12 @@ fn board() -> Arc<Board> {
             stream_threads: 1,
         },
         buffer: small(),
-        http: HttpSettings { listen: "127.0.0.1:0".parse().unwrap() },
+        http: HttpSettings {
+            listen: ([127, 0, 0, 1], 0).into(),
+            certificate: None,
+            guarded: false,
+            requests_per_minute_max: 600,
+        },
         log: LogSettings { format: LogFormat::Text, filter: "info".into() },
         supervision: SupervisionSettings {
             restarts_max: 1,

@@ -66,6 +66,8 @@ fn each_client_library_lives_behind_its_folders() {
         ("actix_web::", &["http"]),
         ("backoff::", &["retry"]),
         ("prometheus_client::", &["observe"]),
+        ("rcgen::", &["certificates"]),
+        ("x509_parser::", &["certificates"]),
     ];
     let mut strays = BTreeSet::new();
     for (file, text) in product() {
@@ -113,6 +115,30 @@ fn every_runbook_is_named_in_the_code_and_every_name_has_its_page() {
 }
 
 #[test]
+fn every_crash_point_is_taken_by_the_torture_and_every_crash_it_knows_exists() {
+    let points: BTreeSet<String> = product()
+        .iter()
+        .flat_map(|(_, text)| texts_behind(text, "crash_point(\"").collect::<Vec<_>>())
+        .map(|name| name.replace('_', "-"))
+        .collect();
+    let faults = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rig/src/bin/torture/faults");
+    let mut taken = BTreeSet::new();
+    for file in ["crash.rs", "replay.rs"] {
+        let text = fs::read_to_string(faults.join(file)).unwrap();
+        for call in ["at(\"", "new(\""] {
+            taken.extend(texts_behind(&text, call).filter(|name| name.starts_with("crash-")));
+        }
+    }
+    assert_eq!(points, taken);
+}
+
+/// What stands between each `call` and the next quotation mark.
+fn texts_behind<'t>(text: &'t str, call: &str) -> impl Iterator<Item = String> + use<'t> {
+    let pieces: Vec<&str> = text.split(call).skip(1).collect();
+    pieces.into_iter().filter_map(|rest| Some(rest.split('"').next()?.to_owned()))
+}
+
+#[test]
 fn the_picture_names_bounds_that_exist() {
     let product = product();
     let lib = &product.iter().find(|(name, _)| name == "lib.rs").expect("lib.rs").1;
@@ -131,4 +157,19 @@ fn the_picture_names_bounds_that_exist() {
             "the picture in lib.rs names {bound}, which is neither constant nor setting"
         );
     }
+}
+
+#[test]
+fn the_template_unit_differs_from_the_unit_in_its_instance_alone() {
+    let unit = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name);
+        let text = fs::read_to_string(path).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned);
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let one = unit("telemetry.service")
+        .replace("Description=Telemetry node", "Description=Telemetry node %i")
+        .replace("/etc/telemetry/", "/etc/telemetry/nodes/%i/")
+        .replace("Directory=telemetry", "Directory=telemetry@%i");
+    assert_eq!(unit("telemetry@.service").trim(), one.trim());
 }

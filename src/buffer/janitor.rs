@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::log::{Log, lock};
 use super::{BufferError, disk};
+use crate::crash::crash_point;
 use crate::domain::Runbook;
 
 /// How often the board gets sizes.
@@ -48,8 +49,10 @@ fn tidy(log: &Log) -> Result<(), BufferError> {
                 .dropped
                 .extend(entry.ranges.iter().map(|(name, range)| (name.clone(), range.last)));
         })?;
+        crash_point("crash_drop_noted");
         lock(&log.handles).forget(number);
         disk::remove_folder(&entry.folder)?;
+        crash_point("crash_dropped");
         tracing::debug!(event = "generation_dropped", generation = number, bytes = entry.bytes);
         log.space.ring();
     }

@@ -106,6 +106,8 @@ pub(super) struct Index {
     pub current: Option<(u64, Store)>,
     /// Of each configured stream: its sinks, and how far each says it is.
     pub sinks: BTreeMap<StreamName, BTreeMap<SinkName, Option<Sequence>>>,
+    /// Of each stream that recognises what a broker sends again: records after this one are its memory of that.
+    pub remembered: BTreeMap<StreamName, Sequence>,
     /// Of each stream that is in the log and not configured: records after this one hold their generation back.
     pub unconfigured: BTreeMap<StreamName, Sequence>,
     pub losses: Vec<Loss>,
@@ -187,8 +189,18 @@ impl Index {
         self.droppable().is_some()
     }
 
-    /// The oldest generation, when nobody needs it: not the one that is written, nor the newest sealed one (a broker
-    /// may send its records again), and passed by every sink.
+    /// True when it was news and may allow a generation to be dropped.
+    pub(super) fn remembered(&mut self, stream: &StreamName, through: Sequence) -> bool {
+        let before = self.remembered.insert(stream.clone(), through);
+        if let Some(before) = before.filter(|before| *before >= through) {
+            self.remembered.insert(stream.clone(), before);
+            return false;
+        }
+        self.droppable().is_some()
+    }
+
+    /// The oldest generation, when nobody needs it: not the one that is written, nor the newest sealed one (a declared
+    /// window of repeats reads it), passed by every sink, and no memory of what a broker may send again.
     pub(super) fn droppable(&self) -> Option<u64> {
         let current = self.current.as_ref().map(|(number, _)| *number)?;
         let sealed = self.generations.range(..current).count();
@@ -197,7 +209,11 @@ impl Index {
             Some(sinks) => sinks.values().all(|at| at.is_some_and(|at| at >= range.last)),
             None => self.unconfigured.get(stream).is_none_or(|at| *at >= range.last),
         };
-        (sealed > 1 && entry.ranges.iter().all(passed)).then_some(*number)
+        let remembered = |(stream, range): (&StreamName, &SequenceRange)| {
+            self.remembered.get(stream).is_none_or(|through| *through >= range.last)
+        };
+        let unneeded = entry.ranges.iter().all(passed) && entry.ranges.iter().all(remembered);
+        (sealed > 1 && unneeded).then_some(*number)
     }
 
     /// Adds durable blocks' range to the generation that is written.

@@ -92,6 +92,7 @@ pub mod inspect;
 mod janitor;
 mod log;
 pub mod offline;
+mod probe;
 mod reader;
 mod recovery;
 mod state;
@@ -115,6 +116,7 @@ use tokio::sync::watch;
 pub use block::Block;
 pub use error::BufferError;
 pub use log::Loss;
+pub use probe::{Load, probe};
 pub use reader::{Chunk, Reader};
 pub use state::{DeadLetterFilter, State};
 pub use writer::Appender;
@@ -184,6 +186,7 @@ impl Buffer {
             identity,
             configured: &streams.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(),
             delivered: cursors.furthest.clone(),
+            on_read: &|read| board.update_buffer(|status| status.generations = read),
         }
         .run()?;
         let cell = |name: &StreamName| {
@@ -301,6 +304,14 @@ impl Buffer {
         }
     }
 
+    /// Records of the stream up to `through` are not needed any more to recognise what its broker sends again. From the
+    /// first call on those behind it are not dropped, whatever the sinks say. Never goes back.
+    pub fn remembered(&self, stream: &StreamName, through: Sequence) {
+        if lock(&self.log.index).remembered(stream, through) {
+            self.log.news.ring();
+        }
+    }
+
     /// Durable values that are not records: books, dead letters. See [`State`].
     pub fn state(&self) -> State {
         self.state.clone()
@@ -401,6 +412,7 @@ fn index(
         generations: std::mem::take(&mut recovered.entries),
         current: Some((recovered.number, recovered.store.clone())),
         sinks,
+        remembered: BTreeMap::new(),
         unconfigured,
         losses: disk::read_json(&folder.join("losses")).ok().flatten().unwrap_or_default(),
         quarantined: std::fs::read_dir(folder.join("quarantine"))

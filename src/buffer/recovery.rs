@@ -114,6 +114,8 @@ pub(super) struct Recovery<'a> {
     pub configured: &'a [StreamName],
     /// How far the saved books of any sink are, by stream: those numbers were given out.
     pub delivered: BTreeMap<StreamName, Sequence>,
+    /// Hears how many generations have been read.
+    pub on_read: &'a dyn Fn(u64),
 }
 
 impl Recovery<'_> {
@@ -149,6 +151,8 @@ impl Recovery<'_> {
                 }
                 Err(error) => return Err(error),
             }
+            (self.on_read)(known.len() as u64 + unreadable);
+            fail::fail_point!("recovery_generation");
         }
         Ok((known, unreadable))
     }

@@ -5,6 +5,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::BufferError;
 use super::log::Log;
 use super::state_store::StateStore;
+use crate::crash::crash_point;
 use crate::domain::{
     Arrival, Books, DeadLetter, DeadLetterKey, Reason, Runbook, SinkName, StreamName,
 };
@@ -213,7 +214,9 @@ fn warn(store: &StateStore, warned: &mut u64) {
 
 fn settle(store: &StateStore, outcomes: Vec<Outcome>) -> Result<(), BufferError> {
     if outcomes.iter().any(|outcome| outcome.wrote) {
+        crash_point("crash_state_written");
         store.store.flush()?;
+        crash_point("crash_state_flushed");
     }
     let mut failed = None;
     for outcome in outcomes {

@@ -13,6 +13,7 @@ use super::generation::{self, Contents};
 use super::log::{Entry, Log, StreamCell, lock};
 use super::store::Store;
 use super::{BufferError, Incoming, disk};
+use crate::crash::crash_point;
 use crate::domain::{Durable, Sequence, SequenceRange, StreamName};
 
 /// Numbers of a stream set aside at a time, durably, before they are used. Should the newest generation become
@@ -170,8 +171,10 @@ impl Writer {
                 stream.stored_bytes += generation::insert(&self.store, &stream.cell.prefix, block)?;
             }
         }
+        crash_point("crash_inserted");
         let started = Instant::now();
         self.store.flush()?;
+        crash_point("crash_flushed");
         let meters = &self.log.board.buffer_meters;
         meters.sync_duration.observe(started.elapsed().as_secs_f64());
         meters.group_messages.observe(messages as f64);
@@ -268,8 +271,10 @@ impl Writer {
         let number = self.number + 1;
         let header = generation::header(self.log.identity, number, self.contents.next.clone());
         let store = generation::create(&self.log.folder, &header)?;
+        crash_point("crash_generation_made");
         let sealed_folder = self.store.folder().to_owned();
         generation::write_sidecar(&sealed_folder, &self.contents)?;
+        crash_point("crash_generation_sealed");
         let entry = Entry {
             folder: store.folder().to_owned(),
             bytes: store.size_on_disk()?,

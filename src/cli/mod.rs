@@ -2,15 +2,19 @@
 //! on a terminal.
 
 mod buffer;
+mod certs;
 pub mod check;
 mod client;
 mod dlq;
+mod doctor;
 mod ledger;
 pub mod migrate;
+mod pages;
 mod parts;
 mod run;
 mod simulate;
 mod status;
+mod token;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -118,6 +122,32 @@ Works on a running and on a stopped node. Ends with 1 when a difference is not 0
   telemetry buffer verify
   telemetry buffer export energy --from 1 --to 100")]
     Buffer(buffer::BufferArguments),
+    /// Look at everything the promises rest on: brokers, clusters, databases, drive, certificates
+    #[command(after_help = "Examples:
+  telemetry doctor
+  telemetry doctor --quiet || mail -s telemetry admin
+  telemetry doctor --json | jq '.findings[] | select(.verdict != \"ok\")'
+
+Changes nothing and needs no running node. Ends with 1 when a line says fail, 78 on a mistake in the configuration.")]
+    Doctor(doctor::DoctorArgs),
+    /// Make, renew and show certificates
+    #[command(after_help = "Examples:
+  telemetry certs init --name broker.lan --name 192.168.1.10 --device meter-1
+  telemetry certs renew --within 30
+  telemetry certs show
+  telemetry certs show /etc/telemetry/tls/server.crt --json")]
+    Certs(certs::CertsArgs),
+    /// Make, list or revoke tokens for the HTTP listener
+    #[command(after_help = "Examples:
+  telemetry token create --scope read --expires 90d --note grafana
+  telemetry token list
+  telemetry token revoke 1f0c9a2b
+
+A running node heeds a change at once. Run it as the node's user or as root.")]
+    Token(token::TokenArgs),
+    /// Write manual pages and shell completions into a folder
+    #[command(hide = true)]
+    Pages(pages::PagesArgs),
 }
 
 /// A command ends because of something that has been told already.
@@ -134,7 +164,7 @@ pub fn main(cli: Cli) -> Exit {
     run_command(cli.command).unwrap_or_else(|error| match error.downcast_ref::<Told>() {
         Some(Told(exit)) => *exit,
         None => {
-            eprintln!("telemetry: {error:#}");
+            crate::observe::tell_error(&format!("telemetry: {error:#}"));
             Exit::Failed
         }
     })
@@ -163,6 +193,10 @@ fn run_command(command: Command) -> anyhow::Result<Exit> {
         Command::Ledger(args) => ledger::run(&args),
         Command::Parts(args) => parts::run(&args),
         Command::Buffer(args) => buffer::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Certs(args) => certs::run(&args),
+        Command::Token(args) => token::run(&args),
+        Command::Pages(args) => pages::run(&args),
     }
 }
 

@@ -14,7 +14,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     let loaded = match super::check::load(&args.config.config) {
         Ok(loaded) => loaded,
         Err(report) => {
-            eprint!("{report}");
+            crate::observe::tell_error(&report.to_string());
             return Ok(Exit::Configuration);
         }
     };

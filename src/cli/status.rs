@@ -2,22 +2,36 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use comfy_table::{Cell, CellAlignment, Table};
 use serde_json::Value;
 
-use super::{ConfigArg, Exit, client};
-use crate::domain::Arrival;
+use super::client::{self, Listener};
+use super::{ConfigArg, Exit};
+use crate::config::TlsSettings;
+use crate::domain::{Arrival, Secret};
+use crate::http::CONTROL_SOCKET;
 
 #[derive(Args, Debug)]
 pub struct StatusArgs {
     #[command(flatten)]
     config: ConfigArg,
-    /// Ask this address instead of the configured one
+    /// Ask this address, without looking at the configuration
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<SocketAddr>,
+    /// File with a token, for a node that wants one
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The node speaks HTTPS, with a certificate of this authority
+    #[arg(long, value_name = "FILE", requires = "address")]
+    ca_file: Option<PathBuf>,
+    /// The name its certificate carries [default: the address]
+    #[arg(long, value_name = "NAME", requires = "ca_file")]
+    server_name: Option<String>,
     /// Draw anew every second until interrupted
     #[arg(long)]
     watch: bool,
@@ -30,13 +44,10 @@ pub struct StatusArgs {
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 pub fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
-    let address = match args.address {
-        Some(address) => address,
-        None => super::settings(&args.config.config)?.http.listen,
-    };
+    let way = Way::of(args)?;
     super::block_on(async {
         loop {
-            let health = client::ask(address, "/health").await?;
+            let health = way.health().await?;
             show(&health, args)?;
             if !args.watch {
                 return Ok(if health["state"] == "unhealthy" { Exit::Failed } else { Exit::Fine });
@@ -44,6 +55,52 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
             tokio::time::sleep(WATCH_INTERVAL).await;
         }
     })?
+}
+
+/// How the node is asked.
+enum Way {
+    Listener(Listener),
+    /// This machine's node: by its socket where that may be opened, which needs no token, otherwise like anyone.
+    Here {
+        socket: PathBuf,
+        listener: Listener,
+    },
+}
+
+impl Way {
+    fn of(args: &StatusArgs) -> anyhow::Result<Self> {
+        let token = args.token_file.as_deref().map(read_token).transpose()?;
+        if let Some(address) = args.address {
+            let tls = args.ca_file.as_ref().map(|ca_file| TlsSettings {
+                ca_file: Some(ca_file.clone()),
+                client_certificate: None,
+                server_name: args.server_name.clone(),
+            });
+            return Ok(Way::Listener(Listener { address, token, tls }));
+        }
+        let settings = super::settings(&args.config.config)?;
+        let socket = settings.node.state_dir.join(CONTROL_SOCKET);
+        let listener = Listener { address: settings.http.listen, token, tls: None };
+        Ok(Way::Here { socket, listener })
+    }
+
+    async fn health(&self) -> anyhow::Result<Value> {
+        match self {
+            Way::Listener(listener) => client::ask(listener, "/health").await,
+            Way::Here { socket, listener } => {
+                match client::order(socket, "/health", None::<&()>).await {
+                    Ok(health) => Ok(health),
+                    Err(_) => client::ask(listener, "/health").await,
+                }
+            }
+        }
+    }
+}
+
+fn read_token(file: &Path) -> anyhow::Result<Secret> {
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("read the token in {}", file.display()))?;
+    Ok(Secret::new(text.trim().to_owned()))
 }
 
 fn show(health: &Value, args: &StatusArgs) -> anyhow::Result<()> {
@@ -91,6 +148,9 @@ fn render(health: &Value) -> String {
     ));
     for because in health["because"].as_array().into_iter().flatten() {
         out.push_str(&format!("  ! {}\n", text(because)));
+    }
+    for warning in health["warnings"].as_array().into_iter().flatten() {
+        out.push_str(&format!("  · {}\n", text(warning)));
     }
     out.push_str(&table(health).to_string());
     out.push('\n');

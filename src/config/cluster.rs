@@ -188,7 +188,8 @@ fn sasl_settings(section: &Section, context: &mut Context<'_>) -> SaslSettings {
         mechanism: section.pick("mechanism", &mechanisms),
         username: section.text("username"),
         // Without one there is a problem, and the settings are not used.
-        password: access::password(section, context).unwrap_or_else(|| Secret::new(String::new())),
+        password: access::password(section, context)
+            .unwrap_or_else(|| Secret::new(String::new()).into()),
     }
 }
 

@@ -21,11 +21,12 @@ pub static DATABASE: Group = Group {
         required(
             "user",
             Kind::Text,
-            "Role. It needs rights to write the tables, and to create them if it migrates.",
+            "Role. It needs rights to read and write the tables, and without `migrator` to create them.",
         ),
         PASSWORD_FILE,
         PASSWORD_CREDENTIAL,
         PASSWORD_ENV,
+        optional_section("migrator", &MIGRATOR, "`user` does all of it"),
         text(
             "tls_mode",
             Kind::Choice(&["verify_full", "off"]),
@@ -85,6 +86,18 @@ pub static DATABASE: Group = Group {
     ],
 };
 
+static MIGRATOR: Group = Group {
+    doc: "Another role that migrates, makes and drops partitions and runs the jobs, so that `user` can read and write \
+             rows and nothing else.",
+    settings: &[
+        required("user", Kind::Text, "Role that owns the tables."),
+        PASSWORD_FILE,
+        PASSWORD_CREDENTIAL,
+        PASSWORD_ENV,
+    ],
+    refused: &[PASSWORD_REFUSED, ("username", "called `user` here")],
+};
+
 pub static JOB: Group = Group {
     doc: "A SQL function the node calls on a schedule: `SELECT function(from, to)`, e.g. \
              a roll-up.",
@@ -108,6 +121,10 @@ pub static JOB: Group = Group {
 
 pub fn database(section: &Section, context: &mut Context<'_>) -> DatabaseSettings {
     let password = access::password(section, context);
+    let migrator = section.section("migrator").map(|login| LoginSettings {
+        user: login.text("user"),
+        password: access::password(login, context),
+    });
     let tls_mode = section
         .pick("tls_mode", &[("verify_full", DatabaseTls::VerifyFull), ("off", DatabaseTls::Off)]);
     let tls = section.section("tls").map(|tls| access::tls(tls, context));
@@ -129,6 +146,7 @@ pub fn database(section: &Section, context: &mut Context<'_>) -> DatabaseSetting
         dbname: section.text("dbname"),
         user: section.text("user"),
         password,
+        migrator,
         tls_mode,
         tls,
         schema: section.text("schema"),

@@ -15,6 +15,7 @@ use super::source::{Mapped, Plan, map};
 use super::table_sink::TableSink;
 use super::target::{no_partition, refusal};
 use super::transaction;
+use crate::crash::crash_point;
 use crate::domain::{Books, DeadLetter, ErrorClass, Sequence};
 use crate::mapping::Fault;
 
@@ -139,6 +140,8 @@ async fn write(
         _ => tally,
     };
     let books = cursor.amend(client, letter.key.sequence, tally).await?;
+    crash_point("crash_replay_written");
     client.batch_execute("COMMIT").await.map_err(postgres("commit"))?;
+    crash_point("crash_replayed");
     Ok(Some(books))
 }

@@ -5,6 +5,7 @@
 mod books;
 mod dead_letter;
 mod error_class;
+mod finding;
 mod names;
 mod position;
 mod record;
@@ -14,6 +15,7 @@ mod secret;
 pub use books::Books;
 pub use dead_letter::{DeadLetter, DeadLetterKey, Reason, Stage};
 pub use error_class::ErrorClass;
+pub use finding::{Finding, Findings, Verdict};
 pub use names::{NameError, NodeName, SinkName, StreamName};
 pub use position::{
     Appended, Delivered, Durable, LogIdentity, Sequence, SequenceRange, TelemetryId,

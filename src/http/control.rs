@@ -1,4 +1,4 @@
-//! Orders: parts and dead letters. Only on the control socket.
+//! Orders: parts and dead letters.
 
 use std::sync::Arc;
 
@@ -87,16 +87,20 @@ pub struct ReplayRequest {
     pub payload: Option<String>,
 }
 
-/// Who gives an order, as the system says it of the other end of the socket.
+/// Who is at the other end of the control socket, as the system says.
 #[derive(Debug, Clone, Copy)]
-pub struct Caller {
-    pub uid: Option<u32>,
+pub struct Peer {
+    pub uid: u32,
 }
 
-impl Caller {
+impl Peer {
+    /// For the log. Whose token an order over TCP bore is told by the guard.
     fn of(request: &HttpRequest) -> String {
-        let uid = request.conn_data::<Caller>().and_then(|caller| caller.uid);
-        uid.map_or_else(|| "unknown".to_owned(), |uid| format!("uid {uid}"))
+        let peer = request.conn_data::<Peer>();
+        peer.map_or_else(
+            || "a token: see http_order".to_owned(),
+            |peer| format!("uid {}", peer.uid),
+        )
     }
 }
 
@@ -171,7 +175,7 @@ async fn replay(
     }
     let delivered = results.iter().filter(|result| result.error.is_none()).count();
     let failed = results.len() - delivered;
-    let by = Caller::of(&http);
+    let by = Peer::of(&http);
     match (&request.payload, results.first()) {
         (Some(payload), Some(result)) => tracing::info!(
             event = "dead_letter_fixed",
@@ -216,7 +220,7 @@ async fn purge(
             }
             tracing::warn!(
                 event = "dead_letters_purged",
-                by = Caller::of(&http),
+                by = Peer::of(&http),
                 first,
                 purged,
                 "dead letters were purged by a person"

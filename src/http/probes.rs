@@ -1,8 +1,9 @@
-//! Questions anyone on the listener may ask. Nothing here touches a broker, a database or the disk.
+//! Questions. Nothing here touches a broker, a database or the disk.
 
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpMessage as _, HttpRequest, HttpResponse, web};
 use serde::Serialize;
 
+use super::guard::Caller;
 use crate::domain::{SinkName, StreamName};
 use crate::observe::health::{Health, judge};
 use crate::observe::{
@@ -27,11 +28,16 @@ async fn live() -> HttpResponse {
     HttpResponse::Ok().json(serde_json::json!({ "status": "live" }))
 }
 
-async fn ready(board: web::Data<Board>) -> HttpResponse {
+/// The reasons name streams and servers, which is nobody's business who came without a token.
+async fn ready(request: HttpRequest, board: web::Data<Board>) -> HttpResponse {
     let health = judge(&board);
     let mut response =
         if health.ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
-    response.json(serde_json::json!({ "ready": health.ready, "because": health.because }))
+    let mut body = serde_json::json!({ "ready": health.ready });
+    if request.extensions().get::<Caller>() != Some(&Caller::Anonymous) {
+        body["because"] = health.because.into();
+    }
+    response.json(body)
 }
 
 /// `/health`: the verdict, then everything it was made from.

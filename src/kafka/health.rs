@@ -47,7 +47,7 @@ impl ClusterHealth {
         Self::with(cluster, board.dependency(&format!("kafka:{cluster}")))
     }
 
-    #[cfg(test)]
+    /// For whoever has no board.
     pub fn detached(cluster: &str) -> Self {
         Self::with(cluster, Arc::new(DependencyView::new(cluster, Default::default())))
     }

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::window::Passed;
 use crate::buffer::{Buffer, BufferError, State};
+use crate::crash::crash_point;
 use crate::domain::{
     Arrival, Books, DeadLetter, Delivered, Runbook, Sequence, SequenceRange, SinkName, StreamName,
 };
@@ -84,6 +85,7 @@ impl Ledger {
         if passed.records == 0 && !corrected {
             return;
         }
+        crash_point("crash_reported");
         passed.enter(&mut self.books);
         let meters = &self.view.meters;
         meters.delivered_messages.inc_by(passed.delivered);
@@ -146,6 +148,7 @@ impl Ledger {
             self.view.set_aside(letter);
         }
         self.state.put_dead_letters(letters).await?;
+        crash_point("crash_kafka_letters_kept");
         let waiting = self.state.dead_letter_count(&self.stream, &self.sink).await?;
         self.view.update(|status| status.dead_letters = waiting);
         Ok(())
@@ -192,9 +195,11 @@ impl Ledger {
         async move {
             while changed.changed().await.is_ok() {
                 let books = *changed.borrow_and_update();
+                crash_point("crash_cursor_due");
                 if let Err(error) = state.save_books(&stream, &sink, books).await {
                     return error;
                 }
+                crash_point("crash_cursor_saved");
                 buffer.delivered(&stream, &sink, Delivered(books.cursor));
                 tokio::time::sleep(interval).await;
             }

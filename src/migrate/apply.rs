@@ -41,9 +41,12 @@ pub struct Session {
 impl Session {
     /// Connects; `database` is the name in the configuration, which files must name too.
     pub async fn open(database: &str, settings: &DatabaseSettings) -> Result<Self, MigrateError> {
-        let client = connect(settings).await?;
-        let session = Session { client, database: database.to_owned(), settings: settings.clone() };
-        session.bounded("prepare the session", prepare_session(&session.client, settings)).await?;
+        let settings = settings.as_migrator();
+        let client = connect(&settings).await?;
+        let session = Session { client, database: database.to_owned(), settings };
+        session
+            .bounded("prepare the session", prepare_session(&session.client, &session.settings))
+            .await?;
         Ok(session)
     }
 

@@ -6,6 +6,7 @@ mod part_actor;
 mod replay;
 mod restart;
 mod run;
+mod service;
 mod supervisor;
 
 pub use run::run;

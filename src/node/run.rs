@@ -7,17 +7,18 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use anyhow::Context as _;
-use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::assembly;
 use super::clock;
 use super::replay::{Replayers, replay};
+use super::service;
 use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
 use crate::buffer::Buffer;
 use crate::config::Settings;
-use crate::http::{CONTROL_SOCKET, ControlState, Server, serve};
-use crate::observe::Board;
+use crate::domain::Sequence;
+use crate::http::{ControlState, Server, serve};
+use crate::observe::{Board, watch_certificates};
 use crate::part::Phase;
 
 /// How often a stop looks whether parts have ended.
@@ -28,6 +29,10 @@ const STOP_GRACE: Duration = Duration::from_secs(3);
 
 /// The buffer syncs and closes within this, or the stop goes on without it (what was acknowledged is durable anyway).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a stop may take beyond its drain: both sides are told to end at once, HTTP ends, the buffer closes.
+const STOP_RESERVE: Duration =
+    Duration::from_secs(10 + 2 * STOP_GRACE.as_secs() + CLOSE_TIMEOUT.as_secs());
 
 /// Runs the node until SIGTERM or SIGINT. `Err` when it could not start, or when the disk failed under it: the process
 /// must then end non-zero, so that systemd starts it again.
@@ -88,8 +93,13 @@ impl Node {
         make_state_dir(&settings.node.state_dir)?;
         let sinks: Vec<_> =
             settings.streams.values().map(|stream| (stream.name.clone(), stream.sinks())).collect();
-        let buffer =
-            Buffer::open(&settings.node.state_dir, &settings.buffer, &sinks, board.clone())?;
+        let buffer = service::while_recovering(&board, || {
+            Buffer::open(&settings.node.state_dir, &settings.buffer, &sinks, board.clone())
+        })?;
+        for stream in settings.streams.keys() {
+            // No sink may let go of records before their stream has read them.
+            buffer.remembered(stream, Sequence::ZERO);
+        }
         board.update_node(|node| node.log_identity = buffer.identity().to_string());
         let supervisor = Supervisor::new(settings.supervision.clone(), board.clone()).start();
         let context = assembly::Context {
@@ -105,17 +115,18 @@ impl Node {
             board: board.clone(),
             replay: replay(&context, &sinks, &replayers),
         };
-        let socket = settings.node.state_dir.join(CONTROL_SOCKET);
-        let server = serve(settings.http.listen, &socket, board.clone(), control).await?;
+        let server =
+            serve(&settings.http, &settings.node.state_dir, board.clone(), control).await?;
         for part in assembly::parts(&context, &sinks, &replayers) {
             supervisor.send(AddPart(part)).await.context("launch a part")?;
         }
+        actix::spawn(watch_certificates(settings.clone(), board.clone()));
         board.update_node(|node| node.running = true);
         tracing::info!(event = "node_started", node = %settings.node.name,
             log = %buffer.identity(), http = %server.address,
             streams = settings.streams.len(), after_ms = began.elapsed().as_millis() as u64,
             "accepting as soon as a broker is there");
-        notify(&[NotifyState::Ready, NotifyState::Status("accepting")]);
+        service::ready(&board);
         Ok(Node { settings, board, buffer, supervisor, server })
     }
 
@@ -136,6 +147,7 @@ impl Node {
             }
             () = watchdog => Ok(()),
             never = clock::watch(&self.board) => never,
+            () = service::keep_telling(&self.board) => Ok(()),
         }
     }
 
@@ -144,7 +156,7 @@ impl Node {
         loop {
             let alive = tokio::time::timeout(interval, self.supervisor.send(GetAlive)).await;
             if matches!(alive, Ok(Ok(true))) {
-                notify(&[NotifyState::Watchdog]);
+                service::alive();
             }
             tokio::time::sleep(interval).await;
         }
@@ -158,7 +170,7 @@ impl Node {
             node.running = false;
             node.draining = true;
         });
-        notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+        service::stopping(self.settings.node.drain_timeout + STOP_RESERVE);
         let deadline = began + self.settings.node.drain_timeout;
         tracing::info!(
             event = "node_stopping",
@@ -224,11 +236,6 @@ impl Node {
             tokio::time::sleep(STOP_POLL).await;
         }
     }
-}
-
-fn notify(states: &[NotifyState]) {
-    // Without systemd there is nobody to tell.
-    let _ = sd_notify::notify(states);
 }
 
 fn make_state_dir(path: &Path) -> anyhow::Result<()> {

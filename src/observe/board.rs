@@ -9,6 +9,8 @@ use indexmap::IndexMap;
 use serde::Serialize;
 
 use super::dependency::{DependencyStatus, DependencyView};
+use super::expiry::CertificateStatus;
+use super::http_meters::HttpMeters;
 use super::metrics::{BufferMeters, Exposition, SinkMeters, StreamMeters};
 use crate::config::Settings;
 use crate::domain::{
@@ -24,7 +26,9 @@ pub struct Board {
     parts: Mutex<BTreeMap<String, PartStatus>>,
     buffer: Mutex<BufferStatus>,
     node: Mutex<NodeStatus>,
+    certificates: Mutex<BTreeMap<String, CertificateStatus>>,
     pub buffer_meters: BufferMeters,
+    pub http_meters: HttpMeters,
     exposition: Exposition,
 }
 
@@ -76,12 +80,14 @@ impl Board {
             sinks,
             dependencies,
             parts: Mutex::default(),
+            certificates: Mutex::default(),
             buffer: Mutex::new(buffer),
             node: Mutex::new(NodeStatus {
                 name: settings.node.name.to_string(),
                 ..Default::default()
             }),
             buffer_meters: exposition.buffer_meters(),
+            http_meters: exposition.http_meters(),
             exposition,
         })
     }
@@ -135,6 +141,15 @@ impl Board {
 
     pub fn update_node(&self, change: impl FnOnce(&mut NodeStatus)) {
         change(&mut lock(&self.node));
+    }
+
+    /// By peer; empty before they were read for the first time.
+    pub fn certificates(&self) -> BTreeMap<String, CertificateStatus> {
+        lock(&self.certificates).clone()
+    }
+
+    pub fn set_certificates(&self, found: BTreeMap<String, CertificateStatus>) {
+        *lock(&self.certificates) = found;
     }
 
     pub fn parts(&self) -> BTreeMap<String, PartStatus> {

@@ -1,9 +1,11 @@
 //! One judgement of the whole node, used by `/health`, `/health/ready`, the metrics and `telemetry status`.
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::board::{Board, PartState, Silence, SinkState};
 use super::dependency::MigrationState;
+use super::expiry::Nearness;
 use crate::breaker::BreakerState;
 use crate::domain::Runbook;
 
@@ -37,6 +39,8 @@ pub struct Health {
     /// False when it cannot accept, or while a database's migrations failed, or before the sinks have begun.
     pub ready: bool,
     pub because: Vec<String>,
+    /// Nothing is wrong yet.
+    pub warnings: Vec<String>,
 }
 
 /// Reads the board; touches nothing outside.
@@ -84,6 +88,7 @@ pub fn judge(board: &Board) -> Health {
         }
     }
     judge_streams(board, &mut verdict);
+    judge_certificates(board, &mut verdict);
     for (part, status) in board.parts() {
         if status.state == PartState::Parked {
             let why = status.last_failure.unwrap_or_default();
@@ -136,11 +141,23 @@ fn judge_streams(board: &Board, verdict: &mut Verdict) {
     }
 }
 
+fn judge_certificates(board: &Board, verdict: &mut Verdict) {
+    let now = Timestamp::now();
+    for (peer, status) in board.certificates() {
+        match status.nearness(now) {
+            Nearness::Far => {}
+            Nearness::Soon => verdict.warnings.push(status.story(&peer, now)),
+            Nearness::VerySoon | Nearness::Over => verdict.degraded(&status.story(&peer, now)),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Verdict {
     not_ready: bool,
     unhealthy: Vec<String>,
     degraded: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl Verdict {
@@ -179,6 +196,6 @@ impl Verdict {
             HealthState::Healthy
         };
         let because = self.unhealthy.into_iter().chain(self.degraded).collect();
-        Health { state, ready: !self.not_ready, because }
+        Health { state, ready: !self.not_ready, because, warnings: self.warnings }
     }
 }

@@ -11,8 +11,10 @@ use crate::config::{LogFormat, LogSettings};
 /// Starts the log of this process; later calls change nothing. A filter that does not parse is an error (the
 /// configuration check has already seen it).
 pub fn start_logging(settings: &LogSettings) -> anyhow::Result<()> {
-    // actix tells of its workers at every start; whoever wants that says so, for later directives win.
-    let filter = EnvFilter::try_new(format!("actix_server=warn,{}", settings.filter))?;
+    // actix tells of its workers at every start, and a database server of each rollback that had nothing left to do;
+    // whoever wants that says so, for later directives win.
+    let quiet = "actix_server=warn,tokio_postgres=warn";
+    let filter = EnvFilter::try_new(format!("{quiet},{}", settings.filter))?;
     let format = match settings.format {
         LogFormat::Auto => detect(),
         chosen => chosen,
@@ -21,6 +23,7 @@ pub fn start_logging(settings: &LogSettings) -> anyhow::Result<()> {
         LogFormat::Journald => tracing_journald::layer()?
             .with_field_prefix(None)
             .with_syslog_identifier("telemetry".to_owned())
+            .with_priority_mappings(priorities())
             .boxed(),
         LogFormat::Text | LogFormat::Auto => tracing_subscriber::fmt::layer()
             .with_writer(std::io::stderr)
@@ -38,8 +41,31 @@ pub fn start_logging(settings: &LogSettings) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is only information is no notice: notices of a machine are read.
+fn priorities() -> tracing_journald::PriorityMappings {
+    use tracing_journald::{Priority, PriorityMappings};
+    PriorityMappings {
+        info: Priority::Informational,
+        debug: Priority::Debug,
+        ..PriorityMappings::new()
+    }
+}
+
+/// Tells of an error before, or without, the log: on standard error, where the journal takes each line as an error.
+pub fn tell_error(text: &str) {
+    let priority = if in_journal() { "<3>" } else { "" };
+    for line in text.lines() {
+        eprintln!("{priority}{line}");
+    }
+}
+
+/// Standard error goes to the journal: systemd started us.
+fn in_journal() -> bool {
+    std::env::var_os("JOURNAL_STREAM").is_some()
+}
+
 fn detect() -> LogFormat {
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
+    if in_journal() {
         LogFormat::Journald
     } else if std::io::stderr().is_terminal() {
         LogFormat::Text

@@ -14,6 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 use super::board::{Board, DisconnectReason, PartState, Redelivery, SinkKind, SinkState};
+use super::http_meters::{HttpMeters, HttpRefusal};
 use crate::breaker::BreakerState;
 use crate::domain::{Arrival, ErrorClass, Reason, SinkName, StreamName};
 
@@ -151,6 +152,7 @@ const COUNTERS: &[(&str, &str)] = &[
     ("clock_jumps", "Times the wall clock was set, by direction"),
     ("part_restarts", "Fresh starts of a part after a failure"),
     ("part_stalls", "Times a part had work and made no progress"),
+    ("http_refused_requests", "Requests refused before they were looked at, by reason"),
 ];
 
 const HISTOGRAMS: &[(&str, &str, Buckets)] = &[
@@ -213,6 +215,10 @@ const FLOAT_GAUGES: &[(&str, &str)] = &[
     ("sink_oldest_pending_timestamp_seconds", "Arrival of the first pending record; 0 = none"),
     ("sink_newest_delivered_timestamp_seconds", "Arrival of the newest delivered record; 0 = none"),
     ("sink_last_success_timestamp_seconds", "Last time the sink took a batch; 0 = never"),
+    (
+        "certificate_expiry_timestamp_seconds",
+        "When the first certificate this connection needs expires; 0 = it cannot be read",
+    ),
 ];
 
 /// The names every exporter uses, so without our prefix.
@@ -287,6 +293,13 @@ impl Exposition {
 
     pub fn buffer_meters(&self) -> BufferMeters {
         self.buffer.clone()
+    }
+
+    pub fn http_meters(&self) -> HttpMeters {
+        let refused = |because: HttpRefusal| {
+            self.counter("http_refused_requests", &[("reason", because.code())])
+        };
+        HttpMeters { refused: HttpRefusal::ALL.map(refused) }
     }
 
     pub fn stream_meters(&self, stream: &StreamName) -> StreamMeters {
@@ -455,6 +468,11 @@ impl Exposition {
     }
 
     fn copy_outside(&self, board: &Board) {
+        for (peer, status) in board.certificates() {
+            let expires = status.expires.map_or(0.0, |at| at.as_second() as f64);
+            let of = [("peer", peer.as_str())];
+            self.set_float("certificate_expiry_timestamp_seconds", &of, expires);
+        }
         for (name, status) in board.dependencies() {
             let of = [("dependency", name)];
             self.set("dependency_up", &of, i64::from(status.up == Some(true)));

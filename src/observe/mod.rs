@@ -3,7 +3,9 @@
 
 mod board;
 mod dependency;
+mod expiry;
 pub mod health;
+mod http_meters;
 mod logging;
 mod metrics;
 mod process;
@@ -13,5 +15,7 @@ pub use board::{
     SinkKind, SinkState, SinkStatus, SinkView, StreamStatus, StreamView,
 };
 pub use dependency::{BreakerShown, DependencyStatus, DependencyView, MigrationState};
-pub use logging::start_logging;
+pub use expiry::{CertificateStatus, Nearness, read_certificates, watch_certificates};
+pub use http_meters::{HttpMeters, HttpRefusal};
+pub use logging::{start_logging, tell_error};
 pub use metrics::{BufferMeters, SinkMeters, StreamMeters};

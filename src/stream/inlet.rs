@@ -11,6 +11,7 @@ use super::error::StreamError;
 use super::redelivery::{Fingerprint, Repeats};
 use super::unacknowledged::{Batch, Intake, Settled, Unacknowledged, last_of};
 use crate::buffer::Incoming;
+use crate::crash::crash_point;
 use crate::domain::Arrival;
 use crate::observe::StreamView;
 
@@ -80,6 +81,7 @@ impl<I: Intake> Inlet<I> {
             return;
         }
         fail::fail_point!("stream_batch");
+        crash_point("crash_received");
         batch.taken = self.repeats.taken();
         self.view.meters.received_messages.inc_by(batch.messages as u64);
         self.unacknowledged.push(&self.intake, batch);
@@ -90,6 +92,14 @@ impl<I: Intake> Inlet<I> {
             status.heard = Some(now);
             status.unacknowledged = unacknowledged;
         });
+    }
+
+    /// Without a connection there is nothing to acknowledge, yet what has become durable is to be known.
+    pub fn settle_unconnected(&mut self) -> Result<(), StreamError> {
+        match self.unacknowledged.try_next_durable()? {
+            Some(settled) => self.settle(settled, usize::MAX, &mut BytesMut::new()).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Writes the acknowledgements of a durable group, and of those that became durable with it until about `room` are

@@ -16,6 +16,7 @@ mod heard;
 mod inlet;
 mod message_id;
 mod notes;
+mod probe;
 mod redelivery;
 mod session;
 mod signs;
@@ -28,10 +29,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::StreamError;
+pub use probe::probe;
 
 use crate::breaker::{Breaker, Resting};
 use crate::buffer::{Appender, Buffer};
-use crate::config::{BrokerSettings, StreamSettings};
+use crate::config::{BrokerSettings, Password, StreamSettings};
 use crate::observe::{Board, DisconnectReason};
 use crate::part::{Control, Part, PartResult, Phase};
 use crate::retry::Backoff;
@@ -87,14 +89,15 @@ impl Part for StreamReader {
         let unacknowledged = Unacknowledged::starting_at(acknowledged);
         let appender = self.buffer.appender(&self.stream.name);
         let mut inlet = Inlet::new(appender, repeats, unacknowledged, view.clone());
+        signs.note(&inlet);
         let breaker = dependency.breaker();
         let outcome = self.serve(&mut inlet, &mut signs, breaker, &mut control).await;
         control.progress.set_work_waiting(false);
-        let (repeats, through) = (&inlet.repeats, inlet.unacknowledged.sequence());
+        let (repeats, durable) = (&inlet.repeats, inlet.unacknowledged.acknowledged());
         let (notes, heard) = signs.into_notes();
         let limit = self.broker.operation_timeout;
         let last = view.status().last_message;
-        tokio::join!(notes.finish(repeats, through, limit), heard.finish(last, limit));
+        tokio::join!(notes.finish(repeats, durable, limit), heard.finish(last, limit));
         Ok(outcome?)
     }
 }
@@ -108,7 +111,6 @@ impl StreamReader {
         breaker: &Arc<Breaker>,
         control: &mut Control,
     ) -> Result<(), StreamError> {
-        let settings = session_settings(&self.stream, &self.broker);
         let mut backoff = Backoff::new(self.broker.reconnect);
         let mut quick_closes = 0;
         loop {
@@ -128,7 +130,7 @@ impl StreamReader {
                     continue;
                 }
             };
-            match self.connect(&settings, inlet, signs, control).await {
+            match self.connect(inlet, signs, control).await {
                 Ok(Ended::Told) => signs.ended(),
                 Err(Lost { error, .. }) if error.ends_part() => return Err(error),
                 Err(Lost { error, active_for }) => {
@@ -142,6 +144,8 @@ impl StreamReader {
                         // Told when it was let in; that it was lost since is no failed call.
                         Contact::Welcome => drop(permit),
                     }
+                    inlet.settle_unconnected()?;
+                    signs.note(inlet);
                     let next = pause_after(&error, &mut backoff, self.broker.reconnect.max);
                     match error.reason() {
                         DisconnectReason::Takeover => drop(control.sleep(next).await),
@@ -155,12 +159,13 @@ impl StreamReader {
     /// One connection from dialling to its end.
     async fn connect(
         &self,
-        settings: &SessionSettings,
         inlet: &mut Inlet<Appender>,
         signs: &mut Signs,
         control: &mut Control,
     ) -> Result<Ended, Lost> {
         let lost = |error| Lost { error, active_for: Duration::ZERO };
+        // Each time anew: the password may have been corrected.
+        let settings = &session_settings(&self.stream, &self.broker);
         let stream = tokio::select! {
             stream = dial::dial(&self.broker) => stream.map_err(lost)?,
             () = control.changed() => return Ok(Ended::Told),
@@ -212,9 +217,10 @@ fn session_settings(stream: &StreamSettings, broker: &BrokerSettings) -> Session
         broker: dial::address(broker),
         connect: ConnectRequest {
             client_id: stream.client_id.clone(),
+            fresh: false,
             keepalive: broker.keepalive,
             username: broker.username.clone(),
-            password: broker.password.clone(),
+            password: broker.password.as_ref().map(Password::current),
             session_expiry: broker.session_expiry,
             receive_maximum: broker.receive_maximum,
             packet_bytes_max: broker.packet_bytes_max,

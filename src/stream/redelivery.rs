@@ -65,7 +65,7 @@ pub struct Acknowledged {
 type Key = (u16, u64);
 
 /// What a broker may send again on this connection: left unproved by earlier ones.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Carried {
     /// Oldest first.
     order: Vec<Key>,
@@ -112,6 +112,8 @@ pub struct Repeats {
     first_new: Option<u64>,
     resumed: bool,
     taken: u64,
+    /// Until everything up to here is durable, what is carried and copied cannot be told from what is not.
+    unclear_upto: u64,
     /// Everything up to here is proved to be acknowledged at the broker.
     proved: Sequence,
     retained: LruCache<u64, u64>,
@@ -127,6 +129,7 @@ impl Repeats {
             first_new: None,
             resumed: false,
             taken: 0,
+            unclear_upto: 0,
             proved: Sequence::ZERO,
             retained: LruCache::new(topics),
             declared: dedupe.map(Declared::new),
@@ -137,6 +140,7 @@ impl Repeats {
     pub fn on_let_in(&mut self, session_present: bool, durable: Sequence) {
         self.resumed = session_present;
         self.first_new = None;
+        self.unclear_upto = self.taken;
         let unproved = std::mem::take(&mut self.unproved);
         let carried = std::mem::take(&mut self.carried);
         if session_present {
@@ -167,6 +171,9 @@ impl Repeats {
                 self.unproved.pop_front();
             }
             self.unproved.push_back(((publish.packet_id, fingerprint.message), self.taken));
+        }
+        if verdict == Some(Redelivery::Dup) {
+            self.unclear_upto = self.taken;
         }
         if !publish.flags.dup && !publish.flags.retain {
             self.first_new.get_or_insert(self.taken);
@@ -231,21 +238,38 @@ impl Repeats {
         self.retained.iter().rev().map(|(&topic, &message)| Fingerprint { topic, message })
     }
 
+    /// Packet id and message of what is durable and not proved; `None` while that is unclear.
+    pub fn unproved(&self, durable: Acknowledged) -> Option<Vec<(u16, u64)>> {
+        if self.unclear_upto > durable.taken {
+            return None;
+        }
+        let mut known = self.carried.clone().into_rest();
+        let of_this_connection = self.unproved.iter().filter(|(_, taken)| *taken <= durable.taken);
+        known.extend(of_this_connection.map(|(key, _)| *key));
+        Some(known)
+    }
+
     /// At the start of the part: what an earlier life had proved and noted.
-    pub fn restore_notes(&mut self, proved: Sequence, retained: &[Fingerprint]) {
+    pub fn restore_notes(
+        &mut self,
+        proved: Sequence,
+        unproved: &[(u16, u64)],
+        retained: &[Fingerprint],
+    ) {
         self.proved = proved;
+        unproved.iter().for_each(|key| self.carried.push(*key));
         for fingerprint in retained {
             self.on_durable(*fingerprint);
         }
     }
 
-    /// At the start of the part: a kept record, in order. `fresh` when the saved fingerprints do not cover it.
+    /// At the start of the part: a kept record, in order. `fresh` when no note covers it.
     pub fn restore(&mut self, record: &Record<'_>, fresh: bool) {
         let fingerprint = Fingerprint::of(record.topic.as_bytes(), record.payload);
-        if record.packet_id != 0 && record.sequence > self.proved {
-            self.carried.push((record.packet_id, fingerprint.message));
-        }
         if fresh {
+            if record.packet_id != 0 {
+                self.carried.push((record.packet_id, fingerprint.message));
+            }
             self.on_durable(fingerprint);
         }
         if let Some(declared) = &mut self.declared {
@@ -550,15 +574,41 @@ mod tests {
             packet_id,
         };
         let mut memory = Memory::new(None);
-        memory.repeats.restore_notes(Sequence(1), &[Fingerprint::of(b"topic", b"old")]);
+        let of = |payload: &str| Fingerprint::of(b"topic", payload.as_bytes());
+        let noted = [(4, of("of a dropped generation").message), (6, of("two").message)];
+        memory.repeats.restore_notes(Sequence(1), &noted, &[of("old")]);
         memory.repeats.restore(&record(1, 5, "one"), false);
         memory.repeats.restore(&record(2, 6, "two"), false);
         assert_eq!(memory.judge(0, "old", "retain"), Some(Redelivery::Retained), "noted");
-        memory.repeats.restore(&record(3, 0, "three"), true);
+        memory.repeats.restore(&record(3, 7, "three"), true);
         assert_eq!(memory.judge(0, "three", "retain"), Some(Redelivery::Retained), "read again");
         memory.repeats.on_let_in(true, Sequence(3));
         assert_eq!(memory.judge(5, "one", "dup"), None, "proved before");
+        assert_eq!(memory.judge(4, "of a dropped generation", "dup"), Some(Redelivery::Dup));
         assert_eq!(memory.judge(6, "two", "dup"), Some(Redelivery::Dup));
+        assert_eq!(
+            memory.judge(6, "two", "dup"),
+            None,
+            "in the note and in the log, yet one message"
+        );
+        assert_eq!(memory.judge(7, "three", "dup"), Some(Redelivery::Dup), "in no note");
+    }
+
+    #[test]
+    fn a_note_waits_for_copies_under_way_and_holds_nothing_that_is_not_durable() {
+        let upto = |taken| Acknowledged { taken, sequence: Sequence(taken) };
+        let mut memory = Memory::resumed();
+        memory.judge(1, "one", "");
+        memory.judge(2, "two", "");
+        let ids = |memory: &Memory, taken| -> Option<Vec<u16>> {
+            Some(memory.repeats.unproved(upto(taken))?.into_iter().map(|(id, _)| id).collect())
+        };
+        assert_eq!(ids(&memory, 1), Some(vec![1]));
+        memory.reconnect();
+        assert_eq!(ids(&memory, 1), None, "the second is carried, and not durable");
+        memory.judge(2, "two", "dup");
+        assert_eq!(ids(&memory, 2), None);
+        assert_eq!(ids(&memory, 3), Some(vec![1, 2]));
     }
 
     #[test]

@@ -65,6 +65,11 @@ impl Signs {
         }
     }
 
+    /// Notes what is known now.
+    pub fn note<I: Intake>(&mut self, inlet: &Inlet<I>) {
+        self.notes.note(&inlet.repeats, inlet.unacknowledged.acknowledged());
+    }
+
     pub fn into_notes(self) -> (Notes, Heard) {
         (self.notes, self.heard)
     }
@@ -220,7 +225,7 @@ impl Watcher for Signs {
     }
 
     fn tick<I: Intake>(&mut self, inlet: &Inlet<I>) {
-        self.notes.tick(&inlet.repeats, inlet.unacknowledged.sequence());
+        self.notes.tick(&inlet.repeats, inlet.unacknowledged.acknowledged());
         let status = self.view.status();
         self.heard.tick(status.last_message);
         self.tell_silence(status.silence());

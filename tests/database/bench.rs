@@ -226,7 +226,7 @@ fn point_at(database: &mut DatabaseSettings, port: u16, name: &str) {
     database.port = port;
     database.dbname = name.to_owned();
     database.user = SUPERUSER.to_owned();
-    database.password = Some(Secret::new(PASSWORD.to_owned()));
+    database.password = Some(Secret::new(PASSWORD.to_owned()).into());
     database.retry =
         BackoffSettings { min: Duration::from_millis(10), max: Duration::from_millis(100) };
 }

@@ -152,7 +152,12 @@ fn settings(folder: &std::path::Path, streams: &[&str], bootstrap: String) -> Se
             ballast_bytes: 0,
             free_bytes_min: 0,
         },
-        http: HttpSettings { listen: "127.0.0.1:0".parse().unwrap() },
+        http: HttpSettings {
+            listen: ([127, 0, 0, 1], 0).into(),
+            certificate: None,
+            guarded: false,
+            requests_per_minute_max: 600,
+        },
         log: LogSettings { format: LogFormat::Text, filter: "info".to_owned() },
         supervision: SupervisionSettings {
             restarts_max: 3,

@@ -68,6 +68,7 @@ pub(super) mod tests {
             dbname: "telemetry".to_owned(),
             user: "telemetry".to_owned(),
             password: None,
+            migrator: None,
             tls_mode: DatabaseTls::Off,
             tls: None,
             schema: "public".to_owned(),

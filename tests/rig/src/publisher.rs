@@ -86,6 +86,11 @@ impl Publisher {
         })
     }
 
+    /// How many publications the ledger has.
+    pub fn count(&self) -> usize {
+        locked(&self.ledger).entries().len()
+    }
+
     /// What is known now.
     pub fn ledger(&self) -> Ledger {
         locked(&self.ledger).clone()
