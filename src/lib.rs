@@ -51,5 +51,7 @@ pub mod private_file;
 pub mod retry;
 pub mod tls;
 
+pub mod breaker;
+
 pub mod config;
 pub mod domain;

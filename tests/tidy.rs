@@ -86,6 +86,35 @@ fn each_client_library_lives_behind_its_folders() {
 }
 
 #[test]
+fn every_runbook_is_named_in_the_code_and_every_name_has_its_page() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/runbooks");
+    let pages: BTreeSet<String> = fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name != "README.md")
+        .collect();
+    let named: BTreeSet<_> =
+        telemetry::domain::Runbook::ALL.iter().map(|page| format!("{}.md", page.page())).collect();
+    assert_eq!(pages, named);
+    let index = fs::read_to_string(root.join("README.md")).unwrap();
+    let product = product();
+    for runbook in telemetry::domain::Runbook::ALL {
+        let variant = format!("Runbook::{runbook:?}");
+        let used = product.iter().filter(|(file, _)| file != "domain/runbook.rs");
+        assert!(used.into_iter().any(|(_, text)| text.contains(&variant)), "{variant} is not used");
+        assert!(
+            index.contains(&format!("({}.md)", runbook.page())),
+            "{} is not listed",
+            runbook.page()
+        );
+        let page = fs::read_to_string(root.join(format!("{}.md", runbook.page()))).unwrap();
+        for section in ["## What it means", "## What to do", "## How it ends"] {
+            assert!(page.contains(section), "{}.md has no {section:?}", runbook.page());
+        }
+    }
+}
+
+#[test]
 fn every_crash_point_is_taken_by_the_torture_and_every_crash_it_knows_exists() {
     let points: BTreeSet<String> = product()
         .iter()

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::log::{Log, lock};
 use super::{BufferError, disk};
 use crate::crash::crash_point;
+use crate::domain::Runbook;
 
 /// How often the board gets sizes.
 const ROUND: Duration = Duration::from_secs(1);
@@ -84,6 +85,7 @@ fn warn(log: &Log, bytes: u64, warned: &mut u64) {
     if reached > *warned {
         tracing::warn!(
             event = "buffer_filling",
+            runbook = Runbook::BufferFull.page(),
             bytes,
             quota_bytes = log.settings.quota_bytes,
             percent,

@@ -17,7 +17,8 @@ use super::tail::Tail;
 use super::{APPEND_QUEUE_BATCHES, BufferError, disk};
 use crate::config::BufferSettings;
 use crate::domain::{
-    Arrival, Delivered, Durable, LogIdentity, Sequence, SequenceRange, SinkName, StreamName,
+    Arrival, Delivered, Durable, LogIdentity, Runbook, Sequence, SequenceRange, SinkName,
+    StreamName,
 };
 use crate::observe::{Board, StreamView};
 
@@ -328,10 +329,11 @@ impl Log {
         match &refusing_because {
             None => tracing::info!(event = "buffer_accepting", "the buffer takes messages again"),
             Some(why) => tracing::error!(
-                event = "buffer_full",
-                reason = %why,
-                "the buffer is full: nothing is acknowledged until a sink has caught up or the disk has room"
-            ),
+                           event = "buffer_full",
+            runbook = Runbook::BufferFull.page(),
+                           reason = %why,
+                           "the buffer is full: nothing is acknowledged until a sink has caught up or the disk has room"
+                       ),
         }
         self.board.update_buffer(|status| {
             status.accepting = refusing_because.is_none();
@@ -357,14 +359,15 @@ impl Log {
         }
         for loss in &news {
             tracing::error!(
-                event = "records_lost",
-                stream = %loss.stream,
-                first = loss.range.first.0,
-                last = loss.range.last.0,
-                records = loss.range.count(),
-                reason = %loss.reason,
-                "the disk lost records of the buffer; sinks that had not passed them count them as lost"
-            );
+                           event = "records_lost",
+            runbook = Runbook::DataLost.page(),
+                           stream = %loss.stream,
+                           first = loss.range.first.0,
+                           last = loss.range.last.0,
+                           records = loss.range.count(),
+                           reason = %loss.reason,
+                           "the disk lost records of the buffer; sinks that had not passed them count them as lost"
+                       );
         }
         index.losses.extend(news);
         self.show_losses(&index);
@@ -422,12 +425,13 @@ pub(super) fn set_aside(
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let aside = quarantine.join(format!("{name}-{}", Arrival::now().as_micros()));
     tracing::error!(
-        event = "buffer_quarantined",
-        folder = %folder.display(),
-        moved_to = %aside.display(),
-        error = %why,
-        "a database of the buffer is unreadable and was set aside; keep it for a repair or remove it"
-    );
+           event = "buffer_quarantined",
+    runbook = Runbook::DataLost.page(),
+           folder = %folder.display(),
+           moved_to = %aside.display(),
+           error = %why,
+           "a database of the buffer is unreadable and was set aside; keep it for a repair or remove it"
+       );
     disk::rename(folder, &aside)
 }
 

@@ -91,6 +91,7 @@ mod generation;
 pub mod inspect;
 mod janitor;
 mod log;
+pub mod offline;
 mod probe;
 mod reader;
 mod recovery;

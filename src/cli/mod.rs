@@ -7,6 +7,7 @@ pub mod check;
 mod client;
 mod dlq;
 mod doctor;
+mod ledger;
 pub mod migrate;
 mod pages;
 mod parts;
@@ -91,13 +92,24 @@ Ends with 78 when the configuration has mistakes.")]
 
 Ends with 1 when the node is unhealthy or does not answer.")]
     Status(status::StatusArgs),
-    /// List, show, replay or purge dead letters
+    /// List, show, correct, export, replay or purge dead letters
     #[command(after_help = "Examples:
-  telemetry dlq list --stream energy
+  telemetry dlq list --stream energy --since 2h
   telemetry dlq show energy/energy_consumption/4711
+  telemetry dlq fix energy/energy_consumption/4711 --set activeActualConsumption.total=500
   telemetry dlq replay --reason out_of_range
-  telemetry dlq purge --stream plug --yes")]
+  telemetry dlq export --output dead.jsonl
+  telemetry dlq purge --stream plug --yes
+
+Works on a running and on a stopped node; fix and replay need the running one.")]
     Dlq(dlq::DlqArgs),
+    /// Show the books of every sink: what was received is delivered, pending, set aside, filtered or lost
+    #[command(after_help = "Examples:
+  telemetry ledger
+  telemetry ledger --json | jq '.[] | select(.difference != 0)'
+
+Works on a running and on a stopped node. Ends with 1 when a difference is not 0.")]
+    Ledger(ledger::LedgerArgs),
     /// Show, pause or restart the parts of the running node
     #[command(after_help = "Examples:
   telemetry parts list
@@ -178,6 +190,7 @@ fn run_command(command: Command) -> anyhow::Result<Exit> {
         Command::Simulate(args) => Ok(simulate::simulate(&args)),
         Command::Status(args) => status::run(&args),
         Command::Dlq(args) => dlq::run(&args),
+        Command::Ledger(args) => ledger::run(&args),
         Command::Parts(args) => parts::run(&args),
         Command::Buffer(args) => buffer::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::client::{self, Listener};
 use super::{ConfigArg, Exit};
 use crate::config::TlsSettings;
-use crate::domain::Secret;
+use crate::domain::{Arrival, Secret};
 use crate::http::CONTROL_SOCKET;
 
 #[derive(Args, Debug)]
@@ -154,6 +154,33 @@ fn render(health: &Value) -> String {
     }
     out.push_str(&table(health).to_string());
     out.push('\n');
+    out.push_str(&outside(health));
+    out
+}
+
+/// A line per dependency: whether it answers, and its breaker where that is not closed or has tripped.
+fn outside(health: &Value) -> String {
+    let mut out = String::new();
+    for (name, status) in health["dependencies"].as_object().into_iter().flatten() {
+        let word = match status["up"].as_bool() {
+            Some(true) => "answers",
+            Some(false) => "is away",
+            None => "not tried yet",
+        };
+        let breaker = &status["breaker"];
+        let mut rest = String::new();
+        if breaker["state"].as_str().is_some_and(|state| state != "closed") {
+            rest.push_str(&format!(", breaker {}", text(&breaker["state"]).replace('_', " ")));
+        }
+        if let Some(next) = breaker["next_trial"].as_i64() {
+            let left = (next - Arrival::now().as_micros()).max(0) as f64 / 1e6;
+            rest.push_str(&format!(", next trial in {left:.0} s"));
+        }
+        if let Some(trips) = breaker["trips"].as_u64().filter(|trips| *trips > 0) {
+            rest.push_str(&format!(", tripped {trips} times"));
+        }
+        out.push_str(&format!("{name} {word}{rest}\n"));
+    }
     out
 }
 
@@ -174,7 +201,11 @@ fn table(health: &Value) -> Table {
     ]);
     for stream in health["streams"].as_array().into_iter().flatten() {
         let status = &stream["status"];
-        let input = if status["subscribed"] == true { "active" } else { "away" };
+        let input = match (status["subscribed"] == true, stream["silence"].is_object()) {
+            (false, _) => "away",
+            (true, true) => "silent",
+            (true, false) => "active",
+        };
         let mut first = vec![
             text(&stream["name"]),
             input.to_owned(),
@@ -216,6 +247,8 @@ mod tests {
         let health = serde_json::json!({
             "state": "degraded", "because": ["kafka:main is away: refused"],
             "node": {"name": "n1"}, "buffer": {"bytes": 1048576, "quota_bytes": 2097152, "generations": 1},
+            "dependencies": {"kafka:main": {"up": false,
+                "breaker": {"state": "half_open", "trips": 2, "next_trial": null}}},
             "streams": [{"name": "energy", "data_age_seconds": 120.0,
                 "status": {"subscribed": true, "sequence": 12},
                 "sinks": [sink("kafka"), sink("energy_consumption")]}],
@@ -226,5 +259,9 @@ mod tests {
         assert!(shown.contains("! kafka:main is away"), "{shown}");
         assert!(shown.contains("energy_consumption"), "{shown}");
         assert!(shown.contains("2 min"), "{shown}");
+        assert!(
+            shown.contains("kafka:main is away, breaker half open, tripped 2 times"),
+            "{shown}"
+        );
     }
 }

@@ -5,7 +5,7 @@ use super::access::{
     self, PASSWORD_CREDENTIAL, PASSWORD_ENV, PASSWORD_FILE, PASSWORD_REFUSED, TLS,
 };
 use super::leaf;
-use super::node::backoff;
+use super::node::{BREAKER_COOL_DOWN, BREAKER_FAILURES, backoff, breaker};
 use super::report::Problems;
 use super::schema::*;
 use super::section::Section;
@@ -60,6 +60,8 @@ pub static DATABASE: Group = Group {
         integer("query_timeout_seconds", (1, DAY_SECONDS), 300, "For a migration or a job."),
         integer("retry_min_ms", (10, HOUR_MS), 500, "First pause before trying again; it doubles."),
         integer("retry_max_ms", (10, HOUR_MS), 30_000, "Longest pause before trying again."),
+        BREAKER_FAILURES,
+        BREAKER_COOL_DOWN,
         optional(
             "migrations_dir",
             Kind::Path,
@@ -154,6 +156,7 @@ pub fn database(section: &Section, context: &mut Context<'_>) -> DatabaseSetting
         statement_timeout: section.duration("statement_timeout_seconds"),
         query_timeout: section.duration("query_timeout_seconds"),
         retry: backoff(section, "retry_min_ms", "retry_max_ms", &mut context.problems),
+        breaker: breaker(section),
         migrations_dir: migrations_dir(section, context),
         migration_wait: section.duration("migration_wait_seconds"),
         jobs: section

@@ -324,6 +324,27 @@ pub fn backoff(
     settings
 }
 
+pub const BREAKER_FAILURES: Setting = integer(
+    "breaker_failures",
+    (1, 1000),
+    5,
+    "So many failures in a row, of all parts that use it together (or half of at least ten calls), and it is left \
+             alone but for one trial at a time.",
+);
+pub const BREAKER_COOL_DOWN: Setting = integer(
+    "breaker_cool_down_seconds",
+    (1, 3600),
+    3,
+    "Between two trials. The first one that works lets everybody go on at once.",
+);
+
+pub fn breaker(section: &Section) -> BreakerSettings {
+    BreakerSettings {
+        failures: section.integer("breaker_failures"),
+        cool_down: section.duration("breaker_cool_down_seconds"),
+    }
+}
+
 /// A reference to a table by its name: reports one that leads nowhere.
 pub fn reference(
     root: &Section,

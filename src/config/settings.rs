@@ -147,6 +147,21 @@ pub struct BackoffSettings {
     pub max: Duration,
 }
 
+/// When the parts that use one dependency stop asking it all at once, and how often one of them tries.
+#[derive(Debug, Clone, Copy)]
+pub struct BreakerSettings {
+    /// So many failures in a row open it.
+    pub failures: u32,
+    /// Between two trials.
+    pub cool_down: Duration,
+}
+
+impl Default for BreakerSettings {
+    fn default() -> Self {
+        BreakerSettings { failures: 5, cool_down: Duration::from_secs(3) }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MqttVersion {
     V5,
@@ -169,6 +184,7 @@ pub struct BrokerSettings {
     /// For the broker's answer to SUBSCRIBE and for one write.
     pub operation_timeout: Duration,
     pub reconnect: BackoffSettings,
+    pub breaker: BreakerSettings,
     /// Announced to the broker (MQTT 5): how many messages it may have unacknowledged.
     pub receive_maximum: u16,
     /// Our own bound on what is received and not yet acknowledged: above it the socket is not read.
@@ -223,6 +239,7 @@ pub struct ClusterSettings {
     /// Between two durable saves of the cursor: what a crash may repeat.
     pub cursor_save_interval: Duration,
     pub retry: BackoffSettings,
+    pub breaker: BreakerSettings,
     /// Any further librdkafka property, as it is.
     pub properties: IndexMap<String, String>,
 }
@@ -257,6 +274,7 @@ pub struct DatabaseSettings {
     /// Migrations, roll-ups.
     pub query_timeout: Duration,
     pub retry: BackoffSettings,
+    pub breaker: BreakerSettings,
     /// Folder with this database's SQL files; none = the node creates nothing but its own bookkeeping.
     pub migrations_dir: Option<PathBuf>,
     /// How long the migrator waits quietly for the database before it says so (and goes on waiting).

@@ -63,13 +63,11 @@ impl TableSink {
     /// that was wrong costs one odd partition, and never stops its batch.
     pub async fn make_partitions(&self, arrivals: Vec<i64>) -> Result<(), DatabaseError> {
         let TableKind::Append { partition, .. } = &self.table.kind else { return Ok(()) };
-        let (lease, migrator);
+        let (mut lease, mut migrator) = (None, None);
         let client: &tokio_postgres::Client = if self.database.migrator.is_some() {
-            migrator = connect(&self.database.as_migrator()).await?;
-            &migrator
+            migrator.insert(connect(&self.database.as_migrator()).await?)
         } else {
-            lease = self.pool.get().await?;
-            &lease
+            lease.insert(self.pool.get().await?)
         };
         let limit = self.database.statement_timeout;
         let make = async {
@@ -83,7 +81,12 @@ impl TableSink {
         // The session's settings have changed: the connection does not go back.
         let limit = limit + ANSWER_MARGIN;
         let doing = "make partitions";
-        timeout(limit, make).await.unwrap_or(Err(DatabaseError::TimedOut { doing, limit }))
+        let result = timeout(limit, make).await;
+        let result = result.unwrap_or(Err(DatabaseError::TimedOut { doing, limit }));
+        if let Some(lease) = &mut lease {
+            lease.learned(&result);
+        }
+        result
     }
 
     /// Checks the mapping against the live table and plans the statements.

@@ -58,12 +58,12 @@ pub async fn run<T>(
     settings: &DatabaseSettings,
     work: impl AsyncFnOnce(&Client) -> Result<T, DatabaseError>,
 ) -> Result<T, DatabaseError> {
-    let lease = pool.get().await?;
+    let mut lease = pool.get().await?;
     crash_point("crash_begin");
     let limit = settings.statement_timeout + ANSWER_MARGIN;
-    let Ok(result) = timeout(limit, work(&lease)).await else {
-        return Err(DatabaseError::TimedOut { doing: "write a batch", limit });
-    };
+    let timed_out = DatabaseError::TimedOut { doing: "write a batch", limit };
+    let result = timeout(limit, work(&lease)).await.unwrap_or(Err(timed_out));
+    lease.learned(&result);
     match &result {
         Ok(_) => lease.give_back(),
         Err(error) if error.class() == ErrorClass::Data => {

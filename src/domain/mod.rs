@@ -9,6 +9,7 @@ mod finding;
 mod names;
 mod position;
 mod record;
+mod runbook;
 mod secret;
 
 pub use books::Books;
@@ -20,4 +21,5 @@ pub use position::{
     Appended, Delivered, Durable, LogIdentity, Sequence, SequenceRange, TelemetryId,
 };
 pub use record::{Arrival, DeliveryFlags, Record};
+pub use runbook::Runbook;
 pub use secret::Secret;

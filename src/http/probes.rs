@@ -7,7 +7,8 @@ use super::guard::Caller;
 use crate::domain::{SinkName, StreamName};
 use crate::observe::health::{Health, judge};
 use crate::observe::{
-    Board, BufferStatus, DependencyStatus, NodeStatus, PartStatus, SinkStatus, StreamStatus,
+    Board, BufferStatus, DependencyStatus, NodeStatus, PartStatus, Silence, SinkStatus,
+    StreamStatus,
 };
 
 /// `/ping` and `/ready` are the paths older probes ask for.
@@ -57,6 +58,8 @@ pub struct StreamLine {
     name: StreamName,
     /// Seconds since the last message; none before the first.
     data_age_seconds: Option<f64>,
+    /// Longer without a message than the configuration allows.
+    silence: Option<Silence>,
     status: StreamStatus,
     sinks: Vec<SinkLine>,
 }
@@ -87,7 +90,13 @@ fn stream_lines(board: &Board) -> Vec<StreamLine> {
         let sinks = sinks.collect();
         let age =
             status.last_message.map(|at| (now.as_micros() - at.as_micros()).max(0) as f64 / 1e6);
-        StreamLine { name: name.clone(), data_age_seconds: age, status, sinks }
+        StreamLine {
+            name: name.clone(),
+            data_age_seconds: age,
+            silence: status.silence(),
+            status,
+            sinks,
+        }
     };
     board.streams().map(line).collect()
 }

@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use actix_web::dev::ServerHandle;
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 
-use super::control::{self, ControlState};
+use super::control::{self, ControlState, Peer};
 use super::guard::{Guard, guard};
 use super::{certificate, probes};
 use crate::config::HttpSettings;
@@ -131,6 +132,7 @@ fn open_socket(path: PathBuf, board: Arc<Board>, state: ControlState) -> Opened<
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(problem(error)),
         _ => {}
     }
+    let listener = UnixListener::bind(&path).map_err(problem)?;
     let state = web::Data::new(state);
     let server = HttpServer::new(move || {
         App::new()
@@ -145,7 +147,13 @@ fn open_socket(path: PathBuf, board: Arc<Board>, state: ControlState) -> Opened<
     .client_request_timeout(HEAD_TIMEOUT)
     .shutdown_timeout(1)
     .disable_signals()
-    .bind_uds(&path)
+    .on_connect(|connection, data| {
+        let socket = connection.downcast_ref::<actix_rt::net::UnixStream>();
+        if let Some(peer) = socket.and_then(|socket| socket.peer_cred().ok()) {
+            data.insert(Peer { uid: peer.uid() });
+        }
+    })
+    .listen_uds(listener)
     .map_err(problem)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(problem)?;
     let server = server.run();

@@ -156,6 +156,7 @@ mod tests {
                 min: Duration::from_millis(100),
                 max: Duration::from_secs(30),
             },
+            breaker: Default::default(),
             properties: indexmap::IndexMap::new(),
         }
     }

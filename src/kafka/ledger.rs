@@ -10,7 +10,7 @@ use super::window::Passed;
 use crate::buffer::{Buffer, BufferError, State};
 use crate::crash::crash_point;
 use crate::domain::{
-    Arrival, Books, DeadLetter, Delivered, Sequence, SequenceRange, SinkName, StreamName,
+    Arrival, Books, DeadLetter, Delivered, Runbook, Sequence, SequenceRange, SinkName, StreamName,
 };
 use crate::mapping::Observed;
 use crate::observe::{SinkState, SinkView, StreamView};
@@ -132,13 +132,14 @@ impl Ledger {
         self.view.update(|status| status.books = Some(self.books));
         self.changed.send_replace(self.books);
         tracing::error!(
-            event = "sink_passed_lost_records",
-            stream = %self.stream,
-            sink = %self.sink,
-            first = range.first.0,
-            last = range.last.0,
-            "the buffer could not read these records; they were not delivered"
-        );
+                   event = "sink_passed_lost_records",
+        runbook = Runbook::DataLost.page(),
+                   stream = %self.stream,
+                   sink = %self.sink,
+                   first = range.first.0,
+                   last = range.last.0,
+                   "the buffer could not read these records; they were not delivered"
+               );
     }
 
     /// Stores dead letters durably; only then may the cursor pass them.
@@ -171,7 +172,8 @@ impl Ledger {
         match (before.state, state) {
             (old, SinkState::Held) if old != SinkState::Held => {
                 let why = trouble.as_deref().unwrap_or_default();
-                tracing::error!(event = "sink_held", %stream, %sink, why, "a person must act");
+                tracing::error!(event = "sink_held",
+ runbook = Runbook::SinkHeld.page(), %stream, %sink, why, "a person must act");
             }
             (SinkState::Held, SinkState::Delivering) => {
                 tracing::info!(event = "sink_released", %stream, %sink, "delivering again");

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::assembly;
+use super::clock;
 use super::replay::{Replayers, replay};
 use super::service;
 use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
@@ -111,6 +112,7 @@ impl Node {
         let control = ControlState {
             supervisor: supervisor.clone().recipient(),
             letters: buffer.state(),
+            board: board.clone(),
             replay: replay(&context, &sinks, &replayers),
         };
         let server =
@@ -144,6 +146,7 @@ impl Node {
                 Err(error.into())
             }
             () = watchdog => Ok(()),
+            never = clock::watch(&self.board) => never,
             () = service::keep_telling(&self.board) => Ok(()),
         }
     }

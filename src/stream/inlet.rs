@@ -2,6 +2,7 @@
 //! per stream, over all its connections.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::BytesMut;
 
@@ -85,8 +86,10 @@ impl<I: Intake> Inlet<I> {
         self.view.meters.received_messages.inc_by(batch.messages as u64);
         self.unacknowledged.push(&self.intake, batch);
         let unacknowledged = self.unacknowledged.messages();
+        let now = Instant::now();
         self.view.update(|status| {
             status.last_message = Some(arrival);
+            status.heard = Some(now);
             status.unacknowledged = unacknowledged;
         });
     }

@@ -12,6 +12,7 @@ mod codec;
 mod connection;
 mod dial;
 mod error;
+mod heard;
 mod inlet;
 mod message_id;
 mod notes;
@@ -30,6 +31,7 @@ use std::time::Duration;
 pub use error::StreamError;
 pub use probe::probe;
 
+use crate::breaker::{Breaker, Resting};
 use crate::buffer::{Appender, Buffer};
 use crate::config::{BrokerSettings, Password, StreamSettings};
 use crate::observe::{Board, DisconnectReason};
@@ -37,10 +39,11 @@ use crate::part::{Control, Part, PartResult, Phase};
 use crate::retry::Backoff;
 use codec::ConnectRequest;
 use connection::{Connection, Ended, Limits, Lost};
+use heard::Heard;
 use inlet::Inlet;
 use notes::Notes;
 use session::SessionSettings;
-use signs::Signs;
+use signs::{Contact, Signs};
 use unacknowledged::Unacknowledged;
 
 /// A subscription that held this long starts the back-off over.
@@ -73,16 +76,28 @@ impl Part for StreamReader {
         let view = self.board.stream(&self.stream.name);
         let dependency = self.board.dependency(&format!("mqtt:{}", self.stream.broker));
         let notes = Notes::new(&self.buffer, &self.stream.name);
-        let mut signs = Signs::new(&self.stream, view.clone(), dependency, notes);
+        let heard = heard::restore(&self.buffer, &self.stream.name).await?;
+        view.update(|status| {
+            // A later life of this part knows better.
+            if let Some(arrival) = heard.filter(|_| status.last_message.is_none()) {
+                status.heard_at(arrival);
+            }
+        });
+        let heard = Heard::new(&self.buffer, &self.stream.name, heard);
+        let mut signs = Signs::new(&self.stream, view.clone(), dependency.clone(), notes, heard);
         let (repeats, acknowledged) = notes::restore(&self.buffer, &self.stream).await?;
         let unacknowledged = Unacknowledged::starting_at(acknowledged);
         let appender = self.buffer.appender(&self.stream.name);
-        let mut inlet = Inlet::new(appender, repeats, unacknowledged, view);
+        let mut inlet = Inlet::new(appender, repeats, unacknowledged, view.clone());
         signs.note(&inlet);
-        let outcome = self.serve(&mut inlet, &mut signs, &mut control).await;
+        let breaker = dependency.breaker();
+        let outcome = self.serve(&mut inlet, &mut signs, breaker, &mut control).await;
         control.progress.set_work_waiting(false);
         let (repeats, durable) = (&inlet.repeats, inlet.unacknowledged.acknowledged());
-        signs.into_notes().finish(repeats, durable, self.broker.operation_timeout).await;
+        let (notes, heard) = signs.into_notes();
+        let limit = self.broker.operation_timeout;
+        let last = view.status().last_message;
+        tokio::join!(notes.finish(repeats, durable, limit), heard.finish(last, limit));
         Ok(outcome?)
     }
 }
@@ -93,6 +108,7 @@ impl StreamReader {
         &self,
         inlet: &mut Inlet<Appender>,
         signs: &mut Signs,
+        breaker: &Arc<Breaker>,
         control: &mut Control,
     ) -> Result<(), StreamError> {
         let mut backoff = Backoff::new(self.broker.reconnect);
@@ -106,6 +122,14 @@ impl StreamReader {
                 control.changed().await;
                 continue;
             }
+            let permit = match breaker.pass() {
+                Ok(permit) => permit,
+                Err(Resting { retry_in }) => {
+                    signs.resting();
+                    pause(control, breaker, retry_in).await;
+                    continue;
+                }
+            };
             match self.connect(inlet, signs, control).await {
                 Ok(Ended::Told) => signs.ended(),
                 Err(Lost { error, .. }) if error.ends_part() => return Err(error),
@@ -114,11 +138,19 @@ impl StreamReader {
                         backoff.reset();
                     }
                     let error = suspect(error, active_for, &mut quick_closes);
-                    signs.lost(&error);
+                    match signs.lost(&error) {
+                        Contact::Nothing => permit.failed(),
+                        Contact::Refusal => permit.succeeded(),
+                        // Told when it was let in; that it was lost since is no failed call.
+                        Contact::Welcome => drop(permit),
+                    }
                     inlet.settle_unconnected()?;
                     signs.note(inlet);
-                    let pause = pause_after(&error, &mut backoff, self.broker.reconnect.max);
-                    control.sleep(pause).await;
+                    let next = pause_after(&error, &mut backoff, self.broker.reconnect.max);
+                    match error.reason() {
+                        DisconnectReason::Takeover => drop(control.sleep(next).await),
+                        _ => pause(control, breaker, breaker.rest().unwrap_or(next)).await,
+                    }
                 }
             }
         }
@@ -145,6 +177,14 @@ impl StreamReader {
         let outcome = connection.run(control).await;
         control.progress.set_work_waiting(false);
         outcome
+    }
+}
+
+/// Less than `pause` when the broker lets any stream in before, or the phase changes.
+async fn pause(control: &mut Control, breaker: &Breaker, pause: Duration) {
+    tokio::select! {
+        _ = control.sleep(pause) => {}
+        () = breaker.recovered() => {}
     }
 }
 

@@ -177,7 +177,7 @@ fn a_writer_that_may_make_nothing_has_the_migrator_make_its_partitions() {
 
         // Without a migrator it cannot, and says so.
         sink.database = Arc::new(separate.clone());
-        sink.pool = Pool::new(&separate);
+        sink.pool = Pool::new(&separate, sink.dependency());
         let refused = sink.make_partitions(vec![0]).await.unwrap_err();
         assert_eq!(refused.sqlstate(), Some("42501"), "{refused}");
 
@@ -204,7 +204,7 @@ fn a_database_that_is_away_is_said_to_be_and_taken_up_when_it_comes() {
         let mut away = (*sink.database).clone();
         away.port = rig::free_port();
         let port = away.port;
-        sink.pool = telemetry::database::Pool::new(&away);
+        sink.pool = telemetry::database::Pool::new(&away, sink.dependency());
         bench.feed("energy", energies(3)).await;
         let running = crate::bench::Running::start(sink);
         let dependency = running.sink.dependency();

@@ -35,7 +35,7 @@ fn end_sessions(bench: &Bench) {
     bench.cluster.execute("postgres", &format!("{end}'{}'", bench.database)).unwrap();
 }
 
-async fn session(bench: &Bench) -> Client {
+pub async fn session(bench: &Bench) -> Client {
     let target = bench.cluster.connection_string(&bench.database);
     let (client, connection) = tokio_postgres::connect(&target, NoTls).await.unwrap();
     tokio::task::spawn_local(connection);

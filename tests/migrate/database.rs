@@ -110,6 +110,7 @@ pub fn settings(port: u16, dbname: &str, migrations_dir: Option<PathBuf>) -> Dat
         statement_timeout: Duration::from_secs(30),
         query_timeout: Duration::from_secs(60),
         retry: BackoffSettings { min: Duration::from_millis(20), max: Duration::from_millis(100) },
+        breaker: Default::default(),
         migrations_dir,
         migration_wait: Duration::from_millis(100),
         jobs: IndexMap::new(),

@@ -3,7 +3,9 @@
 
 mod access;
 mod bad_input;
+mod clock;
 mod commands;
+mod dead_letters;
 mod doctor;
 mod kill;
 mod outages;

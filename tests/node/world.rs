@@ -47,6 +47,8 @@ pub struct Changes {
     pub database_settings: &'static [(&'static str, &'static str)],
     /// Sets FAILPOINTS for the node.
     pub failpoints: String,
+    /// Further environment of the node.
+    pub environment: Vec<(String, String)>,
     /// Where a service manager listens.
     pub notify_socket: String,
 }
@@ -115,9 +117,12 @@ impl World {
             fs::create_dir(folder.path().join("conf.d")).unwrap();
             fs::write(folder.path().join("conf.d/test.toml"), extra).unwrap();
         }
-        let node = Node::new(env!("CARGO_BIN_EXE_telemetry"), config, http_port)
+        let mut node = Node::new(env!("CARGO_BIN_EXE_telemetry"), config, http_port)
             .environment("FAILPOINTS", &changes.failpoints)
             .environment("NOTIFY_SOCKET", &changes.notify_socket);
+        for (name, value) in &changes.environment {
+            node = node.environment(name, value);
+        }
         World { mosquitto, postgres, node, prefix, own_kafka, _folder: folder }
     }
 

@@ -78,6 +78,7 @@ pub(super) mod tests {
             statement_timeout: second,
             query_timeout: second,
             retry: BackoffSettings { min: second, max: second },
+            breaker: Default::default(),
             migrations_dir: None,
             migration_wait: second,
             jobs: Default::default(),
