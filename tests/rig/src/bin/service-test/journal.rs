@@ -14,22 +14,20 @@ const INFO: &str = "6";
 
 pub fn outage(world: &mut World) -> Result<String> {
     world.postgres.stop()?;
-    let line = until(SOON, "the unit's line tells that sinks wait", || {
+    let line = until(SOON, "the unit's line tells who waits", || {
         let line = world.property("StatusText")?;
-        Ok((line.contains("5 of 5") && line.contains("sinks waiting")).then_some(line))
+        Ok((line.contains("5 of 5") && line.contains(" waiting")).then_some(line))
     })?;
     world.postgres.restart()?;
     until(SOON, "the journal tells that the database is back", || {
+        let entries = entries(world)?;
+        let lost = entries.iter().rposition(|entry| entry.is("EVENT", "dependency_lost"));
+        let lost = lost.context("no outage in the journal")?;
         let back = |entry: &Entry| {
             entry.is("EVENT", "dependency_reached")
-                && entry.is("DEPENDENCY", "postgresql:telemetry")
+                && entry.0.get("DEPENDENCY") == entries[lost].0.get("DEPENDENCY")
         };
-        Ok(entries(world)?
-            .iter()
-            .rev()
-            .take_while(|entry| !entry.is("EVENT", "dependency_lost"))
-            .any(back)
-            .then_some(()))
+        Ok(entries[lost..].iter().any(back).then_some(()))
     })?;
     world.wait_ready(SOON)?;
     let entries = entries(world)?;
