@@ -11,8 +11,10 @@ use crate::config::{LogFormat, LogSettings};
 /// Starts the log of this process; later calls change nothing. A filter that does not parse is an error (the
 /// configuration check has already seen it).
 pub fn start_logging(settings: &LogSettings) -> anyhow::Result<()> {
-    // actix tells of its workers at every start; whoever wants that says so, for later directives win.
-    let filter = EnvFilter::try_new(format!("actix_server=warn,{}", settings.filter))?;
+    // actix tells of its workers at every start, and PostgreSQL of every table that is already there; whoever wants that
+    // says so, for later directives win.
+    let quiet = "actix_server=warn,tokio_postgres=warn";
+    let filter = EnvFilter::try_new(format!("{quiet},{}", settings.filter))?;
     let format = match settings.format {
         LogFormat::Auto => detect(),
         chosen => chosen,

@@ -16,7 +16,7 @@ pub fn outage(world: &mut World) -> Result<String> {
     world.postgres.stop()?;
     let line = until(SOON, "the unit's line tells that sinks wait", || {
         let line = world.property("StatusText")?;
-        Ok((line.contains("5 of 5") && line.contains("sinks waiting")).then_some(line))
+        Ok((line.contains("5 of 5") && line.contains(" waiting")).then_some(line))
     })?;
     world.postgres.restart()?;
     until(SOON, "the journal tells that the database is back", || {
@@ -44,6 +44,11 @@ pub fn outage(world: &mut World) -> Result<String> {
     ensure!(find(&entries, "node_started")?.is("PRIORITY", INFO), "a start is no information");
     let subscribed = find(&entries, "stream_input_active")?;
     ensure!(subscribed.0.contains_key("STREAM"), "a stream's event has no STREAM=: {subscribed:?}");
+    let told = world.machine.run(&["journalctl", "-u", "telemetry", "-o", "cat", "--no-pager"])?;
+    ensure!(
+        !told.contains("already exists, skipping"),
+        "the database's own notices are in the journal"
+    );
     let warnings = world.machine.run(&[
         "journalctl",
         "-u",
