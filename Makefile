@@ -20,10 +20,14 @@ EXPOSURE_MAX := 12
 DURATION ?=
 KAFKA ?= yes
 RATE ?= 10
-# bench: 1 = a short form, under two minutes.
+# torture: rounds, the seed of the first, and a part of the list of faults (words of their names, by commas).
+ROUNDS ?= 40
+SEED ?= 1
+FAULTS ?=
+# bench, service-test: 1 = a short form.
 QUICK ?=
 
-.PHONY: help demo test lint bench deb service-test setup build advisories
+.PHONY: help demo test lint bench torture deb service-test setup build advisories
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -36,16 +40,18 @@ demo: ## four home-automation streams through the node, live (DURATION=30, KAFKA
 
 test: setup lint build ## everything continuous integration runs
 	cargo test --workspace
-	$(MAKE) --no-print-directory deb service-test
+	$(MAKE) --no-print-directory torture
+	$(MAKE) --no-print-directory deb service-test QUICK=1
 	$(MAKE) --no-print-directory bench QUICK=1
 	$(MAKE) --no-print-directory demo DURATION=20
 
-lint: setup $(TOOLS)/cargo-deny ## format, clippy, licences and sources of dependencies, the units' exposure
+lint: setup $(TOOLS)/cargo-deny ## format, clippy, licences and sources of dependencies, the units' exposure, playbooks
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	$(TOOLS)/cargo-deny check bans licenses sources
 	@for unit in systemd/*.service; do systemd-analyze security --no-pager --offline=true --threshold=$(EXPOSURE_MAX) \
 	  $$unit | tail -n 1; done
+	cd ansible && ansible-lint --offline --profile production
 
 advisories: $(TOOLS)/cargo-deny ## known weaknesses of dependencies; needs the advisory database (network)
 	$(TOOLS)/cargo-deny check advisories
@@ -55,16 +61,21 @@ bench: ## measures with a baseline beside each (QUICK=1: under two minutes)
 	@$(RELEASE)
 	@exec $(TARGET)/release/bench --node $(TARGET)/release/telemetry $(if $(filter 1,$(QUICK)),--quick)
 
+torture: build ## faults under load: nothing lost, doubled or stuck (ROUNDS=40, SEED=1, FAULTS=kafka,power)
+	@exec $(TARGET)/debug/torture --node $(TARGET)/debug/telemetry --rounds $(ROUNDS) --seed $(SEED) \
+	  $(if $(FAULTS),--faults $(FAULTS))
+
 deb: setup $(TOOLS)/cargo-deb ## the Debian package: target/package/telemetry_<version>_<architecture>.deb
 	@$(RELEASE)
 	@scripts/package
 	@lintian --allow-root --fail-on error,warning $(PACKAGES)/*.deb
 
-service-test: setup $(TOOLS)/cargo-deb ## the package from installation to purge in a booted Debian 12 (needs root)
+service-test: setup $(TOOLS)/cargo-deb ## package and playbooks, from installation to purge in a booted Debian 12 (needs root)
 	@$(RELEASE)
 	@package=$$(scripts/package --into $(PACKAGES)/test) && \
 	  newer=$$(scripts/package --into $(PACKAGES)/test --version 9999) && \
-	  exec $(TARGET)/release/service-test --package $$package --newer $$newer
+	  $(TARGET)/release/service-test --package $$package --newer $$newer && \
+	  exec $(TARGET)/release/provision-test --package $$package --newer $$newer $(if $(filter 1,$(QUICK)),--quick)
 
 build: setup
 	cargo build --workspace --all-targets

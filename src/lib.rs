@@ -42,10 +42,16 @@ pub mod buffer;
 pub mod mapping;
 pub mod simulate;
 
+mod crash;
 pub mod observe;
+
+pub mod certificates;
 pub mod part;
+pub mod private_file;
 pub mod retry;
 pub mod tls;
+
+pub mod breaker;
 
 pub mod config;
 pub mod domain;

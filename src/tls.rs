@@ -1,4 +1,4 @@
-//! TLS for whatever the node connects to: one provider, one way to read the files, errors that name the file.
+//! TLS for whatever the node connects to and whoever connects to it: one provider, one way to read the files, errors that name the file.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,7 +6,9 @@ use std::sync::Arc;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::server::ResolvesServerCert;
+use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::config::TlsSettings;
 
@@ -19,6 +21,8 @@ pub enum TlsError {
     Empty { path: PathBuf },
     #[error("client certificate {} and key {} do not fit: {problem}", certificate.display(), key.display())]
     Client { certificate: PathBuf, key: PathBuf, problem: String },
+    #[error("certificate {} and key {} do not fit: {problem}", certificate.display(), key.display())]
+    Server { certificate: PathBuf, key: PathBuf, problem: String },
     #[error("no TLS version is usable: {0}")]
     Provider(String),
 }
@@ -38,11 +42,7 @@ pub fn client_config(settings: &TlsSettings) -> Result<Arc<ClientConfig>, TlsErr
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
             let chain = certificates("client certificate", certificate)?;
-            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| TlsError::File {
-                what: "client key",
-                path: key.clone(),
-                problem: error.to_string(),
-            })?;
+            let private = private_key("client key", key)?;
             builder.with_client_auth_cert(chain, private).map_err(|error| TlsError::Client {
                 certificate: certificate.clone(),
                 key: key.clone(),
@@ -51,6 +51,34 @@ pub fn client_config(settings: &TlsSettings) -> Result<Arc<ClientConfig>, TlsErr
         }
     };
     Ok(Arc::new(config))
+}
+
+/// A listener that asks `resolver` for its certificate at each handshake.
+pub fn server_config(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, TlsError> {
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::Provider(error.to_string()))?
+        .with_no_client_auth()
+        .with_cert_resolver(resolver);
+    Ok(config)
+}
+
+/// A server's certificate with its key, known to belong together.
+pub fn certified_key(certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
+    let chain = certificates("certificate", certificate)?;
+    let private = private_key("key", key)?;
+    CertifiedKey::from_der(chain, private, &ring::default_provider()).map_err(|error| {
+        let (certificate, key) = (certificate.to_owned(), key.to_owned());
+        TlsError::Server { certificate, key, problem: error.to_string() }
+    })
+}
+
+fn private_key(what: &'static str, path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| TlsError::File {
+        what,
+        path: path.to_owned(),
+        problem: error.to_string(),
+    })
 }
 
 fn private_roots(path: &Path) -> Result<RootCertStore, TlsError> {
@@ -65,7 +93,11 @@ fn private_roots(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// Every certificate of a PEM file; at least one.
+pub fn certificates(
+    what: &'static str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let unreadable = |error: rustls_pki_types::pem::Error| TlsError::File {
         what,
         path: path.to_owned(),

@@ -55,7 +55,12 @@ fn board() -> Arc<Board> {
             stream_threads: 1,
         },
         buffer: small(),
-        http: HttpSettings { listen: "127.0.0.1:0".parse().unwrap() },
+        http: HttpSettings {
+            listen: ([127, 0, 0, 1], 0).into(),
+            certificate: None,
+            guarded: false,
+            requests_per_minute_max: 600,
+        },
         log: LogSettings { format: LogFormat::Text, filter: "info".into() },
         supervision: SupervisionSettings {
             restarts_max: 1,
@@ -205,11 +210,23 @@ async fn a_second_buffer_on_the_same_folder_is_refused_until_the_first_has_close
     assert!(matches!(read, Err(BufferError::Stopped { .. })));
 }
 
+/// Bytes that no compression makes smaller.
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
 #[tokio::test]
 async fn large_records_go_over_several_keys_and_never_into_blob_files() {
     let folder = tempfile::tempdir().unwrap();
     let buffer = open(folder.path());
-    let large: Vec<_> = (0..40u8).map(|n| vec![n; 300 << 10]).collect();
+    let large: Vec<_> = (1..=40).map(|seed| noise(seed, 300 << 10)).collect();
     for payload in &large {
         append(&buffer, "a", vec![payload.clone(), b"small".to_vec()]).await;
     }
@@ -278,7 +295,7 @@ async fn a_generation_every_sink_has_passed_is_dropped_and_the_newest_sealed_one
     assert_eq!(recent.last().unwrap().range().last, last.next());
     let records: usize =
         recent.iter().map(|block| block.records_after(Sequence::ZERO).count()).sum();
-    assert!((100..116).contains(&records), "{records}");
+    assert!((100..164).contains(&records), "{records}: the first block may begin before");
     close(&buffer).await;
     let buffer = open(folder.path());
     assert_eq!(buffer.oldest(&stream("a")), oldest);

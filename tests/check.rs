@@ -229,7 +229,8 @@ fn secrets_come_from_outside_and_are_never_shown() {
     let loaded = config::load(&folder.path().join("telemetry.toml"), &environment)
         .unwrap_or_else(|report| panic!("{report}"));
     let settings = &loaded.settings;
-    let password = |secret: Option<&telemetry::domain::Secret>| secret.unwrap().expose().to_owned();
+    let password =
+        |password: Option<&config::Password>| password.unwrap().current().expose().to_owned();
     assert_eq!(password(settings.brokers["home"].password.as_ref()), "swordfish-1");
     let sasl = settings.clusters["main"].sasl.as_ref().unwrap();
     assert_eq!(password(Some(&sasl.password)), "swordfish-2");
@@ -255,7 +256,7 @@ fn outside_systemd_credentials_are_looked_for_beside_the_file() {
     let loaded = config::load(&folder.path().join("telemetry.toml"), &environment)
         .unwrap_or_else(|report| panic!("{report}"));
     let sasl = loaded.settings.clusters["main"].sasl.as_ref().unwrap();
-    assert_eq!(sasl.password.expose(), "swordfish-2");
+    assert_eq!(sasl.password.current().expose(), "swordfish-2");
 }
 
 #[test]
@@ -289,7 +290,7 @@ fn fragments_add_to_the_main_file_and_name_themselves_as_origin() {
     assert_eq!(loaded.settings.buffer.sync_linger, Duration::ZERO);
     let sasl = loaded.settings.clusters["main"].sasl.as_ref().unwrap();
     // A path in a fragment begins at the main file's folder like every other.
-    assert_eq!(sasl.password.expose(), "swordfish-2");
+    assert_eq!(sasl.password.current().expose(), "swordfish-2");
     let line = |path: &str| loaded.effective.iter().find(|line| line.path == path).unwrap();
     assert!(line("buffer.sync_linger_ms").origin.ends_with("conf.d/20-buffer.toml:2"));
     assert_eq!(line("buffer.quota_bytes").origin, "default");

@@ -2,6 +2,8 @@
 
 #[path = "database/bench.rs"]
 mod bench;
+#[path = "database/breaker.rs"]
+mod breaker;
 #[path = "database/faults.rs"]
 mod faults;
 #[path = "database/latest.rs"]

@@ -29,6 +29,7 @@ fn broker(port: u16, version: MqttVersion) -> BrokerSettings {
             min: Duration::from_millis(20),
             max: Duration::from_millis(200),
         },
+        breaker: Default::default(),
         receive_maximum: 100,
         unacknowledged_messages_max: 100,
         unacknowledged_bytes_max: 1 << 20,

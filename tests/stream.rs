@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rig::{Certificates, Mosquitto, MosquittoOptions, Publisher};
+use rig::{Certificates, Link, Mosquitto, MosquittoOptions, Mqtt, MqttOptions, Proxy, Publisher};
+use sha2::{Digest as _, Sha256};
 use telemetry::buffer::Buffer;
 use telemetry::config::{self, MqttVersion, Settings, TlsSettings};
-use telemetry::domain::{Secret, Sequence, StreamName};
+use telemetry::domain::{Delivered, Secret, Sequence, SinkName, StreamName, Verdict};
 use telemetry::observe::{Board, DisconnectReason, Redelivery};
 use telemetry::part::{Control, Part as _, PartResult, Phase, Progress};
-use telemetry::stream::StreamReader;
+use telemetry::stream::{StreamReader, probe};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::timeout;
@@ -128,6 +129,51 @@ fn all_payloads(buffer: &Buffer) -> Vec<Vec<u8>> {
     let blocks = buffer.recent(&energy(), 1_000_000).unwrap();
     let records = blocks.iter().flat_map(|block| block.records_after(Sequence::ZERO));
     records.map(|record| record.payload.to_vec()).collect()
+}
+
+/// The log lets go of what every sink has: what the broker may send again must be known without it.
+#[tokio::test]
+async fn a_copy_is_recognised_after_its_record_was_dropped() {
+    const COUNT: u64 = 3_000;
+    let broker = Mosquitto::start_with(MosquittoOptions {
+        autosave_on_changes: false,
+        max_inflight_messages: 4_096,
+        ..MosquittoOptions::default()
+    })
+    .unwrap();
+    let proxy = Proxy::start(broker.port()).unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let mut settings = settings(proxy.port());
+    settings.buffer.generation_bytes = 1 << 20;
+    LocalSet::new()
+        .run_until(async {
+            let publisher = publisher(broker.port());
+            let life = Life::begin(&settings, state.path());
+            life.subscribed().await;
+            // Not one acknowledgement arrives.
+            proxy.set(Link::SilentToServer);
+            for id in 0..COUNT {
+                // Nothing is won by compressing it, so that the log goes through some generations.
+                let digest = |part| Sha256::digest(format!("{id}/{part}"));
+                let payload: Vec<u8> = (0..25).flat_map(digest).collect();
+                publisher.publish("energy", "a/b", payload);
+            }
+            life.kept(COUNT).await;
+            let kafka = SinkName::parse("kafka").unwrap();
+            life.buffer.delivered(&energy(), &kafka, Delivered(Sequence(COUNT)));
+            life.until("dropped", |life| life.buffer.oldest(&energy()) > Sequence(1)).await;
+            life.kill().await;
+
+            proxy.reset();
+            proxy.set(Link::Fine);
+            publisher.publish("energy", "a/b", "last");
+            let life = Life::begin(&settings, state.path());
+            let last_is_kept = |life: &Life| all_payloads(&life.buffer).last().unwrap() == b"last";
+            life.until("the last one kept", last_is_kept).await;
+            assert_eq!(life.buffer.durable(&energy()).0, Sequence(COUNT + 1));
+            life.stop().await;
+        })
+        .await;
 }
 
 #[tokio::test]
@@ -254,7 +300,7 @@ async fn a_broker_that_comes_back_is_read_again_and_a_refusal_is_told() {
     let home = settings.brokers.get_mut("home").unwrap();
     home.reconnect.min = Duration::from_millis(20);
     home.username = Some("node".to_owned());
-    home.password = Some(Secret::new("bad".to_owned()));
+    home.password = Some(Secret::new("bad".to_owned()).into());
     let trouble = |life: &Life| life.board.stream(&energy()).status().trouble.unwrap_or_default();
     LocalSet::new()
         .run_until(async {
@@ -265,7 +311,7 @@ async fn a_broker_that_comes_back_is_read_again_and_a_refusal_is_told() {
             life.stop().await;
 
             let home = settings.brokers.get_mut("home").unwrap();
-            home.password = Some(Secret::new("good".to_owned()));
+            home.password = Some(Secret::new("good".to_owned()).into());
             let life = Life::begin(&settings, state.path());
             life.subscribed().await;
             broker.stop().unwrap();
@@ -289,6 +335,12 @@ async fn each_failure_of_tls_is_told_apart() {
     })
     .unwrap();
     let plain = Mosquitto::start().unwrap();
+    let old = Certificates::generate_expired().unwrap();
+    let old_files = tempfile::tempdir().unwrap();
+    let old_authority = old.write(old_files.path()).unwrap().authority;
+    let expired =
+        Mosquitto::start_with(MosquittoOptions { tls: Some(old), ..MosquittoOptions::default() })
+            .unwrap();
     let tls = |authority: &Path, name: Option<&str>| TlsSettings {
         ca_file: Some(authority.to_owned()),
         client_certificate: None,
@@ -298,14 +350,19 @@ async fn each_failure_of_tls_is_told_apart() {
         (secure.port(), &theirs, None, "an authority unknown here; set tls.ca_file"),
         (secure.port(), &ours, Some("elsewhere.example"), "not for \"elsewhere.example\""),
         (plain.port(), &ours, None, "does not seem to speak TLS"),
+        (expired.port(), &old_authority, None, "is not valid now (certificate expired"),
     ] {
         let mut settings = settings(port);
         settings.brokers.get_mut("home").unwrap().tls = Some(tls(authority, name));
         assert_trouble(&settings, expected).await;
     }
+    // A wrong authority file that is corrected mends itself: the files are read at each dial.
+    let corrected = files[1].path().join("corrected.crt");
+    std::fs::copy(&theirs, &corrected).unwrap();
     let state = tempfile::tempdir().unwrap();
     let mut settings = settings(secure.port());
-    settings.brokers.get_mut("home").unwrap().tls = Some(tls(&ours, None));
+    settings.brokers.get_mut("home").unwrap().tls = Some(tls(&corrected, None));
+    settings.brokers.get_mut("home").unwrap().reconnect.min = Duration::from_millis(20);
     let publish = || {
         let port = secure.port().to_string();
         let status = std::process::Command::new("mosquitto_pub")
@@ -318,6 +375,8 @@ async fn each_failure_of_tls_is_told_apart() {
     LocalSet::new()
         .run_until(async {
             let life = Life::begin(&settings, state.path());
+            life.until("troubled", |life| !life.trouble().is_empty()).await;
+            std::fs::copy(&ours, &corrected).unwrap();
             life.subscribed().await;
             publish();
             life.kept(1).await;
@@ -376,4 +435,63 @@ async fn assert_trouble(settings: &Settings, expected: &str) {
             life.stop().await;
         })
         .await;
+}
+
+/// With a session that lasts beside it, so that what is not found was really looked for.
+async fn session_that_stays(port: u16) {
+    let mut options = MqttOptions::new(port, "someone-who-stays");
+    options.clean_start = false;
+    Mqtt::connect(&options).await.unwrap().subscribe("b").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_look_at_a_broker_tells_what_it_grants_and_leaves_no_session_behind() {
+    for version in [MqttVersion::V5, MqttVersion::V311] {
+        let mut broker = Mosquitto::start_with(MosquittoOptions {
+            max_inflight_messages: 10,
+            extra: "sys_interval 1".to_owned(),
+            ..MosquittoOptions::default()
+        })
+        .unwrap();
+        session_that_stays(broker.port()).await;
+        let mut settings = settings(broker.port());
+        settings.brokers["home"].version = version;
+        let stream = settings.streams[&energy()].clone();
+        let found = probe("home", &settings.brokers["home"], &[&stream]).await;
+        let verdict = |check: &str| {
+            let line = found.iter().find(|line| line.check == check);
+            line.map(|line| (line.verdict, line.figure.as_str()))
+        };
+        assert_eq!(verdict("reachable").unwrap().0, Verdict::Ok, "{found:?}");
+        assert_eq!(verdict("granted QoS"), Some((Verdict::Ok, "energy (a/#): 1")), "{found:?}");
+        assert_eq!(verdict("dropped by the broker").unwrap().0, Verdict::Ok, "{found:?}");
+        if version == MqttVersion::V5 {
+            assert_eq!(verdict("session expiry"), Some((Verdict::Ok, "168 h")), "{found:?}");
+            assert_eq!(verdict("receive maximum"), Some((Verdict::Warn, "10")), "{found:?}");
+        } else {
+            assert_eq!(verdict("session expiry").unwrap().0, Verdict::Warn, "{found:?}");
+        }
+        broker.stop().unwrap();
+        let saved = std::fs::read(broker.folder().join("data/mosquitto.db")).unwrap();
+        let saved = String::from_utf8_lossy(&saved).into_owned();
+        assert!(saved.contains("someone-who-stays"), "sessions are saved there");
+        assert!(!saved.contains("telemetry-doctor-"), "{version:?}: its session was left behind");
+    }
+}
+
+#[tokio::test]
+async fn a_look_at_a_broker_that_grants_too_little_fails() {
+    let broker = Mosquitto::start_with(MosquittoOptions {
+        extra: "max_qos 0".to_owned(),
+        ..MosquittoOptions::default()
+    })
+    .unwrap();
+    let settings = settings(broker.port());
+    let stream = settings.streams[&energy()].clone();
+    let found = probe("home", &settings.brokers["home"], &[&stream]).await;
+    let line = found.iter().find(|line| line.check == "granted QoS").unwrap();
+    assert_eq!(
+        (line.verdict, line.figure.as_str()),
+        (Verdict::Fail, "energy (a/#): 0 instead of 1")
+    );
 }

@@ -66,6 +66,8 @@ fn each_client_library_lives_behind_its_folders() {
         ("actix_web::", &["http"]),
         ("backoff::", &["retry"]),
         ("prometheus_client::", &["observe"]),
+        ("rcgen::", &["certificates"]),
+        ("x509_parser::", &["certificates"]),
     ];
     let mut strays = BTreeSet::new();
     for (file, text) in product() {
@@ -81,6 +83,59 @@ fn each_client_library_lives_behind_its_folders() {
         }
     }
     assert!(strays.is_empty(), "{strays:#?}");
+}
+
+#[test]
+fn every_runbook_is_named_in_the_code_and_every_name_has_its_page() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/runbooks");
+    let pages: BTreeSet<String> = fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name != "README.md")
+        .collect();
+    let named: BTreeSet<_> =
+        telemetry::domain::Runbook::ALL.iter().map(|page| format!("{}.md", page.page())).collect();
+    assert_eq!(pages, named);
+    let index = fs::read_to_string(root.join("README.md")).unwrap();
+    let product = product();
+    for runbook in telemetry::domain::Runbook::ALL {
+        let variant = format!("Runbook::{runbook:?}");
+        let used = product.iter().filter(|(file, _)| file != "domain/runbook.rs");
+        assert!(used.into_iter().any(|(_, text)| text.contains(&variant)), "{variant} is not used");
+        assert!(
+            index.contains(&format!("({}.md)", runbook.page())),
+            "{} is not listed",
+            runbook.page()
+        );
+        let page = fs::read_to_string(root.join(format!("{}.md", runbook.page()))).unwrap();
+        for section in ["## What it means", "## What to do", "## How it ends"] {
+            assert!(page.contains(section), "{}.md has no {section:?}", runbook.page());
+        }
+    }
+}
+
+#[test]
+fn every_crash_point_is_taken_by_the_torture_and_every_crash_it_knows_exists() {
+    let points: BTreeSet<String> = product()
+        .iter()
+        .flat_map(|(_, text)| texts_behind(text, "crash_point(\"").collect::<Vec<_>>())
+        .map(|name| name.replace('_', "-"))
+        .collect();
+    let faults = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rig/src/bin/torture/faults");
+    let mut taken = BTreeSet::new();
+    for file in ["crash.rs", "replay.rs"] {
+        let text = fs::read_to_string(faults.join(file)).unwrap();
+        for call in ["at(\"", "new(\""] {
+            taken.extend(texts_behind(&text, call).filter(|name| name.starts_with("crash-")));
+        }
+    }
+    assert_eq!(points, taken);
+}
+
+/// What stands between each `call` and the next quotation mark.
+fn texts_behind<'t>(text: &'t str, call: &str) -> impl Iterator<Item = String> + use<'t> {
+    let pieces: Vec<&str> = text.split(call).skip(1).collect();
+    pieces.into_iter().filter_map(|rest| Some(rest.split('"').next()?.to_owned()))
 }
 
 #[test]

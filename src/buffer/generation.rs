@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::block::{Block, PART_BYTES_MAX, declared_length};
@@ -39,7 +38,7 @@ pub(super) struct Contents {
     pub holes: Vec<(StreamName, SequenceRange)>,
     /// The number each stream's next record had when it was sealed.
     pub next: BTreeMap<StreamName, Sequence>,
-    /// Encoded bytes of the blocks.
+    /// Stored bytes of the blocks.
     pub block_bytes: u64,
 }
 
@@ -127,19 +126,23 @@ fn split_key(key: &[u8]) -> Option<(&[u8], Sequence, u16)> {
     named.then(|| (prefix, Sequence(u64::from_be_bytes(*first)), u16::from_be_bytes(*part)))
 }
 
-/// Hands a block to sled, one key per part.
-pub(super) fn insert(store: &Store, prefix: &[u8], block: &Block) -> Result<(), BufferError> {
-    for (part, bytes) in block.encoded().chunks(PART_BYTES_MAX).enumerate() {
+/// Hands a block to sled, one key per part. Answers its stored size.
+pub(super) fn insert(store: &Store, prefix: &[u8], block: &Block) -> Result<usize, BufferError> {
+    let stored = block.encode();
+    for (part, bytes) in stored.chunks(PART_BYTES_MAX).enumerate() {
         let part =
             u16::try_from(part).expect("a packet of MQTT, at most 256 MiB, fits 65,536 parts");
         store.insert(&key_at(prefix, block.range().first, part), bytes)?;
     }
-    Ok(())
+    Ok(stored.len())
 }
 
 /// What stands at a place of the log.
 pub(super) enum Found {
-    Block(Block),
+    Block {
+        block: Block,
+        stored_bytes: usize,
+    },
     /// Parts are missing, or the bytes are no block: it shows as the hole it leaves.
     Damaged,
 }
@@ -155,9 +158,10 @@ struct Parts {
 
 impl Parts {
     fn finish(self) -> Found {
-        let decoded = Block::decode(Bytes::from(self.bytes));
-        match decoded {
-            Ok(block) if block.range().first == self.first => Found::Block(block),
+        match Block::decode(&self.bytes) {
+            Ok(block) if block.range().first == self.first => {
+                Found::Block { block, stored_bytes: self.bytes.len() }
+            }
             _ => Found::Damaged,
         }
     }
@@ -229,7 +233,7 @@ pub(super) fn read(
         if found != prefix {
             return ControlFlow::Break(());
         }
-        let Found::Block(block) = what else { return ControlFlow::Continue(()) };
+        let Found::Block { block, .. } = what else { return ControlFlow::Continue(()) };
         let range = block.range();
         if range.first > wanted.last || (range.first > expected && !stretch.blocks.is_empty()) {
             return ControlFlow::Break(());
@@ -265,8 +269,8 @@ pub(super) fn verify(store: &Store) -> Result<Contents, BufferError> {
             return ControlFlow::Break(());
         };
         // A damaged block shows as the hole it leaves; at the very end it was never acknowledged.
-        if let Found::Block(block) = found {
-            contents.add(stream, &block);
+        if let Found::Block { block, stored_bytes } = found {
+            contents.add(stream, block.range(), stored_bytes);
         }
         ControlFlow::Continue(())
     })?;
@@ -278,9 +282,9 @@ pub(super) fn verify(store: &Store) -> Result<Contents, BufferError> {
 
 impl Contents {
     /// The next block of a stream.
-    pub(super) fn add(&mut self, stream: StreamName, block: &Block) {
-        let SequenceRange { first, last } = block.range();
-        self.block_bytes += block.bytes() as u64;
+    pub(super) fn add(&mut self, stream: StreamName, block: SequenceRange, stored_bytes: usize) {
+        let SequenceRange { first, last } = block;
+        self.block_bytes += stored_bytes as u64;
         let begins = self.next.get(&stream).copied().unwrap_or(Sequence(1));
         if first > begins {
             let hole = SequenceRange { first: begins, last: Sequence(first.0 - 1) };

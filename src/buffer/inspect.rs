@@ -36,6 +36,8 @@ pub struct Inspection {
     pub generations: Vec<GenerationReport>,
     pub quarantine: Vec<FolderReport>,
     pub losses: Vec<Loss>,
+    /// The last record of each stream, as far as the files tell.
+    pub last: BTreeMap<StreamName, Sequence>,
     pub sinks: Vec<SinkReport>,
     /// Why books and dead letters are not shown, if so.
     pub state_trouble: Option<String>,
@@ -140,13 +142,19 @@ pub fn inspect(state_dir: &Path) -> Result<Inspection, BufferError> {
     let buffer = state_dir.join("buffer");
     let identity = identity(&buffer)?;
     let list = generation::list(&buffer)?;
-    let generations = list
+    let generations: Vec<_> = list
         .into_iter()
         .map(|(number, folder)| match generation::read_sidecar(&folder) {
             Some(contents) => report(number, folder, true, Ok(contents)),
             None => examine(number, folder),
         })
         .collect();
+    let marks: Marks = disk::read_json(&buffer.join("marks"))?.unwrap_or_default();
+    let mut last: BTreeMap<StreamName, Sequence> = marks.dropped.into_iter().collect();
+    for (stream, range) in generations.iter().flat_map(|generation| &generation.streams) {
+        let known = last.entry(stream.clone()).or_default();
+        *known = range.last.max(*known);
+    }
     let (sinks, state_trouble) = match sinks(&state_dir.join("state")) {
         Ok(sinks) => (sinks, None),
         Err(error) => (Vec::new(), Some(error.to_string())),
@@ -157,6 +165,7 @@ pub fn inspect(state_dir: &Path) -> Result<Inspection, BufferError> {
         generations,
         quarantine: quarantine(&buffer.join("quarantine")),
         losses: disk::read_json(&buffer.join("losses"))?.unwrap_or_default(),
+        last,
         sinks,
         state_trouble,
     })

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::log::{Log, lock};
 use super::{BufferError, disk};
+use crate::crash::crash_point;
+use crate::domain::Runbook;
 
 /// How often the board gets sizes.
 const ROUND: Duration = Duration::from_secs(1);
@@ -47,8 +49,10 @@ fn tidy(log: &Log) -> Result<(), BufferError> {
                 .dropped
                 .extend(entry.ranges.iter().map(|(name, range)| (name.clone(), range.last)));
         })?;
+        crash_point("crash_drop_noted");
         lock(&log.handles).forget(number);
         disk::remove_folder(&entry.folder)?;
+        crash_point("crash_dropped");
         tracing::debug!(event = "generation_dropped", generation = number, bytes = entry.bytes);
         log.space.ring();
     }
@@ -81,6 +85,7 @@ fn warn(log: &Log, bytes: u64, warned: &mut u64) {
     if reached > *warned {
         tracing::warn!(
             event = "buffer_filling",
+            runbook = Runbook::BufferFull.page(),
             bytes,
             quota_bytes = log.settings.quota_bytes,
             percent,

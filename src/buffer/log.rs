@@ -17,7 +17,8 @@ use super::tail::Tail;
 use super::{APPEND_QUEUE_BATCHES, BufferError, disk};
 use crate::config::BufferSettings;
 use crate::domain::{
-    Arrival, Delivered, Durable, LogIdentity, Sequence, SequenceRange, SinkName, StreamName,
+    Arrival, Delivered, Durable, LogIdentity, Runbook, Sequence, SequenceRange, SinkName,
+    StreamName,
 };
 use crate::observe::{Board, StreamView};
 
@@ -105,6 +106,8 @@ pub(super) struct Index {
     pub current: Option<(u64, Store)>,
     /// Of each configured stream: its sinks, and how far each says it is.
     pub sinks: BTreeMap<StreamName, BTreeMap<SinkName, Option<Sequence>>>,
+    /// Of each stream that recognises what a broker sends again: records after this one are its memory of that.
+    pub remembered: BTreeMap<StreamName, Sequence>,
     /// Of each stream that is in the log and not configured: records after this one hold their generation back.
     pub unconfigured: BTreeMap<StreamName, Sequence>,
     pub losses: Vec<Loss>,
@@ -186,8 +189,18 @@ impl Index {
         self.droppable().is_some()
     }
 
-    /// The oldest generation, when nobody needs it: not the one that is written, nor the newest sealed one (a broker
-    /// may send its records again), and passed by every sink.
+    /// True when it was news and may allow a generation to be dropped.
+    pub(super) fn remembered(&mut self, stream: &StreamName, through: Sequence) -> bool {
+        let before = self.remembered.insert(stream.clone(), through);
+        if let Some(before) = before.filter(|before| *before >= through) {
+            self.remembered.insert(stream.clone(), before);
+            return false;
+        }
+        self.droppable().is_some()
+    }
+
+    /// The oldest generation, when nobody needs it: not the one that is written, nor the newest sealed one (a declared
+    /// window of repeats reads it), passed by every sink, and no memory of what a broker may send again.
     pub(super) fn droppable(&self) -> Option<u64> {
         let current = self.current.as_ref().map(|(number, _)| *number)?;
         let sealed = self.generations.range(..current).count();
@@ -196,7 +209,11 @@ impl Index {
             Some(sinks) => sinks.values().all(|at| at.is_some_and(|at| at >= range.last)),
             None => self.unconfigured.get(stream).is_none_or(|at| *at >= range.last),
         };
-        (sealed > 1 && entry.ranges.iter().all(passed)).then_some(*number)
+        let remembered = |(stream, range): (&StreamName, &SequenceRange)| {
+            self.remembered.get(stream).is_none_or(|through| *through >= range.last)
+        };
+        let unneeded = entry.ranges.iter().all(passed) && entry.ranges.iter().all(remembered);
+        (sealed > 1 && unneeded).then_some(*number)
     }
 
     /// Adds durable blocks' range to the generation that is written.
@@ -312,10 +329,11 @@ impl Log {
         match &refusing_because {
             None => tracing::info!(event = "buffer_accepting", "the buffer takes messages again"),
             Some(why) => tracing::error!(
-                event = "buffer_full",
-                reason = %why,
-                "the buffer is full: nothing is acknowledged until a sink has caught up or the disk has room"
-            ),
+                           event = "buffer_full",
+            runbook = Runbook::BufferFull.page(),
+                           reason = %why,
+                           "the buffer is full: nothing is acknowledged until a sink has caught up or the disk has room"
+                       ),
         }
         self.board.update_buffer(|status| {
             status.accepting = refusing_because.is_none();
@@ -341,14 +359,15 @@ impl Log {
         }
         for loss in &news {
             tracing::error!(
-                event = "records_lost",
-                stream = %loss.stream,
-                first = loss.range.first.0,
-                last = loss.range.last.0,
-                records = loss.range.count(),
-                reason = %loss.reason,
-                "the disk lost records of the buffer; sinks that had not passed them count them as lost"
-            );
+                           event = "records_lost",
+            runbook = Runbook::DataLost.page(),
+                           stream = %loss.stream,
+                           first = loss.range.first.0,
+                           last = loss.range.last.0,
+                           records = loss.range.count(),
+                           reason = %loss.reason,
+                           "the disk lost records of the buffer; sinks that had not passed them count them as lost"
+                       );
         }
         index.losses.extend(news);
         self.show_losses(&index);
@@ -406,12 +425,13 @@ pub(super) fn set_aside(
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let aside = quarantine.join(format!("{name}-{}", Arrival::now().as_micros()));
     tracing::error!(
-        event = "buffer_quarantined",
-        folder = %folder.display(),
-        moved_to = %aside.display(),
-        error = %why,
-        "a database of the buffer is unreadable and was set aside; keep it for a repair or remove it"
-    );
+           event = "buffer_quarantined",
+    runbook = Runbook::DataLost.page(),
+           folder = %folder.display(),
+           moved_to = %aside.display(),
+           error = %why,
+           "a database of the buffer is unreadable and was set aside; keep it for a repair or remove it"
+       );
     disk::rename(folder, &aside)
 }
 

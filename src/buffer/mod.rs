@@ -7,17 +7,18 @@
 //! - sled 0.34 never gives disk space back, may refuse to open a whole database for one bad page, syncs with
 //!   `sync_file_range`, which is not durable, never syncs the blob files it makes of pages above 128 KiB, and keeps
 //!   pages of all it has read in memory, whatever its cache setting. Everything below follows from this line.
-//! - Bounds: 16 batches per stream wait at the writer ([`APPEND_QUEUE_BATCHES`]); a block has at most 16 records or
-//!   7,300 bytes, unless a single record is larger; a generation is a file of `generation_bytes` (64 MiB), at most a
+//! - Bounds: 16 batches per stream wait at the writer ([`APPEND_QUEUE_BATCHES`]); a block has at most 64 records or
+//!   32 KiB, unless a single record is larger; a generation is a file of `generation_bytes` (64 MiB), at most a
 //!   quarter of the quota; the tail in memory has `tail_bytes_max`; 2 sealed generations are open at a time; 256
 //!   commands wait at the state database.
 //!
 //! # Record, block, generation
 //!
 //! A *record* is a message as it was received, with a number of its stream: contiguous, from 1, never used twice.
-//! Up to 16 records make a *block* (`block.rs`), one key of sled: a leaf of its tree holds 16 keys of whatever size,
-//! so blocks divide its work by 16. A block carries its own CRC and range, because sled's checksums say nothing
-//! about what is missing. 17 values of 7,300 bytes stay below the size of a blob; a larger record is split over keys.
+//! Up to 64 records make a *block* (`block.rs`), compressed, mostly one key of sled: a leaf of its tree holds 16 keys
+//! of whatever size, so blocks divide its work by as many. A block carries its own CRC and range, because sled's
+//! checksums say nothing about what is missing. 17 values of 7,300 bytes stay below the size of a blob; a larger block
+//! is split over keys.
 //!
 //! A *generation* (`generation.rs`) is one sled database in its own folder, which only grows. Space comes back by
 //! removing a folder, damage stays within one, and memory follows the size of those that are open. Only the newest is
@@ -90,6 +91,8 @@ mod generation;
 pub mod inspect;
 mod janitor;
 mod log;
+pub mod offline;
+mod probe;
 mod reader;
 mod recovery;
 mod state;
@@ -113,6 +116,7 @@ use tokio::sync::watch;
 pub use block::Block;
 pub use error::BufferError;
 pub use log::Loss;
+pub use probe::{Load, probe};
 pub use reader::{Chunk, Reader};
 pub use state::{DeadLetterFilter, State};
 pub use writer::Appender;
@@ -300,6 +304,14 @@ impl Buffer {
         }
     }
 
+    /// Records of the stream up to `through` are not needed any more to recognise what its broker sends again. From the
+    /// first call on those behind it are not dropped, whatever the sinks say. Never goes back.
+    pub fn remembered(&self, stream: &StreamName, through: Sequence) {
+        if lock(&self.log.index).remembered(stream, through) {
+            self.log.news.ring();
+        }
+    }
+
     /// Durable values that are not records: books, dead letters. See [`State`].
     pub fn state(&self) -> State {
         self.state.clone()
@@ -400,6 +412,7 @@ fn index(
         generations: std::mem::take(&mut recovered.entries),
         current: Some((recovered.number, recovered.store.clone())),
         sinks,
+        remembered: BTreeMap::new(),
         unconfigured,
         losses: disk::read_json(&folder.join("losses")).ok().flatten().unwrap_or_default(),
         quarantined: std::fs::read_dir(folder.join("quarantine"))

@@ -5,7 +5,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::BufferError;
 use super::log::Log;
 use super::state_store::StateStore;
-use crate::domain::{Arrival, Books, DeadLetter, DeadLetterKey, Reason, SinkName, StreamName};
+use crate::crash::crash_point;
+use crate::domain::{
+    Arrival, Books, DeadLetter, DeadLetterKey, Reason, Runbook, SinkName, StreamName,
+};
 
 /// Commands that may wait; whoever comes then waits to be let in.
 const COMMANDS_MAX: usize = 256;
@@ -48,6 +51,8 @@ pub struct DeadLetterFilter {
     pub reason: Option<Reason>,
     /// Dead at or after.
     pub since: Option<Arrival>,
+    /// Dead before.
+    pub until: Option<Arrival>,
 }
 
 impl DeadLetterFilter {
@@ -56,6 +61,7 @@ impl DeadLetterFilter {
             && self.sink.as_ref().is_none_or(|sink| *sink == letter.key.sink)
             && self.reason.is_none_or(|reason| reason == letter.reason)
             && self.since.is_none_or(|since| letter.dead_at >= since)
+            && self.until.is_none_or(|until| letter.dead_at < until)
     }
 }
 
@@ -166,6 +172,7 @@ impl State {
 pub(super) fn run(log: &Log, mut store: StateStore, commands: Commands) {
     let Commands(mut queue) = commands;
     let mut closing = false;
+    let mut warned = 0;
     while !closing {
         let Some(first) = queue.blocking_recv() else { return };
         let mut outcomes = Vec::new();
@@ -184,12 +191,32 @@ pub(super) fn run(log: &Log, mut store: StateStore, commands: Commands) {
         }
         let bytes = store.dead_letter_bytes;
         log.board.update_buffer(|status| status.dead_letter_bytes = bytes);
+        warn(&store, &mut warned);
     }
+}
+
+/// Once per level reached, until it falls below again.
+fn warn(store: &StateStore, warned: &mut u64) {
+    let (bytes, quota_bytes) = (store.dead_letter_bytes, store.dead_letter_quota_bytes);
+    let reached = store.level();
+    if reached > *warned {
+        tracing::warn!(
+            event = "dead_letters_filling",
+            runbook = Runbook::DeadLetterStoreFull.page(),
+            bytes,
+            quota_bytes,
+            percent = reached,
+            "the store of dead letters fills: replay, export or purge them; when it is full the sinks concerned hold"
+        );
+    }
+    *warned = reached;
 }
 
 fn settle(store: &StateStore, outcomes: Vec<Outcome>) -> Result<(), BufferError> {
     if outcomes.iter().any(|outcome| outcome.wrote) {
+        crash_point("crash_state_written");
         store.store.flush()?;
+        crash_point("crash_state_flushed");
     }
     let mut failed = None;
     for outcome in outcomes {

@@ -37,7 +37,12 @@ pub(super) struct StateStore {
     pub dead_letter_quota_bytes: u64,
     /// All sinks together.
     pub dead_letter_bytes: u64,
+    /// The last batch of letters found no room, and none was made since.
+    full: bool,
 }
+
+/// Shares of the quota, in percent, that are worth a warning.
+const LEVELS: [u64; 3] = [70, 90, 100];
 
 fn join(kind: &[u8], names: &[&str]) -> Vec<u8> {
     let mut key = kind.to_vec();
@@ -86,9 +91,18 @@ fn decode_letter(value: &[u8]) -> Option<DeadLetter> {
 
 impl StateStore {
     pub(super) fn new(store: Store, dead_letter_quota_bytes: u64) -> Result<Self, BufferError> {
-        let mut state = StateStore { store, dead_letter_quota_bytes, dead_letter_bytes: 0 };
+        let mut state =
+            StateStore { store, dead_letter_quota_bytes, dead_letter_bytes: 0, full: false };
         state.dead_letter_bytes = state.counts()?.iter().map(|(.., count)| count.bytes).sum();
         Ok(state)
+    }
+
+    /// The highest of [`LEVELS`] that is reached, else 0. A letter that found no room makes it full, whatever is free.
+    pub(super) fn level(&self) -> u64 {
+        let percent =
+            self.dead_letter_bytes.saturating_mul(100) / self.dead_letter_quota_bytes.max(1);
+        let percent = if self.full { 100 } else { percent };
+        LEVELS.into_iter().filter(|level| percent >= *level).max().unwrap_or(0)
     }
 
     fn bad(&self, what: impl ToString) -> BufferError {
@@ -213,6 +227,7 @@ impl StateStore {
         }
         let bytes = self.dead_letter_bytes.saturating_add_signed(changes.bytes());
         if bytes > self.dead_letter_quota_bytes && changes.bytes() > 0 {
+            self.full = true;
             let quota_bytes = self.dead_letter_quota_bytes;
             return Err(BufferError::DeadLettersFull { quota_bytes });
         }
@@ -242,6 +257,7 @@ impl StateStore {
             batch.insert(join(COUNT, &[sink.as_str(), stream.as_str()]), value);
         }
         self.store.apply(batch)?;
+        self.full &= total >= 0;
         self.dead_letter_bytes = self.dead_letter_bytes.saturating_add_signed(total);
         Ok(())
     }

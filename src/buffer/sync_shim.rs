@@ -8,6 +8,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::crash::crash_point;
+
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
 /// How often sled has synced through this module since the process began.
@@ -24,5 +26,7 @@ pub(super) fn calls() -> u64 {
 pub unsafe extern "C" fn sync_file_range(fd: i32, _offset: i64, _bytes: i64, _flags: u32) -> i32 {
     CALLS.fetch_add(1, Ordering::Relaxed);
     // SAFETY: a plain system call on a descriptor the caller owns.
-    unsafe { libc::fdatasync(fd) }
+    let result = unsafe { libc::fdatasync(fd) };
+    crash_point("crash_synced");
+    result
 }

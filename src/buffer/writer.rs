@@ -13,6 +13,7 @@ use super::generation::{self, Contents};
 use super::log::{Entry, Log, StreamCell, lock};
 use super::store::Store;
 use super::{BufferError, Incoming, disk};
+use crate::crash::crash_point;
 use crate::domain::{Durable, Sequence, SequenceRange, StreamName};
 
 /// Numbers of a stream set aside at a time, durably, before they are used. Should the newest generation become
@@ -100,6 +101,7 @@ struct Answer {
 struct Appended {
     cell: Arc<StreamCell>,
     blocks: Vec<Block>,
+    stored_bytes: usize,
 }
 
 impl Appended {
@@ -162,15 +164,17 @@ impl Writer {
         if !self.wait_for_room()? {
             return Ok(());
         }
-        let (appended, answers, messages) = self.encode(group);
+        let (mut appended, answers, messages) = self.encode(group);
         self.reserve(&appended)?;
-        for stream in &appended {
+        for stream in &mut appended {
             for block in &stream.blocks {
-                generation::insert(&self.store, &stream.cell.prefix, block)?;
+                stream.stored_bytes += generation::insert(&self.store, &stream.cell.prefix, block)?;
             }
         }
+        crash_point("crash_inserted");
         let started = Instant::now();
         self.store.flush()?;
+        crash_point("crash_flushed");
         let meters = &self.log.board.buffer_meters;
         meters.sync_duration.observe(started.elapsed().as_secs_f64());
         meters.group_messages.observe(messages as f64);
@@ -207,7 +211,7 @@ impl Writer {
         }
         let appended = builders
             .into_iter()
-            .map(|(cell, builder)| Appended { cell, blocks: builder.finish() })
+            .map(|(cell, builder)| Appended { cell, blocks: builder.finish(), stored_bytes: 0 })
             .collect();
         (appended, answers, messages)
     }
@@ -236,10 +240,8 @@ impl Writer {
         let bytes = self.store.size_on_disk()?;
         let mut index = lock(&self.log.index);
         for stream in &appended {
-            for block in &stream.blocks {
-                self.contents.add(stream.cell.name.clone(), block);
-            }
             if let Some(range) = stream.range() {
+                self.contents.add(stream.cell.name.clone(), range, stream.stored_bytes);
                 index.extend(&stream.cell.name, range);
             }
         }
@@ -269,8 +271,10 @@ impl Writer {
         let number = self.number + 1;
         let header = generation::header(self.log.identity, number, self.contents.next.clone());
         let store = generation::create(&self.log.folder, &header)?;
+        crash_point("crash_generation_made");
         let sealed_folder = self.store.folder().to_owned();
         generation::write_sidecar(&sealed_folder, &self.contents)?;
+        crash_point("crash_generation_sealed");
         let entry = Entry {
             folder: store.folder().to_owned(),
             bytes: store.size_on_disk()?,

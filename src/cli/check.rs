@@ -10,6 +10,7 @@ use super::Exit;
 use crate::config::{self, Loaded, Problem, Report, StreamSettings, Warnings};
 use crate::domain::{Arrival, DeliveryFlags, Record, Sequence, StreamName};
 use crate::mapping::{self, MappingError, RecordMapper, RowMapper};
+use crate::tls;
 
 #[derive(Debug, clap::Args)]
 pub struct CheckArguments {
@@ -62,7 +63,7 @@ pub fn check(arguments: &CheckArguments) -> Exit {
     }
 }
 
-/// Configuration and mappings, checked together.
+/// Configuration, mappings and the listener's certificate, checked together.
 ///
 /// # Errors
 /// Every mistake in one report.
@@ -73,6 +74,7 @@ pub fn load(path: &Path) -> Result<Loaded, Report> {
         .streams
         .values()
         .flat_map(|stream| mapping_problems(&loaded, stream))
+        .chain(certificate_problem(&loaded))
         .collect::<Vec<_>>();
     if problems.is_empty() { Ok(loaded) } else { Err(loaded.report(problems)) }
 }
@@ -91,6 +93,15 @@ fn mapping_problems(loaded: &Loaded, stream: &StreamSettings) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// A listener that cannot answer anyone is a mistake of the configuration, not of the moment.
+fn certificate_problem(loaded: &Loaded) -> Option<Problem> {
+    let files = loaded.settings.http.certificate.as_ref()?;
+    let error = tls::certified_key(&files.certificate, &files.key).err()?;
+    let path = "http.tls".to_owned();
+    let place = loaded.place_of(&path).cloned();
+    Some(Problem { place, path, value: None, rule: error.to_string(), hint: None })
 }
 
 fn mapping_problem(loaded: &Loaded, stream: &StreamSettings, error: MappingError) -> Problem {

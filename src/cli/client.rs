@@ -9,9 +9,15 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::config::TlsSettings;
+use crate::domain::Secret;
+use crate::tls;
 
 /// A question must be answered by then.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,16 +25,49 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// An order (a replay of a page of dead letters) may take this long.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// A node's TCP listener, as the asker reaches it.
+#[derive(Debug)]
+pub struct Listener {
+    pub address: SocketAddr,
+    pub token: Option<Secret>,
+    /// HTTPS: the authority, and the name on the certificate.
+    pub tls: Option<TlsSettings>,
+}
+
 /// `GET path` over TCP.
-pub async fn ask(address: SocketAddr, path: &str) -> anyhow::Result<serde_json::Value> {
-    let stream = timeout(QUESTION_TIMEOUT, TcpStream::connect(address))
-        .await
-        .context("no answer")?
-        .with_context(|| format!("the node does not answer on {address}: is it running?"))?;
-    let (_, body) = timeout(QUESTION_TIMEOUT, exchange(stream, Method::GET, path, Bytes::new()))
-        .await
-        .context("no answer")??;
+pub async fn ask(listener: &Listener, path: &str) -> anyhow::Result<serde_json::Value> {
+    let question =
+        Question { method: Method::GET, path, body: Bytes::new(), token: listener.token.as_ref() };
+    let address = listener.address;
+    let answer = timeout(QUESTION_TIMEOUT, async {
+        let stream = TcpStream::connect(address)
+            .await
+            .with_context(|| format!("the node does not answer on {address}: is it running?"))?;
+        match &listener.tls {
+            None => exchange(stream, question).await,
+            Some(tls) => exchange(secured(stream, address, tls).await?, question).await,
+        }
+    });
+    let (status, body) = answer.await.context("no answer")??;
+    if !status.is_success() && status != StatusCode::SERVICE_UNAVAILABLE {
+        bail!("{address} answers {status}: {}", reason(&body));
+    }
     Ok(body)
+}
+
+async fn secured(
+    stream: TcpStream,
+    address: SocketAddr,
+    settings: &TlsSettings,
+) -> anyhow::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let name = settings.server_name.clone().unwrap_or_else(|| address.ip().to_string());
+    let name = ServerName::try_from(name).context("the name on the certificate")?;
+    let connector = TlsConnector::from(tls::client_config(settings)?);
+    connector.connect(name, stream).await.with_context(|| format!("no TLS with {address}"))
+}
+
+fn reason(body: &serde_json::Value) -> &str {
+    body.get("error").and_then(|error| error.as_str()).unwrap_or("no reason given")
 }
 
 /// Why an order could not be given.
@@ -63,40 +102,66 @@ pub async fn order(
         None => (Method::GET, Bytes::new()),
         Some(body) => (Method::POST, serde_json::to_vec(body).context("encode the order")?.into()),
     };
-    let answer = timeout(ORDER_TIMEOUT, exchange(stream, method, path, bytes))
+    let question = Question { method, path, body: bytes, token: None };
+    let answer = timeout(ORDER_TIMEOUT, exchange(stream, question))
         .await
         .context("the node did not answer in time")?;
     let (status, body) = answer?;
     if !status.is_success() {
-        let why = body.get("error").and_then(|error| error.as_str()).unwrap_or("no reason given");
-        return Err(anyhow::anyhow!("{why}").into());
+        return Err(anyhow::anyhow!("{}", reason(&body)).into());
     }
     Ok(body)
 }
 
+/// `/metrics` on the control socket, and the process that answers.
+pub async fn metrics(socket: &Path) -> anyhow::Result<(String, Option<i32>)> {
+    let stream = UnixStream::connect(socket).await.context("open the control socket")?;
+    let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let question =
+        Question { method: Method::GET, path: "/metrics", body: Bytes::new(), token: None };
+    let answer = timeout(QUESTION_TIMEOUT, send(stream, question)).await.context("no answer")?;
+    let (_, bytes) = answer?;
+    Ok((String::from_utf8_lossy(&bytes).into_owned(), process))
+}
+
+struct Question<'a> {
+    method: Method,
+    path: &'a str,
+    body: Bytes,
+    token: Option<&'a Secret>,
+}
+
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    method: Method,
-    path: &str,
-    body: Bytes,
+    question: Question<'_>,
 ) -> anyhow::Result<(StatusCode, serde_json::Value)> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("speak HTTP")?;
-    let driver = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "telemetry")
-        .header("content-type", "application/json")
-        .body(Full::new(body))
-        .context("make the request")?;
-    let response = sender.send_request(request).await.context("ask the node")?;
-    let status = response.status();
-    let bytes = response.into_body().collect().await.context("read the answer")?.to_bytes();
-    driver.abort();
+    let (status, bytes) = send(stream, question).await?;
     match serde_json::from_slice(&bytes) {
         Ok(value) => Ok((status, value)),
         Err(_) if status.is_success() => bail!("the node's answer is no JSON"),
         Err(_) => Ok((status, serde_json::json!({ "error": status.to_string() }))),
     }
+}
+
+async fn send(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    question: Question<'_>,
+) -> anyhow::Result<(StatusCode, Bytes)> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("speak HTTP")?;
+    let driver = tokio::spawn(connection);
+    let mut request = Request::builder()
+        .method(question.method)
+        .uri(question.path)
+        .header("host", "telemetry")
+        .header("content-type", "application/json");
+    if let Some(token) = question.token {
+        request = request.header("authorization", format!("Bearer {}", token.expose()));
+    }
+    let request = request.body(Full::new(question.body)).context("make the request")?;
+    let response = sender.send_request(request).await.context("ask the node")?;
+    let status = response.status();
+    let bytes = response.into_body().collect().await.context("read the answer")?.to_bytes();
+    driver.abort();
+    Ok((status, bytes))
 }

@@ -1,8 +1,13 @@
-//! `telemetry dlq`: messages a sink could not take.
+//! `telemetry dlq`: messages a sink could not take. A running node is asked through its control socket; of a stopped one
+//! the files are read, and only a replay needs the node.
+
+mod correction;
+mod fix;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
@@ -12,7 +17,7 @@ use super::Exit;
 use super::client::{self, OrderError};
 use crate::buffer::DeadLetterFilter;
 use crate::config::Settings;
-use crate::domain::{DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, StreamName};
+use crate::domain::{Arrival, DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, StreamName};
 use crate::http::{CONTROL_SOCKET, ReplayRequest, ReplayResult};
 
 #[derive(Args, Debug)]
@@ -48,6 +53,16 @@ enum DlqOrder {
         #[arg(long)]
         json: bool,
     },
+    /// Correct a copy of one payload (in $EDITOR, with --set or --patch), check it, replay it
+    Fix(fix::FixArgs),
+    /// Every dead letter as a line of JSON, with its payload
+    Export {
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// Into this file instead of standard output
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Deliver again through the current mapping, with the original arrival time
     Replay {
         #[command(flatten)]
@@ -80,6 +95,12 @@ struct FilterArgs {
     /// Only for this reason, e.g. out_of_range
     #[arg(long, value_parser = parse_reason)]
     reason: Option<Reason>,
+    /// Only what was set aside at or after this: 2026-03-14T07:00:00Z, or 2h ago as `2h`
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: Option<Arrival>,
+    /// Only what was set aside before this
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    until: Option<Arrival>,
 }
 
 impl FilterArgs {
@@ -88,7 +109,8 @@ impl FilterArgs {
             stream: self.stream.clone(),
             sink: self.sink.clone(),
             reason: self.reason,
-            since: None,
+            since: self.since,
+            until: self.until,
         }
     }
 }
@@ -98,6 +120,18 @@ fn parse_reason(text: &str) -> Result<Reason, String> {
         let known: Vec<_> = Reason::ALL.iter().map(|reason| reason.code()).collect();
         format!("one of: {}", known.join(", "))
     })
+}
+
+/// A time, or how long ago.
+fn parse_time(text: &str) -> Result<Arrival, String> {
+    if let Ok(time) = text.parse::<jiff::Timestamp>() {
+        return Ok(Arrival(time.as_microsecond()));
+    }
+    let ago = text.parse::<jiff::SignedDuration>().map_err(|_| {
+        "give a time with its zone, e.g. 2026-03-14T07:00:00Z, or how long ago, e.g. 2h".to_owned()
+    })?;
+    let ago = i64::try_from(ago.as_micros()).map_err(|error| error.to_string())?;
+    Ok(Arrival(Arrival::now().as_micros().saturating_sub(ago)))
 }
 
 fn parse_key(text: &str) -> Result<DeadLetterKey, String> {
@@ -112,15 +146,13 @@ fn parse_key(text: &str) -> Result<DeadLetterKey, String> {
     })
 }
 
-fn key_text(key: &DeadLetterKey) -> String {
-    format!("{}/{}/{}", key.stream, key.sink, key.sequence)
-}
-
 pub fn run(args: &DlqArgs) -> anyhow::Result<Exit> {
     let settings = super::settings(&args.config)?;
     match &args.order {
         DlqOrder::List { filter, json } => list(&settings, filter, *json),
         DlqOrder::Show { letter, json } => show(&settings, letter, *json),
+        DlqOrder::Fix(args) => fix::fix(&settings, args),
+        DlqOrder::Export { filter, output } => export(&settings, filter, output.as_deref()),
         DlqOrder::Replay { filter, letters, dry_run } => {
             replay(&settings, filter, letters, *dry_run)
         }
@@ -162,7 +194,7 @@ fn list(settings: &Settings, filter: &FilterArgs, json: bool) -> anyhow::Result<
     let mut out = std::io::stdout().lock();
     if json {
         for letter in &letters {
-            writeln!(out, "{}", serde_json::to_string(&shown(letter))?)?;
+            writeln!(out, "{}", shown::json(letter))?;
         }
         return Ok(Exit::Fine);
     }
@@ -177,8 +209,8 @@ fn list(settings: &Settings, filter: &FilterArgs, json: bool) -> anyhow::Result<
     for letter in &letters {
         *counts.entry(letter.reason.code()).or_default() += 1;
         table.add_row([
-            key_text(&letter.key),
-            time_text(letter.arrival),
+            letter.key.to_string(),
+            shown::time_text(letter.arrival),
             letter.reason.code().to_owned(),
             letter.column.clone().unwrap_or_default(),
             letter.detail.clone(),
@@ -190,47 +222,50 @@ fn list(settings: &Settings, filter: &FilterArgs, json: bool) -> anyhow::Result<
     Ok(Exit::Fine)
 }
 
-fn time_text(at: crate::domain::Arrival) -> String {
-    jiff::Timestamp::from_microsecond(at.as_micros())
-        .map_or_else(|_| at.as_micros().to_string(), |time| format!("{time:.3}"))
-}
-
-/// The payload as text where it is text.
-fn shown(letter: &DeadLetter) -> serde_json::Value {
-    let mut value = serde_json::json!({
-        "letter": key_text(&letter.key), "topic": letter.topic, "arrival": time_text(letter.arrival),
-        "dead_at": time_text(letter.dead_at), "stage": letter.stage, "reason": letter.reason,
-        "detail": letter.detail, "sqlstate": letter.sqlstate, "column": letter.column,
-        "attempts": letter.attempts, "payload_bytes": letter.payload.len(),
-    });
-    value["payload"] = match std::str::from_utf8(&letter.payload) {
-        Ok(text) => text.into(),
-        Err(_) => hex::encode(&letter.payload).into(),
-    };
-    value
-}
-
-fn show(settings: &Settings, key: &DeadLetterKey, json: bool) -> anyhow::Result<Exit> {
+/// One letter by its key.
+fn find(settings: &Settings, key: &DeadLetterKey) -> anyhow::Result<DeadLetter> {
     let filter = DeadLetterFilter {
         stream: Some(key.stream.clone()),
         sink: Some(key.sink.clone()),
         ..Default::default()
     };
-    let letters = letters(settings, &filter)?;
-    let Some(letter) = letters.iter().find(|letter| letter.key == *key) else {
-        bail!("no dead letter {}: see `telemetry dlq list`", key_text(key));
-    };
+    let found = letters(settings, &filter)?.into_iter().find(|letter| letter.key == *key);
+    found.with_context(|| format!("no dead letter {key}: see `telemetry dlq list`"))
+}
+
+fn show(settings: &Settings, key: &DeadLetterKey, json: bool) -> anyhow::Result<Exit> {
+    let letter = find(settings, key)?;
+    let mut out = std::io::stdout().lock();
     if json {
-        println!("{:#}", shown(letter));
-        return Ok(Exit::Fine);
+        let mut value = shown::json(&letter);
+        value["mapping"] = match shown::explained(settings, &letter) {
+            Ok(explained) => serde_json::to_value(explained)?,
+            Err(why) => why.into(),
+        };
+        writeln!(out, "{value:#}")?;
+    } else {
+        shown::text(settings, &letter, &mut out)?;
     }
-    let value = shown(letter);
-    for (name, value) in value.as_object().into_iter().flatten() {
-        match value {
-            serde_json::Value::Null => {}
-            serde_json::Value::String(text) => println!("{name:>14}  {text}"),
-            other => println!("{name:>14}  {other}"),
+    Ok(Exit::Fine)
+}
+
+fn export(settings: &Settings, filter: &FilterArgs, output: Option<&Path>) -> anyhow::Result<Exit> {
+    let letters = letters(settings, &filter.filter())?;
+    let mut out: Box<dyn std::io::Write> = match output {
+        None => Box::new(std::io::stdout().lock()),
+        Some(file) => {
+            let made = std::fs::File::create_new(file);
+            Box::new(std::io::BufWriter::new(made.with_context(|| {
+                format!("make {}: an export overwrites nothing", file.display())
+            })?))
         }
+    };
+    for letter in &letters {
+        writeln!(out, "{}", shown::json(letter))?;
+    }
+    out.flush()?;
+    if output.is_some() {
+        eprintln!("exported {}", letters.len());
     }
     Ok(Exit::Fine)
 }
@@ -248,10 +283,10 @@ fn replay(
         .filter(|key| keys.is_empty() || keys.contains(key))
         .collect();
     if let Some(missing) = keys.iter().find(|key| !chosen.contains(key)) {
-        bail!("no dead letter {}: see `telemetry dlq list`", key_text(missing));
+        bail!("no dead letter {missing}: see `telemetry dlq list`");
     }
     if dry_run {
-        chosen.iter().for_each(|key| println!("would replay {}", key_text(key)));
+        chosen.iter().for_each(|key| println!("would replay {key}"));
         return Ok(Exit::Fine);
     }
     let mut failed = 0;
@@ -262,10 +297,10 @@ fn replay(
         let results: Vec<ReplayResult> = serde_json::from_value(answer)?;
         for result in results {
             match result.error {
-                None => println!("replayed {}", key_text(&result.key)),
+                None => println!("replayed {}", result.key),
                 Some(error) => {
                     failed += 1;
-                    println!("still dead {}: {error}", key_text(&result.key));
+                    println!("still dead {}: {error}", result.key);
                 }
             }
         }
@@ -282,14 +317,34 @@ fn purge(settings: &Settings, filter: &FilterArgs, yes: bool) -> anyhow::Result<
     if !yes && !confirmed(letters.len())? {
         return Ok(Exit::Failed);
     }
-    for page in letters.chunks(100) {
-        let keys = page.iter().map(|letter| letter.key.clone()).collect();
-        let request = ReplayRequest { keys, ..Default::default() };
-        order(settings, "/dlq/purge", &request)
-            .context("a purge needs the running node: start it first")?;
+    let keys: Vec<_> = letters.iter().map(|letter| letter.key.clone()).collect();
+    for page in keys.chunks(100) {
+        let request = ReplayRequest { keys: page.to_vec(), ..Default::default() };
+        match order(settings, "/dlq/purge", &request) {
+            Ok(_) => {}
+            Err(OrderError::NotRunning(_)) => {
+                purge_stopped(settings, &keys)?;
+                break;
+            }
+            Err(OrderError::Failed(error)) => return Err(error),
+        }
     }
     println!("purged {}", letters.len());
     Ok(Exit::Fine)
+}
+
+/// The node is not there to say it in its log, so this command does.
+fn purge_stopped(settings: &Settings, keys: &[DeadLetterKey]) -> anyhow::Result<()> {
+    crate::observe::start_logging(&settings.log)?;
+    crate::buffer::offline::remove_dead_letters(&settings.node.state_dir, keys)?;
+    tracing::warn!(
+        event = "dead_letters_purged",
+        by = format!("uid {}", rustix::process::getuid().as_raw()),
+        first = keys.first().map(ToString::to_string),
+        purged = keys.len(),
+        "dead letters were purged by a person while the node was stopped"
+    );
+    Ok(())
 }
 
 fn confirmed(count: usize) -> anyhow::Result<bool> {

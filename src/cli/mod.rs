@@ -2,15 +2,19 @@
 //! on a terminal.
 
 mod buffer;
+mod certs;
 pub mod check;
 mod client;
 mod dlq;
+mod doctor;
+mod ledger;
 pub mod migrate;
 mod pages;
 mod parts;
 mod run;
 mod simulate;
 mod status;
+mod token;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -88,13 +92,24 @@ Ends with 78 when the configuration has mistakes.")]
 
 Ends with 1 when the node is unhealthy or does not answer.")]
     Status(status::StatusArgs),
-    /// List, show, replay or purge dead letters
+    /// List, show, correct, export, replay or purge dead letters
     #[command(after_help = "Examples:
-  telemetry dlq list --stream energy
+  telemetry dlq list --stream energy --since 2h
   telemetry dlq show energy/energy_consumption/4711
+  telemetry dlq fix energy/energy_consumption/4711 --set activeActualConsumption.total=500
   telemetry dlq replay --reason out_of_range
-  telemetry dlq purge --stream plug --yes")]
+  telemetry dlq export --output dead.jsonl
+  telemetry dlq purge --stream plug --yes
+
+Works on a running and on a stopped node; fix and replay need the running one.")]
     Dlq(dlq::DlqArgs),
+    /// Show the books of every sink: what was received is delivered, pending, set aside, filtered or lost
+    #[command(after_help = "Examples:
+  telemetry ledger
+  telemetry ledger --json | jq '.[] | select(.difference != 0)'
+
+Works on a running and on a stopped node. Ends with 1 when a difference is not 0.")]
+    Ledger(ledger::LedgerArgs),
     /// Show, pause or restart the parts of the running node
     #[command(after_help = "Examples:
   telemetry parts list
@@ -107,6 +122,29 @@ Ends with 1 when the node is unhealthy or does not answer.")]
   telemetry buffer verify
   telemetry buffer export energy --from 1 --to 100")]
     Buffer(buffer::BufferArguments),
+    /// Look at everything the promises rest on: brokers, clusters, databases, drive, certificates
+    #[command(after_help = "Examples:
+  telemetry doctor
+  telemetry doctor --quiet || mail -s telemetry admin
+  telemetry doctor --json | jq '.findings[] | select(.verdict != \"ok\")'
+
+Changes nothing and needs no running node. Ends with 1 when a line says fail, 78 on a mistake in the configuration.")]
+    Doctor(doctor::DoctorArgs),
+    /// Make, renew and show certificates
+    #[command(after_help = "Examples:
+  telemetry certs init --name broker.lan --name 192.168.1.10 --device meter-1
+  telemetry certs renew --within 30
+  telemetry certs show
+  telemetry certs show /etc/telemetry/tls/server.crt --json")]
+    Certs(certs::CertsArgs),
+    /// Make, list or revoke tokens for the HTTP listener
+    #[command(after_help = "Examples:
+  telemetry token create --scope read --expires 90d --note grafana
+  telemetry token list
+  telemetry token revoke 1f0c9a2b
+
+A running node heeds a change at once. Run it as the node's user or as root.")]
+    Token(token::TokenArgs),
     /// Write manual pages and shell completions into a folder
     #[command(hide = true)]
     Pages(pages::PagesArgs),
@@ -152,8 +190,12 @@ fn run_command(command: Command) -> anyhow::Result<Exit> {
         Command::Simulate(args) => Ok(simulate::simulate(&args)),
         Command::Status(args) => status::run(&args),
         Command::Dlq(args) => dlq::run(&args),
+        Command::Ledger(args) => ledger::run(&args),
         Command::Parts(args) => parts::run(&args),
         Command::Buffer(args) => buffer::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Certs(args) => certs::run(&args),
+        Command::Token(args) => token::run(&args),
         Command::Pages(args) => pages::run(&args),
     }
 }

@@ -269,6 +269,7 @@ fn plain_broker(host: &str, port: u16) -> BrokerSettings {
         connect_timeout: Duration::from_secs(10),
         operation_timeout: Duration::from_secs(30),
         reconnect: BackoffSettings { min: Duration::from_millis(200), max: Duration::from_secs(5) },
+        breaker: Default::default(),
         receive_maximum: u16::MAX,
         unacknowledged_messages_max: usize::from(u16::MAX),
         unacknowledged_bytes_max: 64 << 20,

@@ -2,21 +2,36 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use comfy_table::{Cell, CellAlignment, Table};
 use serde_json::Value;
 
-use super::{ConfigArg, Exit, client};
+use super::client::{self, Listener};
+use super::{ConfigArg, Exit};
+use crate::config::TlsSettings;
+use crate::domain::{Arrival, Secret};
+use crate::http::CONTROL_SOCKET;
 
 #[derive(Args, Debug)]
 pub struct StatusArgs {
     #[command(flatten)]
     config: ConfigArg,
-    /// Ask this address instead of the configured one
+    /// Ask this address, without looking at the configuration
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<SocketAddr>,
+    /// File with a token, for a node that wants one
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The node speaks HTTPS, with a certificate of this authority
+    #[arg(long, value_name = "FILE", requires = "address")]
+    ca_file: Option<PathBuf>,
+    /// The name its certificate carries [default: the address]
+    #[arg(long, value_name = "NAME", requires = "ca_file")]
+    server_name: Option<String>,
     /// Draw anew every second until interrupted
     #[arg(long)]
     watch: bool,
@@ -29,13 +44,10 @@ pub struct StatusArgs {
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 pub fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
-    let address = match args.address {
-        Some(address) => address,
-        None => super::settings(&args.config.config)?.http.listen,
-    };
+    let way = Way::of(args)?;
     super::block_on(async {
         loop {
-            let health = client::ask(address, "/health").await?;
+            let health = way.health().await?;
             show(&health, args)?;
             if !args.watch {
                 return Ok(if health["state"] == "unhealthy" { Exit::Failed } else { Exit::Fine });
@@ -43,6 +55,52 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
             tokio::time::sleep(WATCH_INTERVAL).await;
         }
     })?
+}
+
+/// How the node is asked.
+enum Way {
+    Listener(Listener),
+    /// This machine's node: by its socket where that may be opened, which needs no token, otherwise like anyone.
+    Here {
+        socket: PathBuf,
+        listener: Listener,
+    },
+}
+
+impl Way {
+    fn of(args: &StatusArgs) -> anyhow::Result<Self> {
+        let token = args.token_file.as_deref().map(read_token).transpose()?;
+        if let Some(address) = args.address {
+            let tls = args.ca_file.as_ref().map(|ca_file| TlsSettings {
+                ca_file: Some(ca_file.clone()),
+                client_certificate: None,
+                server_name: args.server_name.clone(),
+            });
+            return Ok(Way::Listener(Listener { address, token, tls }));
+        }
+        let settings = super::settings(&args.config.config)?;
+        let socket = settings.node.state_dir.join(CONTROL_SOCKET);
+        let listener = Listener { address: settings.http.listen, token, tls: None };
+        Ok(Way::Here { socket, listener })
+    }
+
+    async fn health(&self) -> anyhow::Result<Value> {
+        match self {
+            Way::Listener(listener) => client::ask(listener, "/health").await,
+            Way::Here { socket, listener } => {
+                match client::order(socket, "/health", None::<&()>).await {
+                    Ok(health) => Ok(health),
+                    Err(_) => client::ask(listener, "/health").await,
+                }
+            }
+        }
+    }
+}
+
+fn read_token(file: &Path) -> anyhow::Result<Secret> {
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("read the token in {}", file.display()))?;
+    Ok(Secret::new(text.trim().to_owned()))
 }
 
 fn show(health: &Value, args: &StatusArgs) -> anyhow::Result<()> {
@@ -91,8 +149,38 @@ fn render(health: &Value) -> String {
     for because in health["because"].as_array().into_iter().flatten() {
         out.push_str(&format!("  ! {}\n", text(because)));
     }
+    for warning in health["warnings"].as_array().into_iter().flatten() {
+        out.push_str(&format!("  · {}\n", text(warning)));
+    }
     out.push_str(&table(health).to_string());
     out.push('\n');
+    out.push_str(&outside(health));
+    out
+}
+
+/// A line per dependency: whether it answers, and its breaker where that is not closed or has tripped.
+fn outside(health: &Value) -> String {
+    let mut out = String::new();
+    for (name, status) in health["dependencies"].as_object().into_iter().flatten() {
+        let word = match status["up"].as_bool() {
+            Some(true) => "answers",
+            Some(false) => "is away",
+            None => "not tried yet",
+        };
+        let breaker = &status["breaker"];
+        let mut rest = String::new();
+        if breaker["state"].as_str().is_some_and(|state| state != "closed") {
+            rest.push_str(&format!(", breaker {}", text(&breaker["state"]).replace('_', " ")));
+        }
+        if let Some(next) = breaker["next_trial"].as_i64() {
+            let left = (next - Arrival::now().as_micros()).max(0) as f64 / 1e6;
+            rest.push_str(&format!(", next trial in {left:.0} s"));
+        }
+        if let Some(trips) = breaker["trips"].as_u64().filter(|trips| *trips > 0) {
+            rest.push_str(&format!(", tripped {trips} times"));
+        }
+        out.push_str(&format!("{name} {word}{rest}\n"));
+    }
     out
 }
 
@@ -113,7 +201,11 @@ fn table(health: &Value) -> Table {
     ]);
     for stream in health["streams"].as_array().into_iter().flatten() {
         let status = &stream["status"];
-        let input = if status["subscribed"] == true { "active" } else { "away" };
+        let input = match (status["subscribed"] == true, stream["silence"].is_object()) {
+            (false, _) => "away",
+            (true, true) => "silent",
+            (true, false) => "active",
+        };
         let mut first = vec![
             text(&stream["name"]),
             input.to_owned(),
@@ -155,6 +247,8 @@ mod tests {
         let health = serde_json::json!({
             "state": "degraded", "because": ["kafka:main is away: refused"],
             "node": {"name": "n1"}, "buffer": {"bytes": 1048576, "quota_bytes": 2097152, "generations": 1},
+            "dependencies": {"kafka:main": {"up": false,
+                "breaker": {"state": "half_open", "trips": 2, "next_trial": null}}},
             "streams": [{"name": "energy", "data_age_seconds": 120.0,
                 "status": {"subscribed": true, "sequence": 12},
                 "sinks": [sink("kafka"), sink("energy_consumption")]}],
@@ -165,5 +259,9 @@ mod tests {
         assert!(shown.contains("! kafka:main is away"), "{shown}");
         assert!(shown.contains("energy_consumption"), "{shown}");
         assert!(shown.contains("2 min"), "{shown}");
+        assert!(
+            shown.contains("kafka:main is away, breaker half open, tripped 2 times"),
+            "{shown}"
+        );
     }
 }

@@ -4,9 +4,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::Context;
+use super::password::{self, Password};
 use super::schema::*;
 use super::section::Section;
-use super::settings::TlsSettings;
+use super::settings::{CertificateFiles, TlsSettings};
 use crate::domain::Secret;
 
 pub const PASSWORD_REFUSED: (&str, &str) = (
@@ -69,16 +70,9 @@ pub static TLS: Group = Group {
 };
 
 pub fn tls(section: &Section, context: &mut Context<'_>) -> TlsSettings {
-    let mut file = |name: &'static str| {
-        let path = context.resolve(&section.optional_text(name)?);
-        if let Err(error) = std::fs::File::open(&path) {
-            let rule = format!("cannot read {}: {error}", path.display());
-            context.problems.error(section.at(name), rule);
-        }
-        Some(path)
-    };
-    let ca_file = file("ca_file");
-    let (certificate, key) = (file("certificate_file"), file("key_file"));
+    let ca_file = readable(section, "ca_file", context);
+    let certificate = readable(section, "certificate_file", context);
+    let key = readable(section, "key_file", context);
     if section.has("certificate_file") != section.has("key_file") {
         let given = if section.has("key_file") { "key_file" } else { "certificate_file" };
         let rule = "a client certificate needs both certificate_file and key_file";
@@ -94,8 +88,26 @@ pub fn tls(section: &Section, context: &mut Context<'_>) -> TlsSettings {
     }
 }
 
+/// A server's own certificate. None when a file is not named, which is reported elsewhere.
+pub fn certificate(section: &Section, context: &mut Context<'_>) -> Option<CertificateFiles> {
+    let certificate = readable(section, "certificate_file", context)?;
+    let key = readable(section, "key_file", context)?;
+    warn_of_readers(&key, section, "key_file", context);
+    Some(CertificateFiles { certificate, key })
+}
+
+/// The path of a file that can be opened, or is reported.
+fn readable(section: &Section, name: &'static str, context: &mut Context<'_>) -> Option<PathBuf> {
+    let path = context.resolve(&section.optional_text(name)?);
+    if let Err(error) = std::fs::File::open(&path) {
+        let rule = format!("cannot read {}: {error}", path.display());
+        context.problems.error(section.at(name), rule);
+    }
+    Some(path)
+}
+
 /// The password from whichever of the three places is named; more than one is refused.
-pub fn password(section: &Section, context: &mut Context<'_>) -> Option<Secret> {
+pub fn password(section: &Section, context: &mut Context<'_>) -> Option<Password> {
     let places = ["password_file", "password_credential", "password_env"];
     let mut given = places.into_iter().filter(|name| section.has(name));
     let name = given.next()?;
@@ -104,17 +116,33 @@ pub fn password(section: &Section, context: &mut Context<'_>) -> Option<Secret> 
         context.problems.error(section.at(second), rule);
     }
     let target = section.optional_text(name)?;
-    let found = match name {
-        "password_env" => from_environment(&target, context),
-        "password_credential" => from_credential(&target, section, name, context),
-        _ => from_file(&context.resolve(&target), section, name, context),
+    let file = match name {
+        "password_env" => None,
+        "password_credential" => match credential(&target, context) {
+            Ok(file) => Some(file),
+            Err(rule) => {
+                context.problems.error(section.at(name), rule);
+                return None;
+            }
+        },
+        _ => Some(context.resolve(&target)),
+    };
+    let found = match &file {
+        Some(file) => from_file(file, section, name, context),
+        None => from_environment(&target, context),
     };
     match found {
         Ok(text) if text.is_empty() => {
             context.problems.error(section.at(name), format!("{target} is empty"));
             None
         }
-        Ok(text) => Some(Secret::new(text)),
+        Ok(text) => {
+            let secret = Secret::new(text);
+            Some(match file {
+                Some(file) => Password::in_file(file, secret),
+                None => secret.into(),
+            })
+        }
         Err(rule) => {
             context.problems.error(section.at(name), rule);
             None
@@ -127,12 +155,7 @@ fn from_environment(variable: &str, context: &Context<'_>) -> Result<String, Str
     (context.environment)(variable).ok_or_else(missing)
 }
 
-fn from_credential(
-    credential: &str,
-    section: &Section,
-    name: &'static str,
-    context: &mut Context<'_>,
-) -> Result<String, String> {
+fn credential(credential: &str, context: &Context<'_>) -> Result<PathBuf, String> {
     let given = (context.environment)("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let beside = Some(context.resolve(CREDENTIALS_BESIDE)).filter(|folder| folder.is_dir());
     let Some(folder) = given.or(beside) else {
@@ -141,7 +164,7 @@ fn from_credential(
              systemd with LoadCredential={credential}:…"
         ));
     };
-    from_file(&folder.join(credential), section, name, context)
+    Ok(folder.join(credential))
 }
 
 fn from_file(
@@ -150,10 +173,10 @@ fn from_file(
     name: &'static str,
     context: &mut Context<'_>,
 ) -> Result<String, String> {
-    let text = std::fs::read_to_string(path)
+    let text = password::read(path)
         .map_err(|error| format!("cannot read the secret file {}: {error}", path.display()))?;
     warn_of_readers(path, section, name, context);
-    Ok(text.strip_suffix('\n').map(|line| line.trim_end_matches('\r')).unwrap_or(&text).to_owned())
+    Ok(text)
 }
 
 fn warn_of_readers(path: &Path, section: &Section, name: &'static str, context: &mut Context<'_>) {

@@ -4,7 +4,7 @@ use super::Context;
 use super::access::{
     self, PASSWORD_CREDENTIAL, PASSWORD_ENV, PASSWORD_FILE, PASSWORD_REFUSED, TLS,
 };
-use super::node::backoff;
+use super::node::{BREAKER_COOL_DOWN, BREAKER_FAILURES, backoff, breaker};
 use super::schema::*;
 use super::section::Section;
 use super::settings::*;
@@ -64,6 +64,8 @@ pub static BROKER: Group = Group {
             60_000,
             "Longest pause before connecting again.",
         ),
+        BREAKER_FAILURES,
+        BREAKER_COOL_DOWN,
         integer(
             "receive_maximum",
             (1, 65_535),
@@ -126,6 +128,7 @@ pub fn broker(section: &Section, context: &mut Context<'_>) -> BrokerSettings {
         connect_timeout: section.duration("connect_timeout_seconds"),
         operation_timeout: section.duration("operation_timeout_seconds"),
         reconnect: backoff(section, "reconnect_min_ms", "reconnect_max_ms", &mut context.problems),
+        breaker: breaker(section),
         receive_maximum: section.integer("receive_maximum"),
         unacknowledged_messages_max: section.integer("unacknowledged_messages_max"),
         unacknowledged_bytes_max: section.integer("unacknowledged_bytes_max"),

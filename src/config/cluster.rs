@@ -4,7 +4,7 @@ use super::Context;
 use super::access::{
     self, PASSWORD_CREDENTIAL, PASSWORD_ENV, PASSWORD_FILE, PASSWORD_REFUSED, TLS,
 };
-use super::node::backoff;
+use super::node::{BREAKER_COOL_DOWN, BREAKER_FAILURES, backoff, breaker};
 use super::schema::*;
 use super::section::Section;
 use super::settings::*;
@@ -60,6 +60,8 @@ pub static CLUSTER: Group = Group {
         ),
         integer("retry_min_ms", (10, HOUR_MS), 500, "First pause before trying again; it doubles."),
         integer("retry_max_ms", (10, HOUR_MS), 30_000, "Longest pause before trying again."),
+        BREAKER_FAILURES,
+        BREAKER_COOL_DOWN,
         optional(
             "properties",
             Kind::TextMap,
@@ -154,6 +156,7 @@ pub fn cluster(section: &Section, context: &mut Context<'_>) -> ClusterSettings 
         message_bytes_max: section.integer("message_bytes_max"),
         cursor_save_interval: section.duration("cursor_save_ms"),
         retry: backoff(section, "retry_min_ms", "retry_max_ms", &mut context.problems),
+        breaker: breaker(section),
         properties: properties(section, context),
     }
 }
@@ -185,7 +188,8 @@ fn sasl_settings(section: &Section, context: &mut Context<'_>) -> SaslSettings {
         mechanism: section.pick("mechanism", &mechanisms),
         username: section.text("username"),
         // Without one there is a problem, and the settings are not used.
-        password: access::password(section, context).unwrap_or_else(|| Secret::new(String::new())),
+        password: access::password(section, context)
+            .unwrap_or_else(|| Secret::new(String::new()).into()),
     }
 }
 

@@ -5,7 +5,7 @@ use super::access::{
     self, PASSWORD_CREDENTIAL, PASSWORD_ENV, PASSWORD_FILE, PASSWORD_REFUSED, TLS,
 };
 use super::leaf;
-use super::node::backoff;
+use super::node::{BREAKER_COOL_DOWN, BREAKER_FAILURES, backoff, breaker};
 use super::report::Problems;
 use super::schema::*;
 use super::section::Section;
@@ -21,11 +21,12 @@ pub static DATABASE: Group = Group {
         required(
             "user",
             Kind::Text,
-            "Role. It needs rights to write the tables, and to create them if it migrates.",
+            "Role. It needs rights to read and write the tables, and without `migrator` to create them.",
         ),
         PASSWORD_FILE,
         PASSWORD_CREDENTIAL,
         PASSWORD_ENV,
+        optional_section("migrator", &MIGRATOR, "`user` does all of it"),
         text(
             "tls_mode",
             Kind::Choice(&["verify_full", "off"]),
@@ -59,6 +60,8 @@ pub static DATABASE: Group = Group {
         integer("query_timeout_seconds", (1, DAY_SECONDS), 300, "For a migration or a job."),
         integer("retry_min_ms", (10, HOUR_MS), 500, "First pause before trying again; it doubles."),
         integer("retry_max_ms", (10, HOUR_MS), 30_000, "Longest pause before trying again."),
+        BREAKER_FAILURES,
+        BREAKER_COOL_DOWN,
         optional(
             "migrations_dir",
             Kind::Path,
@@ -81,6 +84,18 @@ pub static DATABASE: Group = Group {
         ("url", "write host, port, dbname and user; the password comes from a file"),
         ("sslmode", "called `tls_mode` here: \"verify_full\" or \"off\""),
     ],
+};
+
+static MIGRATOR: Group = Group {
+    doc: "Another role that migrates, makes and drops partitions and runs the jobs, so that `user` can read and write \
+             rows and nothing else.",
+    settings: &[
+        required("user", Kind::Text, "Role that owns the tables."),
+        PASSWORD_FILE,
+        PASSWORD_CREDENTIAL,
+        PASSWORD_ENV,
+    ],
+    refused: &[PASSWORD_REFUSED, ("username", "called `user` here")],
 };
 
 pub static JOB: Group = Group {
@@ -106,6 +121,10 @@ pub static JOB: Group = Group {
 
 pub fn database(section: &Section, context: &mut Context<'_>) -> DatabaseSettings {
     let password = access::password(section, context);
+    let migrator = section.section("migrator").map(|login| LoginSettings {
+        user: login.text("user"),
+        password: access::password(login, context),
+    });
     let tls_mode = section
         .pick("tls_mode", &[("verify_full", DatabaseTls::VerifyFull), ("off", DatabaseTls::Off)]);
     let tls = section.section("tls").map(|tls| access::tls(tls, context));
@@ -127,6 +146,7 @@ pub fn database(section: &Section, context: &mut Context<'_>) -> DatabaseSetting
         dbname: section.text("dbname"),
         user: section.text("user"),
         password,
+        migrator,
         tls_mode,
         tls,
         schema: section.text("schema"),
@@ -136,6 +156,7 @@ pub fn database(section: &Section, context: &mut Context<'_>) -> DatabaseSetting
         statement_timeout: section.duration("statement_timeout_seconds"),
         query_timeout: section.duration("query_timeout_seconds"),
         retry: backoff(section, "retry_min_ms", "retry_max_ms", &mut context.problems),
+        breaker: breaker(section),
         migrations_dir: migrations_dir(section, context),
         migration_wait: section.duration("migration_wait_seconds"),
         jobs: section

@@ -23,6 +23,7 @@ mod field_rules;
 mod json_schema;
 mod leaf;
 mod node;
+mod password;
 mod path;
 mod report;
 mod schema;
@@ -36,6 +37,7 @@ mod tree;
 pub use docs::markdown;
 pub use effective::EffectiveLine;
 pub use json_schema::json_schema;
+pub use password::Password;
 pub use report::{Problem, Report, Warnings};
 pub use settings::*;
 pub use topic::only_topic;
@@ -152,7 +154,7 @@ fn build(root: &Section, context: &mut Context<'_>) -> Option<Settings> {
         None => NodeName::parse("node").expect("a fixed name"),
     };
     let buffer = node::buffer(root, &mut context.problems);
-    let http = node::http(root, &mut context.problems);
+    let http = node::http(root, context);
     let log = node::log(root, &mut context.problems);
     let supervision = node::supervision(root, &mut context.problems);
     let brokers = each(root, "brokers", |section| broker::broker(section, context));

@@ -4,7 +4,7 @@ use super::report::{At, Problems};
 use super::schema::*;
 use super::section::Section;
 use super::settings::*;
-use super::{Context, leaf};
+use super::{Context, access, leaf};
 use crate::domain::NodeName;
 
 pub static NODE: Group = Group {
@@ -104,14 +104,49 @@ pub static BUFFER: Group = Group {
 };
 
 pub static HTTP: Group = Group {
-    doc: "Health, metrics and the streams' state over HTTP.",
-    settings: &[text(
-        "listen",
-        Kind::Address,
-        "127.0.0.1:9464",
-        "Address and port. Another address than loopback shows names and counts to \
-             whoever reaches it. Port 0 takes a free one.",
-    )],
+    doc: "Health, metrics and the streams' state over HTTP. On any other address than loopback \
+             everything but the probes needs a token (`telemetry token create`); orders need one everywhere.",
+    settings: &[
+        text(
+            "listen",
+            Kind::Address,
+            "127.0.0.1:9464",
+            "Address and port. Another address than loopback needs `[http.tls]` or \
+             `clear_text_allowed`. Port 0 takes a free one.",
+        ),
+        flag(
+            "clear_text_allowed",
+            false,
+            "Acknowledges that tokens and answers travel readable for whoever is on the way. For a \
+             network of its own, or behind a proxy that speaks TLS.",
+        ),
+        flag(
+            "loopback_needs_token",
+            false,
+            "Demands tokens on loopback too: behind a proxy every caller comes from there.",
+        ),
+        integer(
+            "requests_per_minute_max",
+            (1, 1_000_000),
+            600,
+            "Of one token and address, where tokens are demanded. Above it the answer is 429 \
+             with the seconds to wait.",
+        ),
+        optional_section("tls", &HTTP_TLS, "plain HTTP"),
+    ],
+    refused: &[],
+};
+
+pub static HTTP_TLS: Group = Group {
+    doc: "HTTPS, TLS 1.2 or newer. Renewed files count from the next connection on.",
+    settings: &[
+        required(
+            "certificate_file",
+            Kind::Path,
+            "PEM file of the certificate, with its chain. `telemetry certs init` makes one.",
+        ),
+        required("key_file", Kind::Path, "PEM file of its private key."),
+    ],
     refused: &[],
 };
 
@@ -217,15 +252,33 @@ pub fn buffer(root: &Section, problems: &mut Problems) -> Option<BufferSettings>
     Some(settings)
 }
 
-pub fn http(root: &Section, problems: &mut Problems) -> Option<HttpSettings> {
+pub fn http(root: &Section, context: &mut Context<'_>) -> Option<HttpSettings> {
     let section = root.section("http")?;
     let listen: std::net::SocketAddr =
         section.text("listen").parse().unwrap_or_else(|_| ([127, 0, 0, 1], 0).into());
-    if !listen.ip().is_loopback() {
-        let rule = "reachable from other machines: there is no authentication on this port";
-        problems.warn(section.at("listen"), rule);
+    let certificate = section.section("tls").and_then(|tls| access::certificate(tls, context));
+    let exposed = !listen.ip().is_loopback();
+    if exposed && !section.has("tls") {
+        if section.boolean("clear_text_allowed") {
+            let rule = "tokens and answers travel in clear text";
+            context.problems.warn(section.at("clear_text_allowed"), rule);
+        } else {
+            context.problems.error_with(
+                section.at("listen"),
+                "reachable from other machines, and tokens would travel in clear text",
+                Some(
+                    "add [http.tls], or clear_text_allowed = true when the network is yours alone"
+                        .into(),
+                ),
+            );
+        }
     }
-    Some(HttpSettings { listen })
+    Some(HttpSettings {
+        listen,
+        certificate,
+        guarded: exposed || section.boolean("loopback_needs_token"),
+        requests_per_minute_max: section.integer("requests_per_minute_max"),
+    })
 }
 
 pub fn log(root: &Section, problems: &mut Problems) -> Option<LogSettings> {
@@ -269,6 +322,27 @@ pub fn backoff(
         problems.error(at, format!("{min} must not be above {max}"));
     }
     settings
+}
+
+pub const BREAKER_FAILURES: Setting = integer(
+    "breaker_failures",
+    (1, 1000),
+    5,
+    "So many failures in a row, of all parts that use it together (or half of at least ten calls), and it is left \
+             alone but for one trial at a time.",
+);
+pub const BREAKER_COOL_DOWN: Setting = integer(
+    "breaker_cool_down_seconds",
+    (1, 3600),
+    3,
+    "Between two trials. The first one that works lets everybody go on at once.",
+);
+
+pub fn breaker(section: &Section) -> BreakerSettings {
+    BreakerSettings {
+        failures: section.integer("breaker_failures"),
+        cool_down: section.duration("breaker_cool_down_seconds"),
+    }
 }
 
 /// A reference to a table by its name: reports one that leads nowhere.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use indexmap::IndexMap;
 
-use crate::domain::{NodeName, Secret, SinkName, StreamName};
+use super::password::Password;
+use crate::domain::{NodeName, SinkName, StreamName};
 
 /// Everything `telemetry run` needs.
 #[derive(Debug, Clone)]
@@ -20,6 +21,43 @@ pub struct Settings {
     pub clusters: IndexMap<String, ClusterSettings>,
     pub databases: IndexMap<String, DatabaseSettings>,
     pub streams: IndexMap<StreamName, StreamSettings>,
+}
+
+impl Settings {
+    /// Every certificate the configuration names, by who is on the other side.
+    pub fn certificate_files(&self) -> Vec<NamedCertificate> {
+        let brokers = self.brokers.iter().map(|(name, of)| (format!("mqtt:{name}"), &of.tls));
+        let clusters = self.clusters.iter().map(|(name, of)| (format!("kafka:{name}"), &of.tls));
+        let databases =
+            self.databases.iter().map(|(name, of)| (format!("postgresql:{name}"), &of.tls));
+        let mut found = Vec::new();
+        for (peer, tls) in brokers.chain(clusters).chain(databases) {
+            let Some(tls) = tls else { continue };
+            let named = |path: &PathBuf, authority| NamedCertificate {
+                peer: peer.clone(),
+                path: path.clone(),
+                authority,
+            };
+            found.extend(tls.ca_file.iter().map(|path| named(path, true)));
+            found.extend(tls.client_certificate.iter().map(|(path, _)| named(path, false)));
+        }
+        found.extend(self.http.certificate.iter().map(|files| NamedCertificate {
+            peer: "http".to_owned(),
+            path: files.certificate.clone(),
+            authority: false,
+        }));
+        found
+    }
+}
+
+/// A certificate in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedCertificate {
+    /// As the board calls the dependency, or `http` for the node's own listener.
+    pub peer: String,
+    pub path: PathBuf,
+    /// Any one of the file's certificates is enough.
+    pub authority: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -57,6 +95,19 @@ pub struct BufferSettings {
 pub struct HttpSettings {
     /// `host:port`; loopback by default. Port 0 picks a free one.
     pub listen: std::net::SocketAddr,
+    /// HTTPS with this certificate; none = plain HTTP.
+    pub certificate: Option<CertificateFiles>,
+    /// Everything but the probes needs a token: always, unless it listens on loopback.
+    pub guarded: bool,
+    /// Of one token and address.
+    pub requests_per_minute_max: u32,
+}
+
+/// PEM files of a certificate (with its chain) and its private key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +147,21 @@ pub struct BackoffSettings {
     pub max: Duration,
 }
 
+/// When the parts that use one dependency stop asking it all at once, and how often one of them tries.
+#[derive(Debug, Clone, Copy)]
+pub struct BreakerSettings {
+    /// So many failures in a row open it.
+    pub failures: u32,
+    /// Between two trials.
+    pub cool_down: Duration,
+}
+
+impl Default for BreakerSettings {
+    fn default() -> Self {
+        BreakerSettings { failures: 5, cool_down: Duration::from_secs(3) }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MqttVersion {
     V5,
@@ -110,7 +176,7 @@ pub struct BrokerSettings {
     pub version: MqttVersion,
     pub tls: Option<TlsSettings>,
     pub username: Option<String>,
-    pub password: Option<Secret>,
+    pub password: Option<Password>,
     pub keepalive: Duration,
     /// How long the broker keeps the session of an absent node (MQTT 5; 3.1.1 leaves it to the broker).
     pub session_expiry: Duration,
@@ -118,6 +184,7 @@ pub struct BrokerSettings {
     /// For the broker's answer to SUBSCRIBE and for one write.
     pub operation_timeout: Duration,
     pub reconnect: BackoffSettings,
+    pub breaker: BreakerSettings,
     /// Announced to the broker (MQTT 5): how many messages it may have unacknowledged.
     pub receive_maximum: u16,
     /// Our own bound on what is received and not yet acknowledged: above it the socket is not read.
@@ -148,7 +215,7 @@ pub enum SaslMechanism {
 pub struct SaslSettings {
     pub mechanism: SaslMechanism,
     pub username: String,
-    pub password: Secret,
+    pub password: Password,
 }
 
 /// A Kafka cluster (or Redpanda).
@@ -172,6 +239,7 @@ pub struct ClusterSettings {
     /// Between two durable saves of the cursor: what a crash may repeat.
     pub cursor_save_interval: Duration,
     pub retry: BackoffSettings,
+    pub breaker: BreakerSettings,
     /// Any further librdkafka property, as it is.
     pub properties: IndexMap<String, String>,
 }
@@ -189,7 +257,9 @@ pub struct DatabaseSettings {
     pub port: u16,
     pub dbname: String,
     pub user: String,
-    pub password: Option<Secret>,
+    pub password: Option<Password>,
+    /// Who makes tables and partitions and runs the jobs; none = `user` does that too.
+    pub migrator: Option<LoginSettings>,
     pub tls_mode: DatabaseTls,
     pub tls: Option<TlsSettings>,
     /// Where the tables and the node's own bookkeeping live.
@@ -204,12 +274,32 @@ pub struct DatabaseSettings {
     /// Migrations, roll-ups.
     pub query_timeout: Duration,
     pub retry: BackoffSettings,
+    pub breaker: BreakerSettings,
     /// Folder with this database's SQL files; none = the node creates nothing but its own bookkeeping.
     pub migrations_dir: Option<PathBuf>,
     /// How long the migrator waits quietly for the database before it says so (and goes on waiting).
     pub migration_wait: Duration,
     /// SQL functions the node calls on a schedule, e.g. roll-ups.
     pub jobs: IndexMap<String, JobSettings>,
+}
+
+impl DatabaseSettings {
+    /// The same database as the role that may make tables and partitions.
+    pub fn as_migrator(&self) -> DatabaseSettings {
+        let mut settings = self.clone();
+        if let Some(login) = settings.migrator.take() {
+            settings.user = login.user;
+            settings.password = login.password;
+        }
+        settings
+    }
+}
+
+/// A role and its password.
+#[derive(Debug, Clone)]
+pub struct LoginSettings {
+    pub user: String,
+    pub password: Option<Password>,
 }
 
 /// `SELECT <function>($1, $2)` with a time range of the last `lookback`, every `interval`.

@@ -9,6 +9,7 @@ use super::encode::{COPY_HEADER, COPY_TRAILER, Cell, convert};
 use super::error::{DatabaseError, postgres};
 use super::sql::quoted;
 use super::transaction::Move;
+use crate::crash::crash_point;
 use crate::domain::{Arrival, Books, NodeName};
 use crate::mapping::{Fault, Value};
 
@@ -112,7 +113,10 @@ impl AppendPlan {
                     copying.feed(piece).await?;
                 }
                 copying.feed(Bytes::from_static(COPY_TRAILER)).await?;
-                copying.as_mut().finish().await
+                crash_point("crash_copying");
+                let copied = copying.as_mut().finish().await;
+                crash_point("crash_copied");
+                copied
             };
             tokio::join!(copy, cursor.commit(client))
         };

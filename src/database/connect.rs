@@ -73,7 +73,7 @@ fn client_config(settings: &DatabaseSettings) -> Config {
             DatabaseTls::VerifyFull => SslMode::Require,
         });
     if let Some(password) = &settings.password {
-        config.password(password.expose());
+        config.password(password.current().expose());
     }
     config
 }

@@ -20,6 +20,9 @@ pub enum DatabaseError {
     TimedOut { doing: &'static str, limit: Duration },
     #[error("no connection free within {} s: raise connections_max or look for a writer that hangs", limit.as_secs_f32())]
     PoolTimedOut { limit: Duration },
+    /// The breaker is open: nothing was tried.
+    #[error("the database failed too often and is left alone: next trial in {:.0} s", retry_in.as_secs_f32().ceil())]
+    Resting { retry_in: Duration },
     /// No connection could be made; the last attempt says why.
     #[error("{cause}")]
     Unreachable { cause: std::sync::Arc<DatabaseError> },
@@ -49,6 +52,7 @@ impl DatabaseError {
             DatabaseError::Unreachable { cause } => cause.class(),
             DatabaseError::TimedOut { .. }
             | DatabaseError::PoolTimedOut { .. }
+            | DatabaseError::Resting { .. }
             | DatabaseError::CursorMoved
             | DatabaseError::PlanInDoubt { .. } => ErrorClass::Transient,
             DatabaseError::Tls(_)
@@ -76,16 +80,18 @@ impl DatabaseError {
         }
     }
 
-    /// The database could not be talked to, as opposed to: it answered with a refusal of this one statement.
+    /// The database could not be talked to, as opposed to: it answered with a refusal of this one statement. A statement
+    /// that the server itself ended for its time (57014) says nothing of the others: a table may be locked.
     pub fn is_connection_trouble(&self) -> bool {
         match self {
             DatabaseError::Unreachable { .. }
             | DatabaseError::Refused { .. }
             | DatabaseError::TimedOut { .. }
             | DatabaseError::Tls(_) => true,
-            DatabaseError::Postgres { source, .. } => {
-                source.code().is_none_or(|code| matches!(&code.code()[..2], "08" | "57" | "28"))
-            }
+            DatabaseError::Postgres { source, .. } => source.code().is_none_or(|code| {
+                *code != SqlState::QUERY_CANCELED
+                    && matches!(code.code().get(..2), Some("08" | "57" | "28"))
+            }),
             _ => false,
         }
     }
@@ -95,6 +101,7 @@ impl DatabaseError {
         let never_sent = matches!(
             self,
             DatabaseError::CursorMoved
+                | DatabaseError::Resting { .. }
                 | DatabaseError::Unreachable { .. }
                 | DatabaseError::Refused { .. }
         );

@@ -154,11 +154,13 @@ impl LatestPlan {
     ) -> Result<(), DatabaseError> {
         let of_keys = [(&keys as _, Type::TEXT_ARRAY)];
         let of_seen = [(&self.scope as _, Type::TEXT), (&keys as _, Type::TEXT_ARRAY)];
-        let (current, seen) = tokio::try_join!(
+        let (current, seen) = tokio::join!(
             client.query_typed(&self.select, &of_keys),
             client.query_typed(&self.select_seen, &of_seen),
-        )
-        .map_err(postgres("read the latest rows"))?;
+        );
+        // In the order of the statements: the second is refused because the first was, whatever the reason.
+        let current = current.map_err(postgres("read the latest rows"))?;
+        let seen = seen.map_err(postgres("read the latest rows"))?;
         let unreadable = postgres_read;
         for row in &current {
             let key: String = row.try_get(0).map_err(unreadable)?;

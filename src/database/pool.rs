@@ -15,7 +15,9 @@ use tokio_postgres::Client;
 
 use super::connect::connect;
 use super::error::{DatabaseError, postgres};
+use crate::breaker::{Permit, Resting};
 use crate::config::DatabaseSettings;
+use crate::observe::DependencyView;
 
 /// A connection that nobody used for so long is closed.
 const IDLE_MAX: Duration = Duration::from_secs(300);
@@ -28,6 +30,7 @@ pub struct Pool {
     connections: bb8::Pool<Manager>,
     failures: Failures,
     limit: Duration,
+    dependency: Arc<DependencyView>,
 }
 
 impl std::fmt::Debug for Pool {
@@ -37,8 +40,8 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// Connects nothing yet: the database may be away.
-    pub fn new(settings: &DatabaseSettings) -> Pool {
+    /// Connects nothing yet: the database may be away. What is learned from the connections is told to `dependency`.
+    pub fn new(settings: &DatabaseSettings, dependency: Arc<DependencyView>) -> Pool {
         let failures = Failures::default();
         let connections = bb8::Pool::builder()
             .max_size(settings.connections_max.max(1))
@@ -52,12 +55,29 @@ impl Pool {
             .test_on_check_out(false)
             .error_sink(Box::new(failures.clone()))
             .build_unchecked(Manager { settings: Arc::new(settings.clone()) });
-        Pool { connections, failures, limit: settings.pool_timeout }
+        Pool { connections, failures, limit: settings.pool_timeout, dependency }
     }
 
-    /// A connection for one transaction. Waits at most `pool_timeout`; a failed attempt to connect ends the wait with
-    /// its cause.
+    /// A connection for one transaction, unless the breaker is open. Waits at most `pool_timeout`; a failed attempt to
+    /// connect ends the wait with its cause.
     pub async fn get(&self) -> Result<Lease, DatabaseError> {
+        let permit = self.dependency.breaker().pass();
+        let permit = permit.map_err(|Resting { retry_in }| DatabaseError::Resting { retry_in })?;
+        match self.connection().await {
+            Ok(lent) => {
+                let dependency = self.dependency.clone();
+                Ok(Lease { lent, permit: Some(permit), dependency })
+            }
+            Err(error) => {
+                if error.is_connection_trouble() {
+                    permit.failed();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn connection(&self) -> Result<Lent, DatabaseError> {
         loop {
             let failed = self.failures.notified.notified();
             let lent = tokio::select! {
@@ -74,7 +94,7 @@ impl Pool {
                 Ok(mut lent) if lent.client.is_closed() => lent.clean = false,
                 Ok(mut lent) => {
                     lent.clean = false;
-                    return Ok(Lease { lent });
+                    return Ok(lent);
                 }
                 Err(bb8::RunError::User(error)) => return Err(error),
                 Err(bb8::RunError::TimedOut) => return Err(self.failures.cause(self.limit)),
@@ -83,12 +103,28 @@ impl Pool {
     }
 }
 
+type Lent = bb8::PooledConnection<'static, Manager>;
+
 /// A lent connection. Dropping it closes the connection; [`Lease::give_back`] returns it to the pool.
 pub struct Lease {
-    lent: bb8::PooledConnection<'static, Manager>,
+    lent: Lent,
+    permit: Option<Permit>,
+    dependency: Arc<DependencyView>,
 }
 
 impl Lease {
+    /// Tells the breaker how the call ended. Dropped without, the call counts for nothing.
+    pub fn learned<T>(&mut self, result: &Result<T, DatabaseError>) {
+        let Some(permit) = self.permit.take() else { return };
+        match result {
+            Err(error) if error.is_connection_trouble() => permit.failed(),
+            _ => {
+                permit.succeeded();
+                self.dependency.reachable();
+            }
+        }
+    }
+
     /// Only after the last statement was answered and no transaction is open.
     pub fn give_back(mut self) {
         self.lent.clean = true;

@@ -12,7 +12,7 @@ use super::batch::{Batch, Special};
 use super::latest::LatestPlan;
 use super::table_sink::TableSink;
 use crate::buffer::{Block, BufferError, Reader};
-use crate::domain::{Arrival, Durable, Reason, Record, Sequence, Stage};
+use crate::domain::{Arrival, Durable, Reason, Record, Runbook, Sequence, Stage};
 use crate::mapping::{Fault, Outcome, RowMapper};
 
 /// Blocks mapped between two chances for the connection to move: some 0.2 ms of work.
@@ -111,12 +111,13 @@ impl Source {
         self.blocks.extend(chunk.blocks);
         if let Some(lost) = chunk.lost {
             tracing::error!(
-                event = "records_lost",
-                stream = %self.sink.stream.name,
-                sink = %self.sink.table.sink,
-                sequences = %lost,
-                "the log lost records before this sink had them"
-            );
+                           event = "records_lost",
+            runbook = Runbook::DataLost.page(),
+                           stream = %self.sink.stream.name,
+                           sink = %self.sink.table.sink,
+                           sequences = %lost,
+                           "the log lost records before this sink had them"
+                       );
             let count = lost.last.since(batch.last);
             batch.take_lost(lost.last, count);
         }

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::append::AppendPlan;
 use super::catalog::{self, Expected, LiveTable};
+use super::connect::connect;
 use super::cursor::Cursor;
 use super::error::{DatabaseError, postgres};
 use super::latest::{LatestPlan, LatestTable};
@@ -62,20 +63,30 @@ impl TableSink {
     /// that was wrong costs one odd partition, and never stops its batch.
     pub async fn make_partitions(&self, arrivals: Vec<i64>) -> Result<(), DatabaseError> {
         let TableKind::Append { partition, .. } = &self.table.kind else { return Ok(()) };
-        let lease = self.pool.get().await?;
+        let (mut lease, mut migrator) = (None, None);
+        let client: &tokio_postgres::Client = if self.database.migrator.is_some() {
+            migrator.insert(connect(&self.database.as_migrator()).await?)
+        } else {
+            lease.insert(self.pool.get().await?)
+        };
         let limit = self.database.statement_timeout;
         let make = async {
             let bound = format!("SET statement_timeout = {}", limit.as_millis().max(1));
-            lease.batch_execute(&bound).await.map_err(postgres("bound the session"))?;
+            client.batch_execute(&bound).await.map_err(postgres("bound the session"))?;
             for (from, to) in runs(arrivals, *partition) {
-                ensure_partitions(&lease, &self.database, &self.table, from, to).await?;
+                ensure_partitions(client, &self.database, &self.table, from, to).await?;
             }
             Ok(())
         };
         // The session's settings have changed: the connection does not go back.
         let limit = limit + ANSWER_MARGIN;
         let doing = "make partitions";
-        timeout(limit, make).await.unwrap_or(Err(DatabaseError::TimedOut { doing, limit }))
+        let result = timeout(limit, make).await;
+        let result = result.unwrap_or(Err(DatabaseError::TimedOut { doing, limit }));
+        if let Some(lease) = &mut lease {
+            lease.learned(&result);
+        }
+        result
     }
 
     /// Checks the mapping against the live table and plans the statements.

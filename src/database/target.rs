@@ -12,6 +12,7 @@ use super::source::Plan;
 use super::table_sink::TableSink;
 use super::transaction::{self, Move};
 use crate::buffer::BufferError;
+use crate::crash::crash_point;
 use crate::domain::{Arrival, Books, DeadLetter, Delivered, ErrorClass, Reason, Sequence, Stage};
 use crate::mapping::Fault;
 use crate::observe::SinkView;
@@ -121,6 +122,7 @@ impl Target {
                 client.batch_execute(&self.begin).await.map_err(super::error::postgres("begin"))?;
                 let messages = &batch.messages[segment.rows.clone()];
                 let folded = plan.write(client, messages).await?;
+                crash_point("crash_latest_written");
                 let tally = Tally {
                     unchanged: folded.unchanged as i64,
                     stale: folded.stale as i64,
@@ -179,7 +181,9 @@ impl Target {
         if letters.is_empty() {
             return Ok(());
         }
-        self.sink.buffer.state().put_dead_letters(letters).await
+        self.sink.buffer.state().put_dead_letters(letters).await?;
+        crash_point("crash_letters_kept");
+        Ok(())
     }
 
     async fn make_partitions(&self, batch: &Batch, segment: &Segment) -> Result<(), DatabaseError> {
@@ -195,6 +199,7 @@ impl Target {
         self.progress.beat();
         let stream = &self.sink.stream.name;
         self.sink.buffer.delivered(stream, &self.sink.table.sink, Delivered(books.cursor));
+        crash_point("crash_confirmed");
         count(&self.view, tally);
         let passed = |letter: &&DeadLetter| {
             let at = letter.key.sequence;

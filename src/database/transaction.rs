@@ -14,6 +14,7 @@ use super::cursor::{Cursor, Tally};
 use super::error::{DatabaseError, postgres};
 use super::pool::Pool;
 use crate::config::DatabaseSettings;
+use crate::crash::crash_point;
 use crate::domain::{Books, ErrorClass, Sequence};
 
 /// The server's own limit ends a statement first, with an answer; this is added for a server that no longer answers.
@@ -40,10 +41,12 @@ pub struct Move<'a> {
 impl Move<'_> {
     /// The cursor and the commit, sent together.
     pub async fn commit(self, client: &Client) -> Result<Books, DatabaseError> {
+        crash_point("crash_cursor");
         let (moved, committed) =
             tokio::join!(self.cursor.advance(client, self), client.batch_execute("COMMIT"),);
         let books = moved?;
         committed.map_err(postgres("commit"))?;
+        crash_point("crash_committed");
         Ok(books)
     }
 }
@@ -55,11 +58,12 @@ pub async fn run<T>(
     settings: &DatabaseSettings,
     work: impl AsyncFnOnce(&Client) -> Result<T, DatabaseError>,
 ) -> Result<T, DatabaseError> {
-    let lease = pool.get().await?;
+    let mut lease = pool.get().await?;
+    crash_point("crash_begin");
     let limit = settings.statement_timeout + ANSWER_MARGIN;
-    let Ok(result) = timeout(limit, work(&lease)).await else {
-        return Err(DatabaseError::TimedOut { doing: "write a batch", limit });
-    };
+    let timed_out = DatabaseError::TimedOut { doing: "write a batch", limit };
+    let result = timeout(limit, work(&lease)).await.unwrap_or(Err(timed_out));
+    lease.learned(&result);
     match &result {
         Ok(_) => lease.give_back(),
         Err(error) if error.class() == ErrorClass::Data => {

@@ -19,7 +19,7 @@ use super::source::{Source, linger_left};
 use super::table_sink::TableSink;
 use super::target::{Target, Trouble, count};
 use crate::buffer::{BufferError, DeadLetterFilter};
-use crate::domain::{Books, DeadLetterKey, Delivered, ErrorClass, Sequence};
+use crate::domain::{Books, DeadLetterKey, Delivered, ErrorClass, Runbook, Sequence};
 use crate::mapping::RowMapper;
 use crate::observe::{DependencyView, MigrationState, SinkState, SinkView};
 use crate::part::{Control, Part, PartResult, Phase};
@@ -27,6 +27,8 @@ use crate::retry::Backoff;
 
 /// A sink that a person must mend is tried again this often.
 const HELD_RETRY: Duration = Duration::from_secs(30);
+/// A sink that waits for room in the store of dead letters looks this often: it costs no round trip.
+const FULL_RETRY: Duration = Duration::from_secs(5);
 /// When told to stop, a running transaction is given this long; the cursor row decides about it at the next start.
 const ABANDON_AFTER: Duration = Duration::from_secs(2);
 /// A draining writer that finds nothing new for so long has delivered everything.
@@ -224,12 +226,16 @@ impl Runner {
             problem: error.to_string(),
             remedy: "mend the configuration".to_owned(),
         })?;
-        let lease = self.sink.pool.get().await?;
+        let mut lease = self.sink.pool.get().await?;
         let limit = self.sink.database.statement_timeout;
         let prepared = timeout(limit, self.prepare(&lease, &mapper)).await;
-        let Ok(prepared) = prepared else {
-            return Err(DatabaseError::TimedOut { doing: "read the cursor", limit }.into());
+        let timed_out = DatabaseError::TimedOut { doing: "read the cursor", limit };
+        let prepared = match prepared.unwrap_or(Err(timed_out.into())) {
+            Err(Trouble::Buffer(error)) => return Err(error.into()),
+            Err(Trouble::Database(error)) => Err(error),
+            Ok(prepared) => Ok(prepared),
         };
+        lease.learned(&prepared);
         let (books, plan) = prepared?;
         lease.give_back();
         let plan = Arc::new(plan);
@@ -253,7 +259,6 @@ impl Runner {
                 cursor.read(client).await?.ok_or_else(|| vanished(&cursor.sink))?
             }
         };
-        self.dependency.reachable();
         let books = self.settle(found)?;
         self.forget_letters_behind(books.cursor).await?;
         let plan = self.sink.plan(client, mapper).await?;
@@ -473,6 +478,9 @@ impl Runner {
             }
             return Turn::Again;
         }
+        if let Trouble::Database(DatabaseError::Resting { retry_in }) = trouble {
+            return self.rest(retry_in).await;
+        }
         let class = match &trouble {
             Trouble::Database(error) => error.class(),
             Trouble::Buffer(error) => error.class(),
@@ -493,7 +501,31 @@ impl Runner {
                 return Turn::Ended;
             }
         }
-        self.control.sleep(pause).await;
+        self.pause(pause).await;
+        Turn::Again
+    }
+
+    /// Less than `pause` when the database answers anybody before, or the phase changes.
+    async fn pause(&mut self, pause: Duration) {
+        let breaker = Arc::clone(self.dependency.breaker());
+        tokio::select! {
+            _ = self.control.sleep(pause) => {}
+            () = breaker.recovered() => {}
+        }
+    }
+
+    /// The breaker is open and another part's trial will tell.
+    async fn rest(&mut self, retry_in: Duration) -> Turn {
+        let held = self.view.status().state == SinkState::Held;
+        if !held {
+            let cause = self.dependency.status().trouble;
+            self.show(SinkState::Waiting, cause);
+        }
+        self.show_oldest().await;
+        if self.draining() {
+            return Turn::Ended;
+        }
+        self.pause(if held { HELD_RETRY } else { retry_in }).await;
         Turn::Again
     }
 
@@ -512,7 +544,8 @@ impl Runner {
             );
         }
         self.show(SinkState::Waiting, Some(text));
-        self.backoff.next_pause()
+        let pause = self.backoff.next_pause();
+        self.dependency.breaker().rest().unwrap_or(pause)
     }
 
     fn hold(&mut self, trouble: &Trouble) -> Duration {
@@ -523,26 +556,31 @@ impl Runner {
         let before = self.view.status();
         if before.state != SinkState::Held || before.trouble.as_deref() != Some(text.as_str()) {
             tracing::error!(
-                event = "sink_held",
-                stream = %self.sink.stream.name,
-                sink = %self.sink.table.sink,
-                error = %text,
-                "the sink holds until this is mended; its stream is kept"
-            );
+                           event = "sink_held",
+            runbook = Runbook::SinkHeld.page(),
+                           stream = %self.sink.stream.name,
+                           sink = %self.sink.table.sink,
+                           error = %text,
+                           "the sink holds until this is mended; its stream is kept"
+                       );
         }
         self.show(SinkState::Held, Some(text));
-        HELD_RETRY
+        match trouble {
+            Trouble::Buffer(_) => FULL_RETRY,
+            Trouble::Database(_) => HELD_RETRY,
+        }
     }
 
     /// Two writers of one log would double every row: this one writes no more until it is started anew.
     async fn fenced(&mut self, error: &DatabaseError) -> Turn {
         tracing::error!(
-            event = "sink_fenced",
-            stream = %self.sink.stream.name,
-            sink = %self.sink.table.sink,
-            error = %error,
-            "another writer has taken over this sink"
-        );
+                   event = "sink_fenced",
+        runbook = Runbook::SinkFenced.page(),
+                   stream = %self.sink.stream.name,
+                   sink = %self.sink.table.sink,
+                   error = %error,
+                   "another writer has taken over this sink"
+               );
         self.show(SinkState::Fenced, Some(error.to_string()));
         while matches!(self.control.phase(), Phase::Running) {
             self.control.changed().await;

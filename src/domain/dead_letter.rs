@@ -1,6 +1,8 @@
 //! A message a sink could not take for a reason of the message's own. Kept with its original bytes until a person
 //! replays or purges it.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Arrival, DeliveryFlags, Record, Sequence, SinkName, StreamName};
@@ -11,6 +13,13 @@ pub struct DeadLetterKey {
     pub sink: SinkName,
     pub stream: StreamName,
     pub sequence: Sequence,
+}
+
+/// `stream/sink/sequence`, as people write it.
+impl fmt::Display for DeadLetterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.stream, self.sink, self.sequence)
+    }
 }
 
 /// Where on its way the message was refused.

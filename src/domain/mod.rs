@@ -5,17 +5,21 @@
 mod books;
 mod dead_letter;
 mod error_class;
+mod finding;
 mod names;
 mod position;
 mod record;
+mod runbook;
 mod secret;
 
 pub use books::Books;
 pub use dead_letter::{DeadLetter, DeadLetterKey, Reason, Stage};
 pub use error_class::ErrorClass;
+pub use finding::{Finding, Findings, Verdict};
 pub use names::{NameError, NodeName, SinkName, StreamName};
 pub use position::{
     Appended, Delivered, Durable, LogIdentity, Sequence, SequenceRange, TelemetryId,
 };
 pub use record::{Arrival, DeliveryFlags, Record};
+pub use runbook::Runbook;
 pub use secret::Secret;

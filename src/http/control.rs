@@ -1,9 +1,9 @@
-//! Orders: parts and dead letters. Only on the control socket.
+//! Orders: parts and dead letters.
 
 use std::sync::Arc;
 
 use actix::Recipient;
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,9 @@ use crate::part::{OrderPart, PartOrder};
 /// Dead letters one request may list or replay.
 const PAGE_MAX: usize = 1000;
 
+/// Of a corrected payload, in the log.
+const AUDIT_CHARACTERS_MAX: usize = 1024;
+
 /// Delivers one dead letter again through the current mapping; answers what became of it.
 pub type Replay =
     Arc<dyn Fn(DeadLetter) -> LocalBoxFuture<'static, Result<(), String>> + Send + Sync>;
@@ -24,6 +27,7 @@ pub type Replay =
 pub struct ControlState {
     pub supervisor: Recipient<OrderPart>,
     pub letters: State,
+    pub board: Arc<Board>,
     pub replay: Replay,
 }
 
@@ -79,6 +83,25 @@ pub struct ReplayRequest {
     pub after: Option<DeadLetterKey>,
     /// At most this many, 1000 at most.
     pub limit: Option<usize>,
+    /// Replay: a person's correction of the one letter in `keys`.
+    pub payload: Option<String>,
+}
+
+/// Who is at the other end of the control socket, as the system says.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    pub uid: u32,
+}
+
+impl Peer {
+    /// For the log. Whose token an order over TCP bore is told by the guard.
+    fn of(request: &HttpRequest) -> String {
+        let peer = request.conn_data::<Peer>();
+        peer.map_or_else(
+            || "a token: see http_order".to_owned(),
+            |peer| format!("uid {}", peer.uid),
+        )
+    }
 }
 
 /// What became of one letter.
@@ -123,14 +146,24 @@ async fn list(state: web::Data<ControlState>, request: web::Json<ReplayRequest>)
 
 /// One after the other, in key order, so the records of one device keep their order. A letter is removed only after its
 /// sink has it; killed between the two, the next replay finds it delivered and only removes it.
-async fn replay(state: web::Data<ControlState>, request: web::Json<ReplayRequest>) -> HttpResponse {
+async fn replay(
+    state: web::Data<ControlState>,
+    request: web::Json<ReplayRequest>,
+    http: HttpRequest,
+) -> HttpResponse {
+    if request.payload.is_some() && request.keys.len() != 1 {
+        return refused("a correction belongs to one letter".to_owned());
+    }
     let letters = match select(&state, &request).await {
         Ok(letters) => letters,
         Err(error) => return broken(&error),
     };
     let mut results = Vec::with_capacity(letters.len());
-    for letter in letters {
+    for mut letter in letters {
         let key = letter.key.clone();
+        if let Some(payload) = &request.payload {
+            letter.payload = payload.clone().into_bytes();
+        }
         let error = match (state.replay)(letter).await {
             Err(error) => Some(error),
             Ok(()) => {
@@ -141,25 +174,54 @@ async fn replay(state: web::Data<ControlState>, request: web::Json<ReplayRequest
         results.push(ReplayResult { key, error });
     }
     let delivered = results.iter().filter(|result| result.error.is_none()).count();
-    tracing::info!(
-        event = "dead_letters_replayed",
-        delivered,
-        failed = results.len() - delivered,
-        "dead letters were replayed by a person"
-    );
+    let failed = results.len() - delivered;
+    let by = Peer::of(&http);
+    match (&request.payload, results.first()) {
+        (Some(payload), Some(result)) => tracing::info!(
+            event = "dead_letter_fixed",
+            by,
+            letter = %result.key,
+            payload = cut(payload),
+            error = result.error,
+            "a dead letter was corrected by a person and replayed"
+        ),
+        _ => tracing::info!(
+            event = "dead_letters_replayed",
+            by,
+            first = results.first().map(|result| result.key.to_string()),
+            delivered,
+            failed,
+            "dead letters were replayed by a person"
+        ),
+    }
     HttpResponse::Ok().json(results)
 }
 
-async fn purge(state: web::Data<ControlState>, request: web::Json<ReplayRequest>) -> HttpResponse {
+fn cut(payload: &str) -> &str {
+    let end = payload.char_indices().nth(AUDIT_CHARACTERS_MAX).map_or(payload.len(), |(at, _)| at);
+    &payload[..end]
+}
+
+async fn purge(
+    state: web::Data<ControlState>,
+    request: web::Json<ReplayRequest>,
+    http: HttpRequest,
+) -> HttpResponse {
     let keys: Vec<_> = match select(&state, &request).await {
         Ok(letters) => letters.into_iter().map(|letter| letter.key).collect(),
         Err(error) => return broken(&error),
     };
-    let purged = keys.len();
-    match state.letters.remove_dead_letters(keys).await {
+    let (purged, first) = (keys.len(), keys.first().map(ToString::to_string));
+    let board = state.board.clone();
+    match state.letters.remove_dead_letters(keys.clone()).await {
         Ok(()) => {
+            for key in &keys {
+                board.letter_left(&key.stream, &key.sink);
+            }
             tracing::warn!(
                 event = "dead_letters_purged",
+                by = Peer::of(&http),
+                first,
                 purged,
                 "dead letters were purged by a person"
             );

@@ -1,12 +1,14 @@
-//! Questions anyone on the listener may ask. Nothing here touches a broker, a database or the disk.
+//! Questions. Nothing here touches a broker, a database or the disk.
 
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpMessage as _, HttpRequest, HttpResponse, web};
 use serde::Serialize;
 
+use super::guard::Caller;
 use crate::domain::{SinkName, StreamName};
 use crate::observe::health::{Health, judge};
 use crate::observe::{
-    Board, BufferStatus, DependencyStatus, NodeStatus, PartStatus, SinkStatus, StreamStatus,
+    Board, BufferStatus, DependencyStatus, NodeStatus, PartStatus, Silence, SinkStatus,
+    StreamStatus,
 };
 
 /// `/ping` and `/ready` are the paths older probes ask for.
@@ -26,11 +28,16 @@ async fn live() -> HttpResponse {
     HttpResponse::Ok().json(serde_json::json!({ "status": "live" }))
 }
 
-async fn ready(board: web::Data<Board>) -> HttpResponse {
+/// The reasons name streams and servers, which is nobody's business who came without a token.
+async fn ready(request: HttpRequest, board: web::Data<Board>) -> HttpResponse {
     let health = judge(&board);
     let mut response =
         if health.ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
-    response.json(serde_json::json!({ "ready": health.ready, "because": health.because }))
+    let mut body = serde_json::json!({ "ready": health.ready });
+    if request.extensions().get::<Caller>() != Some(&Caller::Anonymous) {
+        body["because"] = health.because.into();
+    }
+    response.json(body)
 }
 
 /// `/health`: the verdict, then everything it was made from.
@@ -51,6 +58,8 @@ pub struct StreamLine {
     name: StreamName,
     /// Seconds since the last message; none before the first.
     data_age_seconds: Option<f64>,
+    /// Longer without a message than the configuration allows.
+    silence: Option<Silence>,
     status: StreamStatus,
     sinks: Vec<SinkLine>,
 }
@@ -81,7 +90,13 @@ fn stream_lines(board: &Board) -> Vec<StreamLine> {
         let sinks = sinks.collect();
         let age =
             status.last_message.map(|at| (now.as_micros() - at.as_micros()).max(0) as f64 / 1e6);
-        StreamLine { name: name.clone(), data_age_seconds: age, status, sinks }
+        StreamLine {
+            name: name.clone(),
+            data_age_seconds: age,
+            silence: status.silence(),
+            status,
+            sinks,
+        }
     };
     board.streams().map(line).collect()
 }

@@ -95,7 +95,7 @@ fn client_config(settings: &ClusterSettings) -> ClientConfig {
         config
             .set("sasl.mechanism", mechanism(sasl.mechanism))
             .set("sasl.username", &sasl.username)
-            .set("sasl.password", sasl.password.expose());
+            .set("sasl.password", sasl.password.current().expose());
     }
     config
 }
@@ -156,6 +156,7 @@ mod tests {
                 min: Duration::from_millis(100),
                 max: Duration::from_secs(30),
             },
+            breaker: Default::default(),
             properties: indexmap::IndexMap::new(),
         }
     }
@@ -196,7 +197,7 @@ mod tests {
         settings.sasl = Some(SaslSettings {
             mechanism: SaslMechanism::ScramSha512,
             username: "node".to_owned(),
-            password: Secret::new("hidden-word".to_owned()),
+            password: Secret::new("hidden-word".to_owned()).into(),
         });
         let config = producer_config(&settings, 1, Purpose::Shared);
         assert_eq!(config.get("security.protocol"), Some("sasl_ssl"));

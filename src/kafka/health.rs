@@ -9,6 +9,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use tokio::sync::{Notify, watch};
 
 use super::error::{Access, KafkaError};
+use crate::breaker::Breaker;
 use crate::observe::{Board, DependencyView};
 
 /// Facilities of librdkafka whose lines repeat what `dependency_lost` says, or comment on properties the node itself sets.
@@ -46,9 +47,9 @@ impl ClusterHealth {
         Self::with(cluster, board.dependency(&format!("kafka:{cluster}")))
     }
 
-    #[cfg(test)]
+    /// For whoever has no board.
     pub fn detached(cluster: &str) -> Self {
-        Self::with(cluster, Arc::new(DependencyView::default()))
+        Self::with(cluster, Arc::new(DependencyView::new(cluster, Default::default())))
     }
 
     fn with(cluster: &str, dependency: Arc<DependencyView>) -> Self {
@@ -75,6 +76,7 @@ impl ClusterHealth {
         self.refusal.send_replace(None);
         self.down.store(false, Ordering::Release);
         self.known.store(true, Ordering::Release);
+        self.dependency.breaker().succeeded();
         self.dependency.reachable();
         self.logged.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -84,6 +86,7 @@ impl ClusterHealth {
         let why = refusal.as_deref().unwrap_or(why);
         self.down.store(true, Ordering::Release);
         self.known.store(true, Ordering::Release);
+        self.dependency.breaker().failed();
         self.dependency.unreachable(why);
         self.news.notify_one();
     }
@@ -122,15 +125,22 @@ impl ClusterHealth {
         }
     }
 
+    /// Shared by the lanes, which rest while it is open, and the probe, which makes the trials: a lane with nothing on
+    /// its way would never learn how its trial went.
+    pub fn breaker(&self) -> &Arc<Breaker> {
+        self.dependency.breaker()
+    }
+
     /// Why it is down, for people.
     pub fn trouble(&self) -> String {
         let why = self.dependency.status().trouble;
         why.unwrap_or_else(|| "the cluster does not answer".to_owned())
     }
 
-    /// Pends until the cluster may have become unreachable.
+    /// Pends until the cluster may have become unreachable. A breaker that an earlier life of the producer left open says
+    /// so too: without a trial nobody would ever close it.
     pub async fn maybe_lost(&self) {
-        if !self.is_down() {
+        if !self.is_down() && self.breaker().rest().is_none() {
             self.news.notified().await;
         }
     }

@@ -21,6 +21,9 @@ use crate::observe::SinkState;
 use crate::part::{Control, Phase};
 use crate::retry::Backoff;
 
+/// A lane that waits for room in the store of dead letters looks this often.
+const FULL_RETRY: Duration = Duration::from_secs(5);
+
 /// What a lane is made from.
 pub(super) struct LaneParts {
     pub index: usize,
@@ -94,6 +97,10 @@ impl Lane {
                 self.control.changed().await;
                 continue;
             }
+            if let Some(rest) = self.cluster.health.breaker().rest() {
+                self.rest(rest).await;
+                continue;
+            }
             match self.attempt().await {
                 Ok(()) => {}
                 Err(KafkaError::Buffer(error)) => self.buffer_trouble(error).await?,
@@ -106,6 +113,17 @@ impl Lane {
             }
         }
         Ok(())
+    }
+
+    /// The breaker is open and the cluster's probe makes the trials.
+    async fn rest(&mut self, rest: Duration) {
+        let refusal = self.cluster.health.refusal();
+        let state = if refusal.is_some() { SinkState::Held } else { SinkState::Waiting };
+        let status = self.ledger.view().status();
+        if status.state != SinkState::Held && status.state != state {
+            self.ledger.show(state, Some(self.cluster.health.trouble()));
+        }
+        self.wait(rest).await;
     }
 
     /// The phase ends this lane now, whatever waits.
@@ -337,7 +355,7 @@ impl Lane {
         }
         self.ledger.show(SinkState::Held, Some(error.to_string()));
         self.control.progress.beat();
-        self.wait(self.cluster.settings.retry.max).await;
+        self.wait(FULL_RETRY).await;
         Ok(())
     }
 
@@ -351,7 +369,11 @@ impl Lane {
             _ => pause,
         };
         self.control.progress.set_work_waiting(false);
-        self.control.sleep(pause).await;
+        tokio::select! {
+            _ = self.control.sleep(pause) => {}
+            // The cluster answers somebody: no reason to sleep on.
+            () = self.cluster.health.breaker().recovered() => {}
+        }
     }
 }
 

@@ -8,8 +8,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::window::Passed;
 use crate::buffer::{Buffer, BufferError, State};
+use crate::crash::crash_point;
 use crate::domain::{
-    Arrival, Books, DeadLetter, Delivered, Sequence, SequenceRange, SinkName, StreamName,
+    Arrival, Books, DeadLetter, Delivered, Runbook, Sequence, SequenceRange, SinkName, StreamName,
 };
 use crate::mapping::Observed;
 use crate::observe::{SinkState, SinkView, StreamView};
@@ -84,6 +85,7 @@ impl Ledger {
         if passed.records == 0 && !corrected {
             return;
         }
+        crash_point("crash_reported");
         passed.enter(&mut self.books);
         let meters = &self.view.meters;
         meters.delivered_messages.inc_by(passed.delivered);
@@ -130,13 +132,14 @@ impl Ledger {
         self.view.update(|status| status.books = Some(self.books));
         self.changed.send_replace(self.books);
         tracing::error!(
-            event = "sink_passed_lost_records",
-            stream = %self.stream,
-            sink = %self.sink,
-            first = range.first.0,
-            last = range.last.0,
-            "the buffer could not read these records; they were not delivered"
-        );
+                   event = "sink_passed_lost_records",
+        runbook = Runbook::DataLost.page(),
+                   stream = %self.stream,
+                   sink = %self.sink,
+                   first = range.first.0,
+                   last = range.last.0,
+                   "the buffer could not read these records; they were not delivered"
+               );
     }
 
     /// Stores dead letters durably; only then may the cursor pass them.
@@ -145,6 +148,7 @@ impl Ledger {
             self.view.set_aside(letter);
         }
         self.state.put_dead_letters(letters).await?;
+        crash_point("crash_kafka_letters_kept");
         let waiting = self.state.dead_letter_count(&self.stream, &self.sink).await?;
         self.view.update(|status| status.dead_letters = waiting);
         Ok(())
@@ -168,7 +172,8 @@ impl Ledger {
         match (before.state, state) {
             (old, SinkState::Held) if old != SinkState::Held => {
                 let why = trouble.as_deref().unwrap_or_default();
-                tracing::error!(event = "sink_held", %stream, %sink, why, "a person must act");
+                tracing::error!(event = "sink_held",
+ runbook = Runbook::SinkHeld.page(), %stream, %sink, why, "a person must act");
             }
             (SinkState::Held, SinkState::Delivering) => {
                 tracing::info!(event = "sink_released", %stream, %sink, "delivering again");
@@ -190,9 +195,11 @@ impl Ledger {
         async move {
             while changed.changed().await.is_ok() {
                 let books = *changed.borrow_and_update();
+                crash_point("crash_cursor_due");
                 if let Err(error) = state.save_books(&stream, &sink, books).await {
                     return error;
                 }
+                crash_point("crash_cursor_saved");
                 buffer.delivered(&stream, &sink, Delivered(books.cursor));
                 tokio::time::sleep(interval).await;
             }

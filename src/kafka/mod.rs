@@ -19,6 +19,7 @@ mod health;
 mod lane;
 mod ledger;
 mod outbox;
+mod probe;
 mod producer;
 mod replay;
 mod reports;
@@ -28,5 +29,6 @@ mod window;
 
 pub use error::{Access, KafkaError};
 pub use outbox::TELEMETRY_ID_HEADER;
+pub use probe::probe;
 pub use producer::{KafkaParts, KafkaProducer};
 pub use replay::{KafkaReplayer, ReplayOutcome};

@@ -125,13 +125,20 @@ async fn watch_health(cluster: &Arc<Cluster>, topic: Option<String>, mut control
     let mut backoff = Backoff::new(cluster.settings.retry);
     loop {
         cluster.health.maybe_lost().await;
-        tokio::time::sleep(backoff.next_pause()).await;
+        let breaker = cluster.health.breaker();
+        let pause = backoff.next_pause();
+        tokio::time::sleep(breaker.rest().unwrap_or(pause)).await;
+        let Ok(permit) = breaker.pass() else { continue };
         match cluster.probe(topic.clone()).await {
             Ok(()) => {
+                permit.succeeded();
                 cluster.health.reached();
                 backoff.reset();
             }
-            Err(error) => tracing::debug!(cluster = %cluster.name, %error),
+            Err(error) => {
+                permit.failed();
+                tracing::debug!(cluster = %cluster.name, %error);
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use super::error::Access;
 use super::health::ClusterHealth;
 use super::window::{Fate, Window};
+use crate::crash::crash_point;
 use crate::domain::Sequence;
 
 /// Bits of the delivery opaque that hold the sequence; the lane's number is above them.
@@ -96,6 +97,7 @@ impl Context {
     fn report(&self, outcome: Result<(), Code>, opaque: usize) {
         let (lane, sequence) = from_opaque(opaque);
         let Some(reports) = self.reports.get(lane) else { return };
+        crash_point("crash_report");
         match outcome {
             Ok(()) => reports.window().settled(sequence, Fate::Delivered),
             Err(code) => {

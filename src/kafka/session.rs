@@ -12,12 +12,36 @@ use super::error::KafkaError;
 use super::health::ClusterHealth;
 use super::reports::{Context, Reports};
 use crate::config::ClusterSettings;
+use crate::domain::Secret;
+use crate::private_file::Stamp;
 
 /// A record ready for librdkafka, which copies it.
 pub(super) type Outgoing<'a> = BaseRecord<'a, [u8], [u8], usize>;
 
+/// What a session shows the brokers, as its files had it when it was opened.
+#[derive(PartialEq, Eq)]
+struct Presented {
+    password: Option<Secret>,
+    files: Vec<Option<Stamp>>,
+}
+
+impl Presented {
+    fn now(settings: &ClusterSettings) -> Self {
+        let tls = settings.tls.iter();
+        let files = tls.flat_map(|tls| {
+            let own = tls.client_certificate.iter().flat_map(|(file, key)| [file, key]);
+            tls.ca_file.iter().chain(own)
+        });
+        Presented {
+            password: settings.sasl.as_ref().map(|sasl| sasl.password.current()),
+            files: files.map(|file| Stamp::of(file).unwrap_or(None)).collect(),
+        }
+    }
+}
+
 /// A running producer.
 pub(super) struct Session {
+    presented: Presented,
     producer: Option<ThreadedProducer<Context>>,
     reports: Vec<Arc<Reports>>,
 }
@@ -29,11 +53,13 @@ impl Session {
         purpose: Purpose,
         health: Arc<ClusterHealth>,
     ) -> Result<Self, rdkafka::error::KafkaError> {
+        // Before the library reads them: what changes in between is seen as a change.
+        let presented = Presented::now(settings);
         let reports: Vec<_> = (0..lanes).map(|_| Arc::new(Reports::default())).collect();
         let context = Context::new(reports.clone(), health);
         let config = producer_config(settings, lanes, purpose);
         let producer = ThreadedProducer::from_config_and_context(&config, context)?;
-        Ok(Session { producer: Some(producer), reports })
+        Ok(Session { presented, producer: Some(producer), reports })
     }
 
     pub fn producer(&self) -> &ThreadedProducer<Context> {
@@ -83,12 +109,21 @@ impl Cluster {
     /// certificate files, some milliseconds, once.
     pub fn shared(&self) -> Result<Arc<Session>, KafkaError> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        // The other lanes see it end and come for the next.
+        if let Some(outdated) = shared.take_if(|session| self.is_outdated(session)) {
+            outdated.context().give_up();
+        }
         if let Some(session) = shared.as_ref().filter(|session| !session.context().is_fatal()) {
             return Ok(session.clone());
         }
         let session = Arc::new(self.open(Purpose::Shared)?);
         *shared = Some(session.clone());
         Ok(session)
+    }
+
+    /// The brokers turn it away, and what it showed them has been replaced since. One that is let in is left alone.
+    fn is_outdated(&self, session: &Session) -> bool {
+        self.health.refusal().is_some() && session.presented != Presented::now(&self.settings)
     }
 
     /// A producer of one lane's own, to try records one by one without drawing the others in.

@@ -22,6 +22,8 @@ pub(super) struct TopicFacts {
     /// `max.message.bytes`; none when this user may not read the topic's settings.
     pub message_bytes_max: Option<usize>,
     pub retention: Option<Retention>,
+    /// `min.insync.replicas`.
+    pub insync_replicas_min: Option<usize>,
 }
 
 /// `retention.ms`; negative means for ever.
@@ -135,6 +137,7 @@ fn read_settings(cluster: &Cluster, runtime: &Handle, topic: &str, facts: &mut T
     for resource in answers.into_iter().flatten() {
         let value = |name: &str| resource.get(name).and_then(|entry| entry.value.as_deref());
         facts.message_bytes_max = value("max.message.bytes").and_then(|text| text.parse().ok());
+        facts.insync_replicas_min = value("min.insync.replicas").and_then(|text| text.parse().ok());
         facts.retention = value("retention.ms").and_then(|text| text.parse().ok()).map(Retention);
     }
 }
@@ -170,6 +173,7 @@ mod tests {
             partitions: 3,
             message_bytes_max: None,
             retention: Some(Retention(604_800_000)),
+            insync_replicas_min: None,
         };
         assert_eq!(drift(&facts, &wanted), None);
         facts.retention = None;

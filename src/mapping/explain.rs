@@ -202,17 +202,24 @@ impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "stream {}, topic {}", self.stream, self.topic)?;
         for explained in &self.uses {
-            write!(f, "\n{}: {}", explained.sink, explained.verdict)?;
-            match &explained.detail {
-                Some(detail) => writeln!(f, " ({detail})")?,
-                None => writeln!(f)?,
-            }
-            explained.write_fields(f)?;
-            if let Some(record) = &explained.record {
-                writeln!(f, "  record {record}")?;
-            }
+            write!(f, "\n{explained}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for UseExplanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.sink, self.verdict)?;
+        match &self.detail {
+            Some(detail) => writeln!(f, " ({detail})")?,
+            None => writeln!(f)?,
+        }
+        self.write_fields(f)?;
+        match &self.record {
+            Some(record) => writeln!(f, "  record {record}"),
+            None => Ok(()),
+        }
     }
 }
 

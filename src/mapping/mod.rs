@@ -17,6 +17,7 @@ mod scan;
 mod tests;
 
 pub use explain::{Explanation, FieldTrace, UseExplanation, explain};
+pub use path::write_at;
 pub use record::RecordMapper;
 pub use row::RowMapper;
 

@@ -41,6 +41,44 @@ pub(super) fn parse(text: &str) -> Result<Vec<Segment>, String> {
     }
 }
 
+/// Writes `value` where a singular path leads, making members on the way that are not there.
+pub fn write_at(
+    document: &mut serde_json::Value,
+    path: &str,
+    value: serde_json::Value,
+) -> Result<(), String> {
+    use serde_json::Value;
+    let mut place = document;
+    for segment in parse(path)? {
+        if place.is_null() && matches!(segment, Segment::Member(_)) {
+            *place = Value::Object(serde_json::Map::new());
+        }
+        place = match (place, segment) {
+            (Value::Object(members), Segment::Member(name)) => {
+                members.entry(name).or_insert(Value::Null)
+            }
+            (Value::Array(items), Segment::Item(index)) => {
+                let count = items.len();
+                let missing =
+                    || format!("path {path:?}: [{index}] is not there, it has {count} items");
+                items.get_mut(index).ok_or_else(missing)?
+            }
+            (_, Segment::Member(name)) => {
+                return Err(format!(
+                    "path {path:?}: {name:?} would be a member of what is no object"
+                ));
+            }
+            (_, Segment::Item(index)) => {
+                return Err(format!(
+                    "path {path:?}: [{index}] would be an item of what is no array"
+                ));
+            }
+        };
+    }
+    *place = value;
+    Ok(())
+}
+
 fn name(path: &str, rest: &mut Chars<'_>) -> Result<Segment, String> {
     let text = rest.as_str();
     let end = text.find(['.', '[']).unwrap_or(text.len());

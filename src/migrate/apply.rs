@@ -10,9 +10,11 @@ use tokio_postgres::types::ToSql;
 use super::error::MigrateError;
 use super::plan::{Applied, Migration, Plan, plan};
 use super::source::read_folder;
+use crate::breaker::Resting;
 use crate::config::DatabaseSettings;
 use crate::database::maintenance::{prepare_session, quoted};
 use crate::database::{DatabaseError, bookkeeping, connect, postgres};
+use crate::observe::DependencyView;
 
 /// Between two looks at a lock someone else holds.
 const LOCK_POLL: Duration = Duration::from_millis(200);
@@ -39,10 +41,29 @@ pub struct Session {
 impl Session {
     /// Connects; `database` is the name in the configuration, which files must name too.
     pub async fn open(database: &str, settings: &DatabaseSettings) -> Result<Self, MigrateError> {
-        let client = connect(settings).await?;
-        let session = Session { client, database: database.to_owned(), settings: settings.clone() };
-        session.bounded("prepare the session", prepare_session(&session.client, settings)).await?;
+        let settings = settings.as_migrator();
+        let client = connect(&settings).await?;
+        let session = Session { client, database: database.to_owned(), settings };
+        session
+            .bounded("prepare the session", prepare_session(&session.client, &session.settings))
+            .await?;
         Ok(session)
+    }
+
+    /// As [`Session::open`], unless the breaker of the database is open; it is told how it went.
+    pub async fn open_if_let(
+        database: &str,
+        settings: &DatabaseSettings,
+        view: &DependencyView,
+    ) -> Result<Self, MigrateError> {
+        let permit = view.breaker().pass();
+        let permit = permit.map_err(|Resting { retry_in }| DatabaseError::Resting { retry_in })?;
+        let session = Session::open(database, settings).await;
+        match &session {
+            Err(error) if error.is_connection_trouble() => permit.failed(),
+            _ => permit.succeeded(),
+        }
+        session
     }
 
     pub fn client(&self) -> &Client {

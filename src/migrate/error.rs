@@ -53,6 +53,11 @@ impl MigrateError {
         }
     }
 
+    /// The breaker is open: nothing was tried, so nothing is news.
+    pub fn is_resting(&self) -> bool {
+        matches!(self, MigrateError::Database(DatabaseError::Resting { .. }))
+    }
+
     /// No session was to be had, as opposed to: a file was refused.
     pub fn is_connection_trouble(&self) -> bool {
         matches!(self, MigrateError::Database(source) if source.is_connection_trouble())

@@ -10,7 +10,7 @@ use super::error::MigrateError;
 use super::upkeep::Upkeep;
 use crate::config::{DatabaseSettings, TableSettings};
 use crate::database::maintenance::detect_tier;
-use crate::domain::ErrorClass;
+use crate::domain::{ErrorClass, Runbook};
 use crate::observe::{Board, DependencyView, MigrationState};
 use crate::part::{Control, Part, PartResult, Phase};
 use crate::retry::Backoff;
@@ -84,19 +84,23 @@ impl Migrator {
             let pause = match error.class() {
                 ErrorClass::Transient => {
                     self.report_waiting(view, &error, &mut told);
-                    backoff.next_pause()
+                    let pause = backoff.next_pause();
+                    view.breaker().rest().unwrap_or(pause)
                 }
                 ErrorClass::Data | ErrorClass::Standing => {
                     self.report_failed(view, &error, &mut told);
                     self.failed_retry
                 }
             };
-            control.sleep(pause).await;
+            tokio::select! {
+                _ = control.sleep(pause) => {}
+                () = view.breaker().recovered() => {}
+            }
         }
     }
 
     async fn attempt(&self, view: &DependencyView) -> Result<Session, MigrateError> {
-        let session = Session::open(&self.database, &self.settings).await?;
+        let session = Session::open_if_let(&self.database, &self.settings, view).await?;
         fail::fail_point!(&format!("migrator_apply_{}", self.database));
         view.reachable();
         let pending = session.standing().await?.plan.pending.len();
@@ -106,7 +110,9 @@ impl Migrator {
     }
 
     fn report_waiting(&self, view: &DependencyView, error: &MigrateError, told: &mut Told) {
-        view.unreachable(&error.to_string());
+        if !error.is_resting() {
+            view.unreachable(&error.to_string());
+        }
         if !told.waiting && told.since.elapsed() >= self.settings.migration_wait {
             told.waiting = true;
             tracing::warn!(
@@ -128,12 +134,13 @@ impl Migrator {
         self.show(view, MigrationState::Failed);
         if told.failure != text {
             tracing::error!(
-                event = "migration_failed",
-                database = self.database,
-                retry_seconds = self.failed_retry.as_secs(),
-                %error,
-                "the database is not migrated; its writers stay off, messages are kept"
-            );
+                           event = "migration_failed",
+            runbook = Runbook::MigrationFailed.page(),
+                           database = self.database,
+                           retry_seconds = self.failed_retry.as_secs(),
+                           %error,
+                           "the database is not migrated; its writers stay off, messages are kept"
+                       );
             told.failure = text;
         }
     }

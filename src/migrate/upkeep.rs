@@ -80,18 +80,24 @@ impl Upkeep {
         loop {
             let connected = match session.take().filter(|s| !s.client().is_closed()) {
                 Some(session) => Ok(session),
-                None => Session::open(&self.database, &self.settings).await,
+                None => Session::open_if_let(&self.database, &self.settings, &self.view).await,
             };
             control.progress.beat();
-            let lost = match connected {
+            match connected {
                 Ok(connected) => {
                     backoff.reset();
-                    self.look_after(connected, &mut control).await.to_string()
+                    let lost = self.look_after(connected, &mut control).await;
+                    self.view.unreachable(&lost.to_string());
                 }
-                Err(error) => error.to_string(),
-            };
-            self.view.unreachable(&lost);
-            control.sleep(backoff.next_pause()).await;
+                Err(error) if error.is_resting() => {}
+                Err(error) => self.view.unreachable(&error.to_string()),
+            }
+            let pause = backoff.next_pause();
+            let pause = self.view.breaker().rest().unwrap_or(pause);
+            tokio::select! {
+                _ = control.sleep(pause) => {}
+                () = self.view.breaker().recovered() => {}
+            }
         }
     }
 

@@ -32,7 +32,10 @@ pub fn table_sinks(context: &Context) -> TableSinks {
         .settings
         .databases
         .iter()
-        .map(|(name, database)| (name, (Arc::new(database.clone()), Pool::new(database))))
+        .map(|(name, database)| {
+            let dependency = context.board.dependency(&format!("postgresql:{name}"));
+            (name, (Arc::new(database.clone()), Pool::new(database, dependency)))
+        })
         .collect();
     let of_stream = |stream: &StreamSettings| {
         let shared = Arc::new(stream.clone());

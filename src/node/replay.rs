@@ -46,8 +46,7 @@ pub fn replay(context: &Context, sinks: &TableSinks, replayers: &Replayers) -> R
                 },
             };
             if outcome.is_ok() {
-                let view = board.sink(&key.0, &key.1);
-                view.update(|status| status.dead_letters = status.dead_letters.saturating_sub(1));
+                board.letter_left(&key.0, &key.1);
             }
             outcome
         })

@@ -10,13 +10,15 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::assembly;
+use super::clock;
 use super::replay::{Replayers, replay};
 use super::service;
 use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
 use crate::buffer::Buffer;
 use crate::config::Settings;
-use crate::http::{CONTROL_SOCKET, ControlState, Server, serve};
-use crate::observe::Board;
+use crate::domain::Sequence;
+use crate::http::{ControlState, Server, serve};
+use crate::observe::{Board, watch_certificates};
 use crate::part::Phase;
 
 /// How often a stop looks whether parts have ended.
@@ -94,6 +96,10 @@ impl Node {
         let buffer = service::while_recovering(&board, || {
             Buffer::open(&settings.node.state_dir, &settings.buffer, &sinks, board.clone())
         })?;
+        for stream in settings.streams.keys() {
+            // No sink may let go of records before their stream has read them.
+            buffer.remembered(stream, Sequence::ZERO);
+        }
         board.update_node(|node| node.log_identity = buffer.identity().to_string());
         let supervisor = Supervisor::new(settings.supervision.clone(), board.clone()).start();
         let context = assembly::Context {
@@ -106,13 +112,15 @@ impl Node {
         let control = ControlState {
             supervisor: supervisor.clone().recipient(),
             letters: buffer.state(),
+            board: board.clone(),
             replay: replay(&context, &sinks, &replayers),
         };
-        let socket = settings.node.state_dir.join(CONTROL_SOCKET);
-        let server = serve(settings.http.listen, &socket, board.clone(), control).await?;
+        let server =
+            serve(&settings.http, &settings.node.state_dir, board.clone(), control).await?;
         for part in assembly::parts(&context, &sinks, &replayers) {
             supervisor.send(AddPart(part)).await.context("launch a part")?;
         }
+        actix::spawn(watch_certificates(settings.clone(), board.clone()));
         board.update_node(|node| node.running = true);
         tracing::info!(event = "node_started", node = %settings.node.name,
             log = %buffer.identity(), http = %server.address,
@@ -138,6 +146,7 @@ impl Node {
                 Err(error.into())
             }
             () = watchdog => Ok(()),
+            never = clock::watch(&self.board) => never,
             () = service::keep_telling(&self.board) => Ok(()),
         }
     }

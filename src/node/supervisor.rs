@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::part_actor::{Cancel, EndNotice, Ending, PartActor, PartEnded};
 use super::restart::{Decision, RestartPolicy};
 use crate::config::SupervisionSettings;
+use crate::domain::Runbook;
 use crate::observe::{Board, PartState};
 use crate::part::{Control, OrderPart, Part, PartOrder, Phase, Progress};
 
@@ -140,7 +141,8 @@ impl Supervisor {
                 (PartState::Restarting, pause)
             }
             Decision::Park { retry_after } => {
-                tracing::error!(event = "part_parked", part = name, error = %why,
+                tracing::error!(event = "part_parked",
+ runbook = Runbook::PartParked.page(), part = name, error = %why,
                     retry_in_seconds = retry_after.as_secs(),
                     "a part failed too often and is parked; everything else goes on");
                 (PartState::Parked, retry_after)
@@ -168,7 +170,8 @@ impl Supervisor {
             let Some(life) = &mut part.life else { continue };
             match life.cancelled_at {
                 None if life.progress.stalled_for().is_some_and(|stalled| stalled > limit) => {
-                    tracing::error!(event = "part_stalled", part = %name,
+                    tracing::error!(event = "part_stalled",
+ runbook = Runbook::PartStalled.page(), part = %name,
                         after_seconds = limit.as_secs(), "a part has work and makes no progress");
                     self.board.update_part(name, |status| status.stalls += 1);
                     life.cancelled_at = Some(Instant::now());

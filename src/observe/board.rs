@@ -2,16 +2,20 @@
 //! does. Counters count from process start; books and positions are gauges copied from durable state.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 use serde::Serialize;
 
+use super::dependency::{DependencyStatus, DependencyView};
+use super::expiry::CertificateStatus;
+use super::http_meters::HttpMeters;
 use super::metrics::{BufferMeters, Exposition, SinkMeters, StreamMeters};
 use crate::config::Settings;
-use crate::domain::{Arrival, Books, DeadLetter, DeadLetterKey, Sequence, SinkName, StreamName};
+use crate::domain::{
+    Arrival, Books, DeadLetter, DeadLetterKey, Runbook, Sequence, SinkName, StreamName,
+};
 
 /// Everything the node knows of itself at this moment.
 #[derive(Debug)]
@@ -22,11 +26,13 @@ pub struct Board {
     parts: Mutex<BTreeMap<String, PartStatus>>,
     buffer: Mutex<BufferStatus>,
     node: Mutex<NodeStatus>,
+    certificates: Mutex<BTreeMap<String, CertificateStatus>>,
     pub buffer_meters: BufferMeters,
+    pub http_meters: HttpMeters,
     exposition: Exposition,
 }
 
-fn lock<T>(cell: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(cell: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while holding one of these locks leaves a value that is still whole: each is replaced field by field.
     cell.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -40,7 +46,11 @@ impl Board {
         for (name, stream) in &settings.streams {
             let meters = exposition.stream_meters(name);
             let view = StreamView::new(meters, stream.sinks().into_iter().next());
-            view.update(|status| status.silence_limits_seconds = silence_limits(stream));
+            view.update(|status| {
+                status.silence_limits_seconds = silence_limits(stream);
+                status.heard = Some(Instant::now());
+                status.since = Some(Arrival::now());
+            });
             streams.insert(name.clone(), Arc::new(view));
             for sink in stream.sinks() {
                 let kind = SinkKind::of(stream, &sink);
@@ -49,14 +59,17 @@ impl Board {
                 sinks.insert((name.clone(), sink), view);
             }
         }
-        let dependencies = settings
-            .brokers
-            .keys()
-            .map(|name| format!("mqtt:{name}"))
-            .chain(settings.clusters.keys().map(|name| format!("kafka:{name}")))
-            .chain(settings.databases.keys().map(|name| format!("postgresql:{name}")))
-            .map(|name| {
-                let view = Arc::new(DependencyView::new(&name));
+        let brokers =
+            settings.brokers.iter().map(|(name, of)| (format!("mqtt:{name}"), of.breaker));
+        let clusters =
+            settings.clusters.iter().map(|(name, of)| (format!("kafka:{name}"), of.breaker));
+        let databases =
+            settings.databases.iter().map(|(name, of)| (format!("postgresql:{name}"), of.breaker));
+        let dependencies = brokers
+            .chain(clusters)
+            .chain(databases)
+            .map(|(name, breaker)| {
+                let view = Arc::new(DependencyView::new(&name, breaker));
                 (name, view)
             })
             .collect();
@@ -67,12 +80,14 @@ impl Board {
             sinks,
             dependencies,
             parts: Mutex::default(),
+            certificates: Mutex::default(),
             buffer: Mutex::new(buffer),
             node: Mutex::new(NodeStatus {
                 name: settings.node.name.to_string(),
                 ..Default::default()
             }),
             buffer_meters: exposition.buffer_meters(),
+            http_meters: exposition.http_meters(),
             exposition,
         })
     }
@@ -86,6 +101,13 @@ impl Board {
     pub fn sink(&self, stream: &StreamName, sink: &SinkName) -> Arc<SinkView> {
         let key = (stream.clone(), sink.clone());
         self.sinks.get(&key).cloned().expect("every configured sink has a view")
+    }
+
+    /// A dead letter was replayed or purged. Its sink may not be configured any more.
+    pub fn letter_left(&self, stream: &StreamName, sink: &SinkName) {
+        if let Some(view) = self.sinks.get(&(stream.clone(), sink.clone())) {
+            view.update(|status| status.dead_letters = status.dead_letters.saturating_sub(1));
+        }
     }
 
     /// `mqtt:<broker>`, `kafka:<cluster>` or `postgresql:<database>`.
@@ -121,6 +143,15 @@ impl Board {
         change(&mut lock(&self.node));
     }
 
+    /// By peer; empty before they were read for the first time.
+    pub fn certificates(&self) -> BTreeMap<String, CertificateStatus> {
+        lock(&self.certificates).clone()
+    }
+
+    pub fn set_certificates(&self, found: BTreeMap<String, CertificateStatus>) {
+        *lock(&self.certificates) = found;
+    }
+
     pub fn parts(&self) -> BTreeMap<String, PartStatus> {
         lock(&self.parts).clone()
     }
@@ -137,7 +168,7 @@ impl Board {
 
 fn silence_limits(stream: &crate::config::StreamSettings) -> Vec<(&'static str, f64)> {
     let (warning, critical) = stream.silent_after;
-    [("warning", warning), ("critical", critical)]
+    [("warning", warning), (Silence::CRITICAL, critical)]
         .into_iter()
         .filter_map(|(severity, limit)| Some((severity, limit?.as_secs_f64())))
         .collect()
@@ -151,6 +182,9 @@ pub struct NodeStatus {
     /// Started and not yet draining.
     pub running: bool,
     pub draining: bool,
+    /// How often the wall clock was set since the start.
+    pub clock_jumps_forward: u64,
+    pub clock_jumps_backward: u64,
 }
 
 /// The buffer, as its writer sees it.
@@ -202,7 +236,13 @@ pub struct StreamStatus {
     pub subscribed: bool,
     pub granted_qos: Option<u8>,
     pub unacknowledged: usize,
+    /// Of this life or an earlier one.
     pub last_message: Option<Arrival>,
+    /// When that was, by the clock that is never set; from the start of the node while there is none.
+    #[serde(skip)]
+    pub heard: Option<Instant>,
+    /// When the node began to listen.
+    pub since: Option<Arrival>,
     /// The last durable record.
     pub sequence: Sequence,
     /// Why it is not receiving, for people.
@@ -211,6 +251,39 @@ pub struct StreamStatus {
     pub unmapped: BTreeMap<String, u64>,
     /// From the configuration: (severity, seconds).
     pub silence_limits_seconds: Vec<(&'static str, f64)>,
+}
+
+/// A stream is longer without a message than the configuration allows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Silence {
+    pub severity: &'static str,
+    pub limit_seconds: f64,
+    pub silent_seconds: f64,
+}
+
+impl Silence {
+    pub const CRITICAL: &str = "critical";
+}
+
+impl StreamStatus {
+    /// The most severe limit that is passed. A stream that is not subscribed is another matter.
+    pub fn silence(&self) -> Option<Silence> {
+        let silent_seconds = self.heard?.elapsed().as_secs_f64();
+        let limits = self.silence_limits_seconds.iter().filter(|_| self.subscribed);
+        let mut from_severest = limits.rev();
+        let (severity, limit_seconds) =
+            *from_severest.find(|(_, limit)| silent_seconds > *limit)?;
+        Some(Silence { severity, limit_seconds, silent_seconds })
+    }
+
+    /// A message came, or is known to have come at `arrival` in an earlier life.
+    pub fn heard_at(&mut self, arrival: Arrival) {
+        let age = Arrival::now().as_micros().saturating_sub(arrival.as_micros());
+        let age = Duration::from_micros(u64::try_from(age).unwrap_or(0));
+        let now = Instant::now();
+        self.last_message = Some(arrival);
+        self.heard = Some(now.checked_sub(age).unwrap_or(now));
+    }
 }
 
 /// Names of unmapped members remembered per stream: devices may invent new ones without end.
@@ -436,10 +509,11 @@ impl SinkView {
         let letters = std::mem::take(&mut log.held_back);
         let DeadLetterKey { sink, stream, sequence } = &letter.key;
         tracing::warn!(
-            event = "dead_lettered", %stream, %sink, %sequence, letters,
-            reason = letter.reason.code(), column = letter.column, detail = letter.detail,
-            "messages were set aside: see `telemetry dlq list`; this line comes at most once a minute"
-        );
+                   event = "dead_lettered",
+        runbook = Runbook::DeadLettersGrowing.page(), %stream, %sink, %sequence, letters,
+                   reason = letter.reason.code(), column = letter.column, detail = letter.detail,
+                   "messages were set aside: see `telemetry dlq list`; this line comes at most once a minute"
+               );
     }
 
     pub fn status(&self) -> SinkStatus {
@@ -448,103 +522,5 @@ impl SinkView {
 
     pub fn update(&self, change: impl FnOnce(&mut SinkStatus)) {
         change(&mut lock(&self.status));
-    }
-}
-
-/// Something outside: a broker, a Kafka cluster, a database.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct DependencyStatus {
-    /// `None` until first tried.
-    pub up: Option<bool>,
-    pub since: Option<Arrival>,
-    /// Its last error, for people.
-    pub trouble: Option<String>,
-    /// Databases only.
-    pub migration: Option<MigrationState>,
-    pub migrations_pending: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MigrationState {
-    /// Not yet done: the database may be away.
-    Waiting,
-    Done,
-    /// Refused or failed: this database's writers stay off.
-    Failed,
-}
-
-/// A dependency's line on the board. Several parts may share one; whoever learns something tells it here, and only
-/// news goes to the log, with what was held back since.
-#[derive(Debug, Default)]
-pub struct DependencyView {
-    name: String,
-    status: Mutex<DependencyStatus>,
-    /// Failed attempts since the last line in the log.
-    attempts: AtomicU64,
-}
-
-impl DependencyView {
-    fn new(name: &str) -> Self {
-        let (status, attempts) = (Mutex::default(), AtomicU64::default());
-        DependencyView { name: name.to_owned(), status, attempts }
-    }
-
-    pub fn status(&self) -> DependencyStatus {
-        lock(&self.status).clone()
-    }
-
-    pub fn update(&self, change: impl FnOnce(&mut DependencyStatus)) {
-        change(&mut lock(&self.status));
-    }
-
-    /// It answered.
-    pub fn reachable(&self) {
-        let mut status = lock(&self.status);
-        let before = (status.up, status.since);
-        if before.0 == Some(true) {
-            return;
-        }
-        let now = Arrival::now();
-        status.up = Some(true);
-        status.since = Some(now);
-        status.trouble = None;
-        drop(status);
-        let dependency = self.name.as_str();
-        match before {
-            (Some(false), Some(since)) => {
-                let away_seconds = (now.as_micros() - since.as_micros()).max(0) / 1_000_000;
-                let attempts = self.attempts.swap(0, Ordering::Relaxed);
-                tracing::info!(
-                    event = "dependency_reached",
-                    dependency,
-                    away_seconds,
-                    attempts,
-                    "it answers again"
-                );
-            }
-            _ => tracing::info!(event = "dependency_reached", dependency, "it answers"),
-        }
-    }
-
-    /// It did not answer.
-    pub fn unreachable(&self, why: &str) {
-        self.attempts.fetch_add(1, Ordering::Relaxed);
-        let mut status = lock(&self.status);
-        let news = status.up != Some(false);
-        if news {
-            status.up = Some(false);
-            status.since = Some(Arrival::now());
-        }
-        status.trouble = Some(why.to_owned());
-        drop(status);
-        if news {
-            tracing::warn!(
-                event = "dependency_lost",
-                dependency = self.name,
-                error = why,
-                "it does not answer: messages are kept and it is tried again, quietly"
-            );
-        }
     }
 }

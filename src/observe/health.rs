@@ -1,8 +1,13 @@
 //! One judgement of the whole node, used by `/health`, `/health/ready`, the metrics and `telemetry status`.
 
+use jiff::Timestamp;
 use serde::Serialize;
 
-use super::board::{Board, MigrationState, PartState, SinkState};
+use super::board::{Board, PartState, Silence, SinkState};
+use super::dependency::MigrationState;
+use super::expiry::Nearness;
+use crate::breaker::BreakerState;
+use crate::domain::Runbook;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -34,6 +39,8 @@ pub struct Health {
     /// False when it cannot accept, or while a database's migrations failed, or before the sinks have begun.
     pub ready: bool,
     pub because: Vec<String>,
+    /// Nothing is wrong yet.
+    pub warnings: Vec<String>,
 }
 
 /// Reads the board; touches nothing outside.
@@ -51,16 +58,19 @@ pub fn judge(board: &Board) -> Health {
     if !buffer.accepting {
         let why =
             buffer.refusing_because.unwrap_or_else(|| "the buffer is not open yet".to_owned());
-        verdict.not_ready(&format!("not accepting: {why}"));
+        let page = Runbook::BufferFull.page();
+        verdict.not_ready(&format!("not accepting: {why} (runbook {page})"));
     }
     if buffer.lost.values().any(|lost| *lost > 0) {
-        verdict.unhealthy("the disk lost kept records: see /health, buffer.lost");
+        let text = "the disk lost kept records: see /health, buffer.lost";
+        verdict.unhealthy_page(text, Runbook::DataLost);
     }
     for (name, dependency) in board.dependencies() {
         match dependency.migration {
             Some(MigrationState::Failed) => {
                 let why = dependency.trouble.clone().unwrap_or_default();
-                verdict.not_ready(&format!("migrations of {name} failed: {why}"));
+                let page = Runbook::MigrationFailed.page();
+                verdict.not_ready(&format!("migrations of {name} failed: {why} (runbook {page})"));
             }
             Some(MigrationState::Waiting) => {
                 verdict.not_ready_but_degraded(&format!("{name}: migrations not applied yet"));
@@ -69,14 +79,21 @@ pub fn judge(board: &Board) -> Health {
         }
         if dependency.up == Some(false) {
             let why = dependency.trouble.unwrap_or_default();
-            verdict.degraded(&format!("{name} is away: {why}"));
+            let pace = match dependency.breaker.state {
+                BreakerState::Closed => "",
+                BreakerState::Open | BreakerState::HalfOpen => " (its breaker is open)",
+            };
+            let text = format!("{name} is away{pace}: {why}");
+            verdict.degraded_page(&text, Runbook::DependencyDown);
         }
     }
     judge_streams(board, &mut verdict);
+    judge_certificates(board, &mut verdict);
     for (part, status) in board.parts() {
         if status.state == PartState::Parked {
             let why = status.last_failure.unwrap_or_default();
-            verdict.unhealthy(&format!("part {part} is parked: {why}"));
+            let text = format!("part {part} is parked: {why}");
+            verdict.unhealthy_page(&text, Runbook::PartParked);
         }
     }
     verdict.done()
@@ -86,8 +103,20 @@ fn judge_streams(board: &Board, verdict: &mut Verdict) {
     for (name, view) in board.streams() {
         let status = view.status();
         if !status.subscribed {
-            let why = status.trouble.unwrap_or_else(|| "not connected yet".to_owned());
-            verdict.degraded(&format!("stream {name} is not subscribed: {why}"));
+            let why = status.trouble.as_deref().unwrap_or("not connected yet");
+            let page = Runbook::StreamNotSubscribed;
+            verdict.degraded_page(&format!("stream {name} is not subscribed: {why}"), page);
+        }
+        if let Some(silence) = status.silence() {
+            let Silence { severity, limit_seconds, silent_seconds } = silence;
+            let text = format!(
+                "stream {name} is silent for {silent_seconds:.0} s, longer than the {limit_seconds:.0} s of \
+                 silent_{severity}_after_seconds"
+            );
+            match severity {
+                Silence::CRITICAL => verdict.unhealthy_page(&text, Runbook::StreamSilent),
+                _ => verdict.degraded_page(&text, Runbook::StreamSilent),
+            }
         }
     }
     for (stream, sink, view) in board.sinks() {
@@ -98,11 +127,27 @@ fn judge_streams(board: &Board, verdict: &mut Verdict) {
             SinkState::Waiting => verdict.degraded(&format!("{stream} → {sink} waits: {why}")),
             SinkState::Held | SinkState::Parked | SinkState::Fenced => {
                 let state = status.state.code();
-                verdict.unhealthy(&format!("{stream} → {sink} is {state}: {why}"));
+                let page = match status.state {
+                    SinkState::Fenced => Runbook::SinkFenced,
+                    _ => Runbook::SinkHeld,
+                };
+                verdict.unhealthy_page(&format!("{stream} → {sink} is {state}: {why}"), page);
             }
         }
         if status.books.is_some_and(|books| books.difference() != 0) {
-            verdict.unhealthy(&format!("the books of {stream} → {sink} do not balance"));
+            let text = format!("the books of {stream} → {sink} do not balance");
+            verdict.unhealthy_page(&text, Runbook::BooksDoNotBalance);
+        }
+    }
+}
+
+fn judge_certificates(board: &Board, verdict: &mut Verdict) {
+    let now = Timestamp::now();
+    for (peer, status) in board.certificates() {
+        match status.nearness(now) {
+            Nearness::Far => {}
+            Nearness::Soon => verdict.warnings.push(status.story(&peer, now)),
+            Nearness::VerySoon | Nearness::Over => verdict.degraded(&status.story(&peer, now)),
         }
     }
 }
@@ -112,6 +157,7 @@ struct Verdict {
     not_ready: bool,
     unhealthy: Vec<String>,
     degraded: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl Verdict {
@@ -129,6 +175,14 @@ impl Verdict {
         self.unhealthy.push(why.to_owned());
     }
 
+    fn unhealthy_page(&mut self, why: &str, page: Runbook) {
+        self.unhealthy(&format!("{why} (runbook {})", page.page()));
+    }
+
+    fn degraded_page(&mut self, why: &str, page: Runbook) {
+        self.degraded(&format!("{why} (runbook {})", page.page()));
+    }
+
     fn degraded(&mut self, why: &str) {
         self.degraded.push(why.to_owned());
     }
@@ -142,6 +196,6 @@ impl Verdict {
             HealthState::Healthy
         };
         let because = self.unhealthy.into_iter().chain(self.degraded).collect();
-        Health { state, ready: !self.not_ready, because }
+        Health { state, ready: !self.not_ready, because, warnings: self.warnings }
     }
 }

@@ -14,6 +14,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 use super::board::{Board, DisconnectReason, PartState, Redelivery, SinkKind, SinkState};
+use super::http_meters::{HttpMeters, HttpRefusal};
+use crate::breaker::BreakerState;
 use crate::domain::{Arrival, ErrorClass, Reason, SinkName, StreamName};
 
 type Labels = Vec<(&'static str, String)>;
@@ -146,8 +148,11 @@ const COUNTERS: &[(&str, &str)] = &[
     ("flagged_messages", "Messages kept with a quality flag"),
     ("sink_errors", "Failures at the sink, by class"),
     ("sink_retries", "Attempts after a failure"),
+    ("breaker_trips", "Times the breaker of a dependency opened"),
+    ("clock_jumps", "Times the wall clock was set, by direction"),
     ("part_restarts", "Fresh starts of a part after a failure"),
     ("part_stalls", "Times a part had work and made no progress"),
+    ("http_refused_requests", "Requests refused before they were looked at, by reason"),
 ];
 
 const HISTOGRAMS: &[(&str, &str, Buckets)] = &[
@@ -188,20 +193,32 @@ const GAUGES: &[(&str, &str)] = &[
         "Records passed minus records accounted for: 0 when the books balance",
     ),
     ("dependency_up", "1 when the last attempt to reach it worked"),
+    ("breaker_state", "1 for the state the breaker is in"),
     ("migrations_pending", "Migrations not yet applied"),
     ("migration_failed", "1 when migrations were refused or failed"),
     ("part_parked", "1 when the part failed too often and waits"),
 ];
 
 const FLOAT_GAUGES: &[(&str, &str)] = &[
-    ("stream_last_message_timestamp_seconds", "Arrival of the last message; 0 = none"),
+    (
+        "stream_last_message_timestamp_seconds",
+        "Arrival of the last message, also of an earlier life; start of the node while there is none",
+    ),
     (
         "stream_silence_limit_seconds",
         "Silence after which the stream counts as silent, by severity",
     ),
+    (
+        "breaker_next_trial_timestamp_seconds",
+        "When an open breaker lets the next trial through; 0 = not open",
+    ),
     ("sink_oldest_pending_timestamp_seconds", "Arrival of the first pending record; 0 = none"),
     ("sink_newest_delivered_timestamp_seconds", "Arrival of the newest delivered record; 0 = none"),
     ("sink_last_success_timestamp_seconds", "Last time the sink took a batch; 0 = never"),
+    (
+        "certificate_expiry_timestamp_seconds",
+        "When the first certificate this connection needs expires; 0 = it cannot be read",
+    ),
 ];
 
 /// The names every exporter uses, so without our prefix.
@@ -276,6 +293,13 @@ impl Exposition {
 
     pub fn buffer_meters(&self) -> BufferMeters {
         self.buffer.clone()
+    }
+
+    pub fn http_meters(&self) -> HttpMeters {
+        let refused = |because: HttpRefusal| {
+            self.counter("http_refused_requests", &[("reason", because.code())])
+        };
+        HttpMeters { refused: HttpRefusal::ALL.map(refused) }
     }
 
     pub fn stream_meters(&self, stream: &StreamName) -> StreamMeters {
@@ -353,6 +377,12 @@ impl Exposition {
         for state in crate::observe::health::HealthState::ALL {
             self.set("health_state", &[("state", state.code())], i64::from(health.state == state));
         }
+        let node = board.node();
+        for (direction, jumps) in
+            [("forward", node.clock_jumps_forward), ("backward", node.clock_jumps_backward)]
+        {
+            advance(&self.counter("clock_jumps", &[("direction", direction)]), jumps);
+        }
         for (part, status) in board.parts() {
             let of = [("part", part.as_str())];
             self.set("part_parked", &of, i64::from(status.state == PartState::Parked));
@@ -386,7 +416,7 @@ impl Exposition {
             self.set("stream_output_active", &of, i64::from(delivering));
             self.set("stream_sequence", &of, to_i64(status.sequence.0));
             self.set("stream_unmapped_fields", &of, to_i64(status.unmapped.len() as u64));
-            let last = seconds(status.last_message);
+            let last = seconds(status.last_message.or(status.since));
             self.set_float("stream_last_message_timestamp_seconds", &of, last);
             for (severity, limit) in &status.silence_limits_seconds {
                 let labels = [of[0], ("severity", *severity)];
@@ -438,9 +468,21 @@ impl Exposition {
     }
 
     fn copy_outside(&self, board: &Board) {
+        for (peer, status) in board.certificates() {
+            let expires = status.expires.map_or(0.0, |at| at.as_second() as f64);
+            let of = [("peer", peer.as_str())];
+            self.set_float("certificate_expiry_timestamp_seconds", &of, expires);
+        }
         for (name, status) in board.dependencies() {
             let of = [("dependency", name)];
             self.set("dependency_up", &of, i64::from(status.up == Some(true)));
+            for state in BreakerState::ALL {
+                let labels = [of[0], ("state", state.code())];
+                self.set("breaker_state", &labels, i64::from(status.breaker.state == state));
+            }
+            let next = seconds(status.breaker.next_trial);
+            self.set_float("breaker_next_trial_timestamp_seconds", &of, next);
+            advance(&self.counter("breaker_trips", &of), status.breaker.trips);
             if let Some(migration) = status.migration {
                 let failed = migration == super::MigrationState::Failed;
                 self.set("migration_failed", &of, i64::from(failed));

@@ -2,15 +2,20 @@
 //! `/streams` and `telemetry status` are all read from the board, so they cannot disagree.
 
 mod board;
+mod dependency;
+mod expiry;
 pub mod health;
+mod http_meters;
 mod logging;
 mod metrics;
 mod process;
 
 pub use board::{
-    Board, BufferStatus, DependencyStatus, DependencyView, DisconnectReason, MigrationState,
-    NodeStatus, PartState, PartStatus, Redelivery, SinkKind, SinkState, SinkStatus, SinkView,
-    StreamStatus, StreamView,
+    Board, BufferStatus, DisconnectReason, NodeStatus, PartState, PartStatus, Redelivery, Silence,
+    SinkKind, SinkState, SinkStatus, SinkView, StreamStatus, StreamView,
 };
+pub use dependency::{BreakerShown, DependencyStatus, DependencyView, MigrationState};
+pub use expiry::{CertificateStatus, Nearness, read_certificates, watch_certificates};
+pub use http_meters::{HttpMeters, HttpRefusal};
 pub use logging::{start_logging, tell_error};
 pub use metrics::{BufferMeters, SinkMeters, StreamMeters};

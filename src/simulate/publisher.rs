@@ -285,7 +285,8 @@ fn open(broker: &BrokerSettings, client_id: &str) -> Result<(Client, Connection)
     // Room for every place of the window and the library's own requests.
     let capacity = usize::from(WINDOW) * 2;
     let keepalive = broker.keepalive.max(std::time::Duration::from_secs(KEEPALIVE_SECONDS_MIN));
-    let password = broker.password.as_ref().map_or("", |password| password.expose());
+    let password = broker.password.as_ref().map(|password| password.current());
+    let password = password.as_ref().map_or("", |password| password.expose());
     let host = broker.host.as_str();
     Ok(match broker.version {
         MqttVersion::V311 => {

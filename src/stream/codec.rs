@@ -48,6 +48,14 @@ pub struct ConnAck {
     pub answer: Result<(), Refusal>,
     /// MQTT 5: the broker's own keep-alive, which replaces ours.
     pub keepalive: Option<Duration>,
+    pub limits: BrokerLimits,
+}
+
+/// MQTT 5: what the broker allows where it says so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BrokerLimits {
+    pub session_expiry: Option<Duration>,
+    pub receive_maximum: Option<u16>,
 }
 
 /// Why a broker does not let us in.
@@ -97,14 +105,22 @@ pub struct Publish {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outbound {
     Connect(Box<ConnectRequest>),
-    Subscribe { packet_id: u16, filter: String, qos: u8 },
+    Subscribe {
+        packet_id: u16,
+        filter: String,
+        qos: u8,
+    },
     PingReq,
     Disconnect,
+    /// The session is not wanted any more.
+    Farewell,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectRequest {
     pub client_id: String,
+    /// No session from before, and in 3.1.1 none afterwards.
+    pub fresh: bool,
     pub keepalive: Duration,
     pub username: Option<String>,
     pub password: Option<Secret>,
@@ -194,24 +210,25 @@ impl Codec {
             return Err(CodecError("CONNACK without a reason code".to_owned()));
         };
         let session_present = flags & 1 == 1;
-        let mut keepalive = None;
+        let (mut keepalive, mut limits) = (None, BrokerLimits::default());
         if code != 0 {
             buffer.advance(frame.header + frame.body);
             let answer = Err(Refusal::of(code));
-            return Ok(Inbound::ConnAck(ConnAck { session_present, answer, keepalive }));
+            return Ok(Inbound::ConnAck(ConnAck { session_present, answer, keepalive, limits }));
         }
         match self.version {
             MqttVersion::V5 => {
                 if let v5::Packet::ConnAck(connack) = v5::Packet::read(buffer, None)? {
-                    keepalive = connack
-                        .properties
+                    let properties = connack.properties.as_ref();
+                    keepalive = properties
                         .and_then(|properties| properties.server_keep_alive)
                         .map(|seconds| Duration::from_secs(seconds.into()));
+                    limits = properties.map(broker_limits).unwrap_or_default();
                 }
             }
             MqttVersion::V311 => buffer.advance(frame.header + frame.body),
         }
-        Ok(Inbound::ConnAck(ConnAck { session_present, answer: Ok(()), keepalive }))
+        Ok(Inbound::ConnAck(ConnAck { session_present, answer: Ok(()), keepalive, limits }))
     }
 
     fn begin_oversized(
@@ -383,6 +400,14 @@ fn refusal_code(reason: v5::SubscribeReasonCode) -> u8 {
     }
 }
 
+fn broker_limits(properties: &v5::ConnAckProperties) -> BrokerLimits {
+    let expiry = properties.session_expiry_interval;
+    BrokerLimits {
+        session_expiry: expiry.map(|seconds| Duration::from_secs(seconds.into())),
+        receive_maximum: properties.receive_max,
+    }
+}
+
 fn seconds<T: TryFrom<u64>>(duration: Duration, max: T) -> T {
     T::try_from(duration.as_secs()).unwrap_or(max)
 }
@@ -399,7 +424,7 @@ fn write_v5(packet: &Outbound) -> v5::Packet {
             let connect = v5::Connect {
                 keep_alive: seconds(request.keepalive, u16::MAX),
                 client_id: request.client_id.clone(),
-                clean_start: false,
+                clean_start: request.fresh,
                 properties: Some(properties),
             };
             let login = login(request).map(|(username, password)| v5::Login { username, password });
@@ -416,6 +441,16 @@ fn write_v5(packet: &Outbound) -> v5::Packet {
         Outbound::Disconnect => v5::Packet::Disconnect(v5::Disconnect::new(
             v5::DisconnectReasonCode::NormalDisconnection,
         )),
+        Outbound::Farewell => {
+            let mut disconnect = v5::Disconnect::new(v5::DisconnectReasonCode::NormalDisconnection);
+            disconnect.properties = Some(v5::DisconnectProperties {
+                session_expiry_interval: Some(0),
+                reason_string: None,
+                user_properties: Vec::new(),
+                server_reference: None,
+            });
+            v5::Packet::Disconnect(disconnect)
+        }
     }
 }
 
@@ -424,7 +459,7 @@ fn write_v4(packet: &Outbound) -> v4::Packet {
         Outbound::Connect(request) => {
             let mut connect = v4::Connect::new(request.client_id.clone());
             connect.keep_alive = seconds(request.keepalive, u16::MAX);
-            connect.clean_session = false;
+            connect.clean_session = request.fresh;
             connect.login =
                 login(request).map(|(username, password)| v4::Login { username, password });
             v4::Packet::Connect(connect)
@@ -435,7 +470,7 @@ fn write_v4(packet: &Outbound) -> v4::Packet {
             v4::Packet::Subscribe(subscribe)
         }
         Outbound::PingReq => v4::Packet::PingReq,
-        Outbound::Disconnect => v4::Packet::Disconnect,
+        Outbound::Disconnect | Outbound::Farewell => v4::Packet::Disconnect,
     }
 }
 

@@ -17,6 +17,7 @@ use super::redelivery::Proof;
 use super::session::{Session, SessionSettings, Step};
 use super::unacknowledged::{Batch, Intake, Settled};
 use crate::config::MqttVersion;
+use crate::crash::crash_point;
 use crate::part::{Control, Phase};
 
 /// Room made for one read.
@@ -207,6 +208,7 @@ impl<'a, I: Intake, W: Watcher> Connection<'a, I, W> {
 
     fn on_written(&mut self, result: io::Result<()>) -> Result<(), StreamError> {
         result.map_err(|error| StreamError::network(&self.settings.broker, &error))?;
+        crash_point("crash_acknowledged");
         self.flushed = self.output.is_empty();
         self.unwritten_since = self.has_output().then(Instant::now);
         Ok(())

@@ -2,6 +2,7 @@
 //! per stream, over all its connections.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::BytesMut;
 
@@ -10,6 +11,7 @@ use super::error::StreamError;
 use super::redelivery::{Fingerprint, Repeats};
 use super::unacknowledged::{Batch, Intake, Settled, Unacknowledged, last_of};
 use crate::buffer::Incoming;
+use crate::crash::crash_point;
 use crate::domain::Arrival;
 use crate::observe::StreamView;
 
@@ -79,14 +81,25 @@ impl<I: Intake> Inlet<I> {
             return;
         }
         fail::fail_point!("stream_batch");
+        crash_point("crash_received");
         batch.taken = self.repeats.taken();
         self.view.meters.received_messages.inc_by(batch.messages as u64);
         self.unacknowledged.push(&self.intake, batch);
         let unacknowledged = self.unacknowledged.messages();
+        let now = Instant::now();
         self.view.update(|status| {
             status.last_message = Some(arrival);
+            status.heard = Some(now);
             status.unacknowledged = unacknowledged;
         });
+    }
+
+    /// Without a connection there is nothing to acknowledge, yet what has become durable is to be known.
+    pub fn settle_unconnected(&mut self) -> Result<(), StreamError> {
+        match self.unacknowledged.try_next_durable()? {
+            Some(settled) => self.settle(settled, usize::MAX, &mut BytesMut::new()).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Writes the acknowledgements of a durable group, and of those that became durable with it until about `room` are

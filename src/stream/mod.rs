@@ -12,9 +12,11 @@ mod codec;
 mod connection;
 mod dial;
 mod error;
+mod heard;
 mod inlet;
 mod message_id;
 mod notes;
+mod probe;
 mod redelivery;
 mod session;
 mod signs;
@@ -27,18 +29,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::StreamError;
+pub use probe::probe;
 
+use crate::breaker::{Breaker, Resting};
 use crate::buffer::{Appender, Buffer};
-use crate::config::{BrokerSettings, StreamSettings};
+use crate::config::{BrokerSettings, Password, StreamSettings};
 use crate::observe::{Board, DisconnectReason};
 use crate::part::{Control, Part, PartResult, Phase};
 use crate::retry::Backoff;
 use codec::ConnectRequest;
 use connection::{Connection, Ended, Limits, Lost};
+use heard::Heard;
 use inlet::Inlet;
 use notes::Notes;
 use session::SessionSettings;
-use signs::Signs;
+use signs::{Contact, Signs};
 use unacknowledged::Unacknowledged;
 
 /// A subscription that held this long starts the back-off over.
@@ -71,15 +76,28 @@ impl Part for StreamReader {
         let view = self.board.stream(&self.stream.name);
         let dependency = self.board.dependency(&format!("mqtt:{}", self.stream.broker));
         let notes = Notes::new(&self.buffer, &self.stream.name);
-        let mut signs = Signs::new(&self.stream, view.clone(), dependency, notes);
+        let heard = heard::restore(&self.buffer, &self.stream.name).await?;
+        view.update(|status| {
+            // A later life of this part knows better.
+            if let Some(arrival) = heard.filter(|_| status.last_message.is_none()) {
+                status.heard_at(arrival);
+            }
+        });
+        let heard = Heard::new(&self.buffer, &self.stream.name, heard);
+        let mut signs = Signs::new(&self.stream, view.clone(), dependency.clone(), notes, heard);
         let (repeats, acknowledged) = notes::restore(&self.buffer, &self.stream).await?;
         let unacknowledged = Unacknowledged::starting_at(acknowledged);
         let appender = self.buffer.appender(&self.stream.name);
-        let mut inlet = Inlet::new(appender, repeats, unacknowledged, view);
-        let outcome = self.serve(&mut inlet, &mut signs, &mut control).await;
+        let mut inlet = Inlet::new(appender, repeats, unacknowledged, view.clone());
+        signs.note(&inlet);
+        let breaker = dependency.breaker();
+        let outcome = self.serve(&mut inlet, &mut signs, breaker, &mut control).await;
         control.progress.set_work_waiting(false);
-        let (repeats, through) = (&inlet.repeats, inlet.unacknowledged.sequence());
-        signs.into_notes().finish(repeats, through, self.broker.operation_timeout).await;
+        let (repeats, durable) = (&inlet.repeats, inlet.unacknowledged.acknowledged());
+        let (notes, heard) = signs.into_notes();
+        let limit = self.broker.operation_timeout;
+        let last = view.status().last_message;
+        tokio::join!(notes.finish(repeats, durable, limit), heard.finish(last, limit));
         Ok(outcome?)
     }
 }
@@ -90,9 +108,9 @@ impl StreamReader {
         &self,
         inlet: &mut Inlet<Appender>,
         signs: &mut Signs,
+        breaker: &Arc<Breaker>,
         control: &mut Control,
     ) -> Result<(), StreamError> {
-        let settings = session_settings(&self.stream, &self.broker);
         let mut backoff = Backoff::new(self.broker.reconnect);
         let mut quick_closes = 0;
         loop {
@@ -104,7 +122,15 @@ impl StreamReader {
                 control.changed().await;
                 continue;
             }
-            match self.connect(&settings, inlet, signs, control).await {
+            let permit = match breaker.pass() {
+                Ok(permit) => permit,
+                Err(Resting { retry_in }) => {
+                    signs.resting();
+                    pause(control, breaker, retry_in).await;
+                    continue;
+                }
+            };
+            match self.connect(inlet, signs, control).await {
                 Ok(Ended::Told) => signs.ended(),
                 Err(Lost { error, .. }) if error.ends_part() => return Err(error),
                 Err(Lost { error, active_for }) => {
@@ -112,9 +138,19 @@ impl StreamReader {
                         backoff.reset();
                     }
                     let error = suspect(error, active_for, &mut quick_closes);
-                    signs.lost(&error);
-                    let pause = pause_after(&error, &mut backoff, self.broker.reconnect.max);
-                    control.sleep(pause).await;
+                    match signs.lost(&error) {
+                        Contact::Nothing => permit.failed(),
+                        Contact::Refusal => permit.succeeded(),
+                        // Told when it was let in; that it was lost since is no failed call.
+                        Contact::Welcome => drop(permit),
+                    }
+                    inlet.settle_unconnected()?;
+                    signs.note(inlet);
+                    let next = pause_after(&error, &mut backoff, self.broker.reconnect.max);
+                    match error.reason() {
+                        DisconnectReason::Takeover => drop(control.sleep(next).await),
+                        _ => pause(control, breaker, breaker.rest().unwrap_or(next)).await,
+                    }
                 }
             }
         }
@@ -123,12 +159,13 @@ impl StreamReader {
     /// One connection from dialling to its end.
     async fn connect(
         &self,
-        settings: &SessionSettings,
         inlet: &mut Inlet<Appender>,
         signs: &mut Signs,
         control: &mut Control,
     ) -> Result<Ended, Lost> {
         let lost = |error| Lost { error, active_for: Duration::ZERO };
+        // Each time anew: the password may have been corrected.
+        let settings = &session_settings(&self.stream, &self.broker);
         let stream = tokio::select! {
             stream = dial::dial(&self.broker) => stream.map_err(lost)?,
             () = control.changed() => return Ok(Ended::Told),
@@ -140,6 +177,14 @@ impl StreamReader {
         let outcome = connection.run(control).await;
         control.progress.set_work_waiting(false);
         outcome
+    }
+}
+
+/// Less than `pause` when the broker lets any stream in before, or the phase changes.
+async fn pause(control: &mut Control, breaker: &Breaker, pause: Duration) {
+    tokio::select! {
+        _ = control.sleep(pause) => {}
+        () = breaker.recovered() => {}
     }
 }
 
@@ -172,9 +217,10 @@ fn session_settings(stream: &StreamSettings, broker: &BrokerSettings) -> Session
         broker: dial::address(broker),
         connect: ConnectRequest {
             client_id: stream.client_id.clone(),
+            fresh: false,
             keepalive: broker.keepalive,
             username: broker.username.clone(),
-            password: broker.password.clone(),
+            password: broker.password.as_ref().map(Password::current),
             session_expiry: broker.session_expiry,
             receive_maximum: broker.receive_maximum,
             packet_bytes_max: broker.packet_bytes_max,

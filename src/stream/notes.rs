@@ -1,6 +1,7 @@
-//! What a reader knows beyond the log, kept over a restart: how far the broker is proved to have our acknowledgements, and
-//! the last message of each topic. A note holds what was durable when it was taken, never more, so an old one costs a
-//! message kept twice, never one lost.
+//! What a reader knows, kept over a restart: how far the broker is proved to have our acknowledgements, the messages it
+//! may send again because that is not proved, and the last message of each topic. Records that no note covers yet stay
+//! in the log for that, whatever the sinks say. A note holds what was durable when it was taken, never more, so an old
+//! one costs a message kept twice, never one lost.
 
 use std::time::{Duration, Instant};
 
@@ -14,28 +15,35 @@ use crate::domain::{Sequence, StreamName};
 /// Between two saves of a running stream.
 const SAVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// One note: two positions and the fingerprints, little endian.
+/// One note. In bytes: two positions, the count of what is not proved and a zero, then pairs; all u64, little endian.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Note {
-    /// The last record the fingerprints cover.
+    /// The last record the note covers.
     through: Sequence,
     /// Every PUBACK up to here is known to have reached the broker.
     proved: Sequence,
+    /// Packet id and message.
+    unproved: Vec<(u16, u64)>,
     fingerprints: Vec<Fingerprint>,
 }
 
 impl Note {
-    fn take(repeats: &Repeats, through: Sequence) -> Self {
-        Note { through, proved: repeats.proved(), fingerprints: repeats.retained().collect() }
+    /// `None` when this is no moment for one.
+    fn take(repeats: &Repeats, durable: Acknowledged) -> Option<Self> {
+        Some(Note {
+            through: durable.sequence,
+            proved: repeats.proved(),
+            unproved: repeats.unproved(durable)?,
+            fingerprints: repeats.retained().collect(),
+        })
     }
 
     fn to_bytes(&self) -> Vec<u8> {
-        let fingerprints = self.fingerprints.iter().flat_map(|one| [one.topic, one.message]);
-        [self.through.0, self.proved.0]
-            .into_iter()
-            .chain(fingerprints)
-            .flat_map(u64::to_le_bytes)
-            .collect()
+        let head = [[self.through.0, self.proved.0], [self.unproved.len() as u64, 0]];
+        let unproved = self.unproved.iter().map(|&(id, message)| [u64::from(id), message]);
+        let fingerprints = self.fingerprints.iter().map(|one| [one.topic, one.message]);
+        let pairs = head.into_iter().chain(unproved).chain(fingerprints);
+        pairs.flatten().flat_map(u64::to_le_bytes).collect()
     }
 
     /// What is no note counts as none.
@@ -46,16 +54,20 @@ impl Note {
             (both as u64, (both >> 64) as u64)
         });
         let (through, proved) = pairs.next().unwrap_or_default();
+        let (count, _) = pairs.next().unwrap_or_default();
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let unproved = pairs.by_ref().take(count).map(|(id, message)| (id as u16, message));
         Note {
             through: Sequence(through),
             proved: Sequence(proved),
+            unproved: unproved.collect(),
             fingerprints: pairs.map(|(topic, message)| Fingerprint { topic, message }).collect(),
         }
     }
 }
 
 fn key(stream: &StreamName) -> String {
-    format!("stream/{stream}/retained")
+    format!("stream/{stream}/repeats")
 }
 
 /// The memory of an earlier life: notes first, then the records they do not cover.
@@ -69,12 +81,13 @@ pub async fn restore(
     let window = settings.dedupe.as_ref().map_or(0, |dedupe| dedupe.window_messages);
     let reading = tokio::task::spawn_blocking(move || {
         let durable = buffer.durable(&name).0;
-        let uncovered = durable.since(note.through.min(note.proved)).min(UNPROVED_MAX as u64);
+        let uncovered = durable.since(note.through).min(UNPROVED_MAX as u64);
         let count = usize::try_from(uncovered).unwrap_or(usize::MAX).max(window);
         let blocks = if count == 0 { Vec::new() } else { buffer.recent(&name, count)? };
         let first = blocks.first().map(|block| block.range().first);
         let gap = durable > note.through && first.is_none_or(|first| first > note.through.next());
-        repeats.restore_notes(note.proved, if gap { &[] } else { &note.fingerprints });
+        let retained: &[_] = if gap { &[] } else { &note.fingerprints };
+        repeats.restore_notes(note.proved, &note.unproved, retained);
         for record in blocks.iter().flat_map(|block| block.records_after(Sequence::ZERO)) {
             repeats.restore(&record, record.sequence > note.through);
         }
@@ -91,15 +104,19 @@ async fn load(state: &State, stream: &StreamName) -> Result<Note, BufferError> {
     Ok(Note::from_bytes(&bytes.unwrap_or_default()))
 }
 
-async fn save(state: State, stream: StreamName, note: Note) -> Result<(), BufferError> {
-    state.put_note(&key(&stream), note.to_bytes()).await
+/// Makes a note durable; only then may the buffer let go of the records it covers.
+async fn save(buffer: Buffer, stream: StreamName, note: Note) -> Result<(), BufferError> {
+    buffer.state().put_note(&key(&stream), note.to_bytes()).await?;
+    buffer.remembered(&stream, note.through);
+    Ok(())
 }
 
 /// Saves notes now and then, one save at a time, beside the connection.
 pub struct Notes {
-    state: State,
+    buffer: Buffer,
     stream: StreamName,
-    saved: (Sequence, Sequence),
+    /// What the last save covers.
+    saved: Option<(Acknowledged, Sequence)>,
     last: Instant,
     saving: Option<JoinHandle<Result<(), BufferError>>>,
 }
@@ -107,35 +124,50 @@ pub struct Notes {
 impl Notes {
     pub fn new(buffer: &Buffer, stream: &StreamName) -> Self {
         Notes {
-            state: buffer.state(),
+            buffer: buffer.clone(),
             stream: stream.clone(),
-            saved: Default::default(),
+            saved: None,
             last: Instant::now(),
             saving: None,
         }
     }
 
     /// Starts a save when one is due and something changed.
-    pub fn tick(&mut self, repeats: &Repeats, through: Sequence) {
+    pub fn tick(&mut self, repeats: &Repeats, durable: Acknowledged) {
         let busy = self.saving.as_ref().is_some_and(|saving| !saving.is_finished());
-        if busy || self.last.elapsed() < SAVE_INTERVAL {
-            return;
-        }
-        let now = (through, repeats.proved());
-        if now != self.saved {
-            let note = Note::take(repeats, through);
-            self.saving = Some(tokio::spawn(save(self.state.clone(), self.stream.clone(), note)));
-            (self.saved, self.last) = (now, Instant::now());
+        if !busy && self.last.elapsed() >= SAVE_INTERVAL {
+            self.note(repeats, durable);
         }
     }
 
+    /// Starts a save behind the running one when something changed: nobody may come by for a long time.
+    pub fn note(&mut self, repeats: &Repeats, durable: Acknowledged) {
+        let now = Some((durable, repeats.proved()));
+        if now == self.saved {
+            return;
+        }
+        let Some(note) = Note::take(repeats, durable) else { return };
+        let before = self.saving.take();
+        let saving = save(self.buffer.clone(), self.stream.clone(), note);
+        self.saving = Some(tokio::spawn(async move {
+            if let Some(before) = before {
+                let _ = before.await;
+            }
+            saving.await
+        }));
+        (self.saved, self.last) = (now, Instant::now());
+    }
+
     /// The last save of a clean stop. A failure costs what a crash costs.
-    pub async fn finish(self, repeats: &Repeats, through: Sequence, limit: Duration) {
+    pub async fn finish(self, repeats: &Repeats, durable: Acknowledged, limit: Duration) {
         let saving = async {
             if let Some(saving) = self.saving {
                 let _ = saving.await;
             }
-            save(self.state, self.stream, Note::take(repeats, through)).await
+            match Note::take(repeats, durable) {
+                Some(note) => save(self.buffer, self.stream, note).await,
+                None => Ok(()),
+            }
         };
         match tokio::time::timeout(limit, saving).await {
             Ok(Ok(())) => {}
@@ -155,6 +187,7 @@ mod tests {
         let note = Note {
             through: Sequence(9),
             proved: Sequence(7),
+            unproved: vec![(1, 5), (u16::MAX, u64::MAX)],
             fingerprints: fingerprints.collect(),
         };
         assert_eq!(Note::from_bytes(&note.to_bytes()), note);

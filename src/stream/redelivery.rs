@@ -64,20 +64,18 @@ pub struct Acknowledged {
 /// By what a copy is known: packet id, and topic and payload.
 type Key = (u16, u64);
 
-/// Messages whose PUBACK is not proved to have arrived, in the order in which they were taken.
-#[derive(Debug, Default)]
-struct Unproved {
-    order: VecDeque<(Key, u64)>,
+/// What a broker may send again on this connection: left unproved by earlier ones.
+#[derive(Debug, Clone, Default)]
+struct Carried {
+    /// Oldest first.
+    order: Vec<Key>,
     /// How many of each are in `order`, less what was found again.
     counts: HashMap<Key, u32>,
 }
 
-impl Unproved {
-    fn push(&mut self, key: Key, taken: u64) {
-        if self.order.len() >= UNPROVED_MAX {
-            self.forget_oldest();
-        }
-        self.order.push_back((key, taken));
+impl Carried {
+    fn push(&mut self, key: Key) {
+        self.order.push(key);
         *self.counts.entry(key).or_default() += 1;
     }
 
@@ -91,30 +89,31 @@ impl Unproved {
         true
     }
 
-    fn forget_oldest(&mut self) {
-        if let Some((key, _)) = self.order.pop_front() {
-            self.find(key);
-        }
+    fn is_empty(&self) -> bool {
+        self.counts.is_empty()
     }
 
-    fn forget_upto(&mut self, taken: u64) {
-        while self.order.front().is_some_and(|(_, oldest)| *oldest <= taken) {
-            self.forget_oldest();
-        }
+    /// What was not found again, oldest first.
+    fn into_rest(mut self) -> Vec<Key> {
+        let order = std::mem::take(&mut self.order);
+        let mut rest: Vec<_> = order.into_iter().rev().filter(|key| self.find(*key)).collect();
+        rest.reverse();
+        rest
     }
 }
 
 /// The memory of one stream. It lives as long as the part, over all its connections.
 #[derive(Debug)]
 pub struct Repeats {
-    /// Taken on this connection.
-    unproved: Unproved,
-    /// Left unproved by earlier connections, and not sent again on this one.
-    carried: Unproved,
+    /// Taken on this connection and not proved, each with its number among all taken.
+    unproved: VecDeque<(Key, u64)>,
+    carried: Carried,
     /// The first message on this connection that was no copy of any kind.
     first_new: Option<u64>,
     resumed: bool,
     taken: u64,
+    /// Until everything up to here is durable, what is carried and copied cannot be told from what is not.
+    unclear_upto: u64,
     /// Everything up to here is proved to be acknowledged at the broker.
     proved: Sequence,
     retained: LruCache<u64, u64>,
@@ -125,11 +124,12 @@ impl Repeats {
     pub fn new(dedupe: Option<&DedupeSettings>) -> Self {
         let topics = NonZeroUsize::new(RETAINED_TOPICS_MAX).expect("a constant above zero");
         Repeats {
-            unproved: Unproved::default(),
-            carried: Unproved::default(),
+            unproved: VecDeque::new(),
+            carried: Carried::default(),
             first_new: None,
             resumed: false,
             taken: 0,
+            unclear_upto: 0,
             proved: Sequence::ZERO,
             retained: LruCache::new(topics),
             declared: dedupe.map(Declared::new),
@@ -140,11 +140,15 @@ impl Repeats {
     pub fn on_let_in(&mut self, session_present: bool, durable: Sequence) {
         self.resumed = session_present;
         self.first_new = None;
+        self.unclear_upto = self.taken;
         let unproved = std::mem::take(&mut self.unproved);
+        let carried = std::mem::take(&mut self.carried);
         if session_present {
-            unproved.order.into_iter().for_each(|(key, taken)| self.carried.push(key, taken));
+            let mut known = carried.into_rest();
+            known.extend(unproved.into_iter().map(|(key, _)| key));
+            let forgotten = known.len().saturating_sub(UNPROVED_MAX);
+            known.into_iter().skip(forgotten).for_each(|key| self.carried.push(key));
         } else {
-            self.carried = Unproved::default();
             self.proved = self.proved.max(durable);
         }
     }
@@ -163,7 +167,13 @@ impl Repeats {
         self.taken += 1;
         let verdict = self.repeat(publish, fingerprint, arrival, kept_last);
         if matches!(verdict, None | Some(Redelivery::Dup)) && publish.packet_id != 0 {
-            self.unproved.push((publish.packet_id, fingerprint.message), self.taken);
+            if self.unproved.len() == UNPROVED_MAX {
+                self.unproved.pop_front();
+            }
+            self.unproved.push_back(((publish.packet_id, fingerprint.message), self.taken));
+        }
+        if verdict == Some(Redelivery::Dup) {
+            self.unclear_upto = self.taken;
         }
         if !publish.flags.dup && !publish.flags.retain {
             self.first_new.get_or_insert(self.taken);
@@ -209,11 +219,12 @@ impl Repeats {
 
     /// The broker has read every acknowledgement up to here.
     pub fn on_proved(&mut self, upto: Acknowledged) {
-        self.unproved.forget_upto(upto.taken);
+        let proved = self.unproved.partition_point(|(_, taken)| *taken <= upto.taken);
+        self.unproved.drain(..proved);
         if self.first_new.is_some_and(|first| first <= upto.taken) {
-            self.carried = Unproved::default();
+            self.carried = Carried::default();
         }
-        if self.carried.counts.is_empty() {
+        if self.carried.is_empty() {
             self.proved = self.proved.max(upto.sequence);
         }
     }
@@ -227,21 +238,38 @@ impl Repeats {
         self.retained.iter().rev().map(|(&topic, &message)| Fingerprint { topic, message })
     }
 
+    /// Packet id and message of what is durable and not proved; `None` while that is unclear.
+    pub fn unproved(&self, durable: Acknowledged) -> Option<Vec<(u16, u64)>> {
+        if self.unclear_upto > durable.taken {
+            return None;
+        }
+        let mut known = self.carried.clone().into_rest();
+        let of_this_connection = self.unproved.iter().filter(|(_, taken)| *taken <= durable.taken);
+        known.extend(of_this_connection.map(|(key, _)| *key));
+        Some(known)
+    }
+
     /// At the start of the part: what an earlier life had proved and noted.
-    pub fn restore_notes(&mut self, proved: Sequence, retained: &[Fingerprint]) {
+    pub fn restore_notes(
+        &mut self,
+        proved: Sequence,
+        unproved: &[(u16, u64)],
+        retained: &[Fingerprint],
+    ) {
         self.proved = proved;
+        unproved.iter().for_each(|key| self.carried.push(*key));
         for fingerprint in retained {
             self.on_durable(*fingerprint);
         }
     }
 
-    /// At the start of the part: a kept record, in order. `fresh` when the saved fingerprints do not cover it.
+    /// At the start of the part: a kept record, in order. `fresh` when no note covers it.
     pub fn restore(&mut self, record: &Record<'_>, fresh: bool) {
         let fingerprint = Fingerprint::of(record.topic.as_bytes(), record.payload);
-        if record.packet_id != 0 && record.sequence > self.proved {
-            self.carried.push((record.packet_id, fingerprint.message), 0);
-        }
         if fresh {
+            if record.packet_id != 0 {
+                self.carried.push((record.packet_id, fingerprint.message));
+            }
             self.on_durable(fingerprint);
         }
         if let Some(declared) = &mut self.declared {
@@ -546,15 +574,41 @@ mod tests {
             packet_id,
         };
         let mut memory = Memory::new(None);
-        memory.repeats.restore_notes(Sequence(1), &[Fingerprint::of(b"topic", b"old")]);
+        let of = |payload: &str| Fingerprint::of(b"topic", payload.as_bytes());
+        let noted = [(4, of("of a dropped generation").message), (6, of("two").message)];
+        memory.repeats.restore_notes(Sequence(1), &noted, &[of("old")]);
         memory.repeats.restore(&record(1, 5, "one"), false);
         memory.repeats.restore(&record(2, 6, "two"), false);
         assert_eq!(memory.judge(0, "old", "retain"), Some(Redelivery::Retained), "noted");
-        memory.repeats.restore(&record(3, 0, "three"), true);
+        memory.repeats.restore(&record(3, 7, "three"), true);
         assert_eq!(memory.judge(0, "three", "retain"), Some(Redelivery::Retained), "read again");
         memory.repeats.on_let_in(true, Sequence(3));
         assert_eq!(memory.judge(5, "one", "dup"), None, "proved before");
+        assert_eq!(memory.judge(4, "of a dropped generation", "dup"), Some(Redelivery::Dup));
         assert_eq!(memory.judge(6, "two", "dup"), Some(Redelivery::Dup));
+        assert_eq!(
+            memory.judge(6, "two", "dup"),
+            None,
+            "in the note and in the log, yet one message"
+        );
+        assert_eq!(memory.judge(7, "three", "dup"), Some(Redelivery::Dup), "in no note");
+    }
+
+    #[test]
+    fn a_note_waits_for_copies_under_way_and_holds_nothing_that_is_not_durable() {
+        let upto = |taken| Acknowledged { taken, sequence: Sequence(taken) };
+        let mut memory = Memory::resumed();
+        memory.judge(1, "one", "");
+        memory.judge(2, "two", "");
+        let ids = |memory: &Memory, taken| -> Option<Vec<u16>> {
+            Some(memory.repeats.unproved(upto(taken))?.into_iter().map(|(id, _)| id).collect())
+        };
+        assert_eq!(ids(&memory, 1), Some(vec![1]));
+        memory.reconnect();
+        assert_eq!(ids(&memory, 1), None, "the second is carried, and not durable");
+        memory.judge(2, "two", "dup");
+        assert_eq!(ids(&memory, 2), None);
+        assert_eq!(ids(&memory, 3), Some(vec![1, 2]));
     }
 
     #[test]

@@ -241,7 +241,7 @@ fn name(packet: &Inbound) -> &'static str {
 mod tests {
     use bytes::Bytes;
 
-    use super::super::codec::{ConnAck, Refusal};
+    use super::super::codec::{BrokerLimits, ConnAck, Refusal};
     use super::*;
     use crate::domain::{DeliveryFlags, ErrorClass};
     use crate::observe::DisconnectReason;
@@ -251,6 +251,7 @@ mod tests {
             broker: "broker:1883".to_owned(),
             connect: ConnectRequest {
                 client_id: "node-energy".to_owned(),
+                fresh: false,
                 keepalive: Duration::from_secs(30),
                 username: Some("node".to_owned()),
                 password: None,
@@ -266,7 +267,12 @@ mod tests {
     }
 
     fn let_in(session_present: bool) -> Inbound {
-        Inbound::ConnAck(ConnAck { session_present, answer: Ok(()), keepalive: None })
+        Inbound::ConnAck(ConnAck {
+            session_present,
+            answer: Ok(()),
+            keepalive: None,
+            limits: BrokerLimits::default(),
+        })
     }
 
     fn message(qos: u8) -> Inbound {
@@ -321,7 +327,12 @@ mod tests {
         ] {
             let (settings, now) = (settings(), Instant::now());
             let (mut session, _) = Session::begin(&settings, now);
-            let connack = ConnAck { session_present: false, answer: Err(refusal), keepalive: None };
+            let connack = ConnAck {
+                session_present: false,
+                answer: Err(refusal),
+                keepalive: None,
+                limits: BrokerLimits::default(),
+            };
             let error = session.on_packet(Inbound::ConnAck(connack), now).unwrap_err();
             assert!(error.to_string().contains(says), "{refusal:?}: {error}");
             assert_eq!(error.reason(), DisconnectReason::Refused);
@@ -424,7 +435,12 @@ mod tests {
         let (settings, start) = (settings(), Instant::now());
         let (mut session, _) = Session::begin(&settings, start);
         let keepalive = Some(Duration::from_secs(8));
-        let connack = ConnAck { session_present: false, answer: Ok(()), keepalive };
+        let connack = ConnAck {
+            session_present: false,
+            answer: Ok(()),
+            keepalive,
+            limits: BrokerLimits::default(),
+        };
         session.on_packet(Inbound::ConnAck(connack), start).unwrap();
         assert_eq!(session.on_tick(after(4, start)).unwrap(), Some(Outbound::PingReq));
     }

@@ -5,12 +5,22 @@ use std::sync::Arc;
 
 use super::connection::Watcher;
 use super::error::StreamError;
+use super::heard::Heard;
 use super::inlet::Inlet;
 use super::notes::Notes;
 use super::unacknowledged::Intake;
 use crate::config::StreamSettings;
-use crate::domain::{ErrorClass, Sequence};
-use crate::observe::{DependencyView, DisconnectReason, StreamView};
+use crate::domain::{ErrorClass, Runbook, Sequence};
+use crate::observe::{DependencyView, DisconnectReason, Silence, StreamView};
+
+/// What was heard of the broker before a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contact {
+    Nothing,
+    /// It answered, and not with a welcome.
+    Refusal,
+    Welcome,
+}
 
 pub struct Signs {
     stream: String,
@@ -20,6 +30,9 @@ pub struct Signs {
     view: Arc<StreamView>,
     dependency: Arc<DependencyView>,
     notes: Notes,
+    heard: Heard,
+    /// The limit of silence last told.
+    silence: Option<&'static str>,
     session_present: bool,
     active: bool,
     /// The trouble last logged: the same again is not news.
@@ -33,6 +46,7 @@ impl Signs {
         view: Arc<StreamView>,
         dependency: Arc<DependencyView>,
         notes: Notes,
+        heard: Heard,
     ) -> Self {
         Signs {
             stream: settings.name.to_string(),
@@ -42,6 +56,8 @@ impl Signs {
             view,
             dependency,
             notes,
+            heard,
+            silence: None,
             session_present: false,
             active: false,
             trouble: None,
@@ -49,12 +65,50 @@ impl Signs {
         }
     }
 
-    pub fn into_notes(self) -> Notes {
-        self.notes
+    /// Notes what is known now.
+    pub fn note<I: Intake>(&mut self, inlet: &Inlet<I>) {
+        self.notes.note(&inlet.repeats, inlet.unacknowledged.acknowledged());
+    }
+
+    pub fn into_notes(self) -> (Notes, Heard) {
+        (self.notes, self.heard)
+    }
+
+    /// Says once per limit that the stream is silent, and once that it is not any more.
+    fn tell_silence(&mut self, silence: Option<Silence>) {
+        let severity = silence.map(|silence| silence.severity);
+        if self.silence == severity {
+            return;
+        }
+        let stream = self.stream.as_str();
+        match silence {
+            Some(Silence { severity, limit_seconds, .. }) => tracing::warn!(
+                event = "stream_silent",
+                runbook = Runbook::StreamSilent.page(),
+                stream,
+                severity,
+                limit_seconds,
+                "subscribed, and no message for longer than the configuration allows"
+            ),
+            None => tracing::info!(event = "stream_heard", stream, "messages come again"),
+        }
+        self.silence = severity;
     }
 
     /// A connection was lost, or did not come about.
-    pub fn lost(&mut self, error: &StreamError) {
+    pub fn lost(&mut self, error: &StreamError) -> Contact {
+        use DisconnectReason::{Keepalive, Network, Tls};
+        let heard = match error.reason() {
+            _ if self.view.status().connected => Contact::Welcome,
+            Network | Keepalive | Tls => Contact::Nothing,
+            // Of this client alone, perhaps: the others must not wait for it.
+            _ => Contact::Refusal,
+        };
+        self.tell_lost(error);
+        heard
+    }
+
+    fn tell_lost(&mut self, error: &StreamError) {
         self.view.meters.disconnected(error.reason()).inc();
         if error.reason() == DisconnectReason::Protocol {
             self.view.meters.rejected_messages.inc();
@@ -71,6 +125,7 @@ impl Signs {
         match error.class() {
             ErrorClass::Standing => tracing::error!(
                 event = "stream_input_active",
+                runbook = Runbook::StreamNotSubscribed.page(),
                 active = false,
                 stream,
                 broker,
@@ -79,12 +134,20 @@ impl Signs {
             ),
             _ => tracing::warn!(
                 event = "stream_input_active",
+                runbook = Runbook::StreamNotSubscribed.page(),
                 active = false,
                 stream,
                 broker,
                 trouble = text,
                 "not receiving"
             ),
+        }
+    }
+
+    /// The breaker is open and another stream's trial will tell.
+    pub fn resting(&mut self) {
+        if self.view.status().trouble.is_none() {
+            self.show_inactive(self.dependency.status().trouble);
         }
     }
 
@@ -117,6 +180,7 @@ impl Watcher for Signs {
     fn let_in(&mut self, session_present: bool) {
         self.session_present = session_present;
         self.view.update(|status| status.connected = true);
+        self.dependency.breaker().succeeded();
         self.dependency.reachable();
         if !session_present && self.view.status().sequence > Sequence::ZERO {
             let stream = self.stream.as_str();
@@ -161,6 +225,9 @@ impl Watcher for Signs {
     }
 
     fn tick<I: Intake>(&mut self, inlet: &Inlet<I>) {
-        self.notes.tick(&inlet.repeats, inlet.unacknowledged.sequence());
+        self.notes.tick(&inlet.repeats, inlet.unacknowledged.acknowledged());
+        let status = self.view.status();
+        self.heard.tick(status.last_message);
+        self.tell_silence(status.silence());
     }
 }

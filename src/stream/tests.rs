@@ -179,6 +179,7 @@ fn session_settings() -> SessionSettings {
         broker: "127.0.0.1".to_owned(),
         connect: ConnectRequest {
             client_id: "node-energy".to_owned(),
+            fresh: false,
             keepalive: Duration::from_secs(30),
             username: None,
             password: None,

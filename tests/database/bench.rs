@@ -14,7 +14,7 @@ use telemetry::config::{BackoffSettings, DatabaseSettings, Settings, StreamSetti
 use telemetry::database::{BatchWriter, Pool, TableSink};
 use telemetry::domain::{Arrival, Books, DeadLetter, DeliveryFlags, Secret, SinkName, StreamName};
 use telemetry::migrate::Session;
-use telemetry::observe::{Board, MigrationState, SinkState, SinkStatus};
+use telemetry::observe::{Board, DependencyView, MigrationState, SinkState, SinkStatus};
 use telemetry::part::{Control, Part as _, Phase, Progress};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -59,6 +59,15 @@ impl Bench {
     }
 
     pub async fn on(cluster: Arc<Postgres>) -> Bench {
+        Self::made(cluster, |_| {}).await
+    }
+
+    /// With settings that count from the start.
+    pub async fn with(change: impl FnOnce(&mut Settings)) -> Bench {
+        Self::made(shared_cluster(), change).await
+    }
+
+    async fn made(cluster: Arc<Postgres>, change: impl FnOnce(&mut Settings)) -> Bench {
         let database = format!("bench_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
         cluster.create_database(&database).unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -72,6 +81,7 @@ impl Bench {
             own.schema.clone_from(name);
             Session::open(name, own).await.unwrap().apply().await.unwrap();
         }
+        change(&mut settings);
         let board = Board::new(&settings);
         let streams: Vec<_> =
             settings.streams.iter().map(|(name, stream)| (name.clone(), stream.sinks())).collect();
@@ -109,11 +119,15 @@ impl Bench {
             stream: Arc::new(stream.clone()),
             database_name: table.database.clone(),
             database: Arc::new(database.clone()),
-            pool: Pool::new(database),
+            pool: Pool::new(database, self.dependency(&table.database)),
             buffer: self.buffer.clone(),
             board: self.board.clone(),
             node: self.settings.node.name.clone(),
         }
+    }
+
+    pub fn dependency(&self, database: &str) -> Arc<DependencyView> {
+        self.board.dependency(&format!("postgresql:{database}"))
     }
 
     pub fn start(&self, stream: &str, sink: &str) -> Running {
@@ -212,7 +226,7 @@ fn point_at(database: &mut DatabaseSettings, port: u16, name: &str) {
     database.port = port;
     database.dbname = name.to_owned();
     database.user = SUPERUSER.to_owned();
-    database.password = Some(Secret::new(PASSWORD.to_owned()));
+    database.password = Some(Secret::new(PASSWORD.to_owned()).into());
     database.retry =
         BackoffSettings { min: Duration::from_millis(10), max: Duration::from_millis(100) };
 }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use telemetry::domain::{Arrival, Reason, Stage};
+use telemetry::config::LoginSettings;
+use telemetry::database::Pool;
+use telemetry::domain::{Arrival, Reason, Secret, Stage};
 use telemetry::observe::{MigrationState, SinkState};
 
-use crate::bench::{Bench, at, energies, energy, eventually, local, message};
+use crate::bench::{Bench, Running, at, energies, energy, eventually, local, message};
 
 #[test]
 fn refused_rows_become_dead_letters_and_the_others_of_their_batch_rows() {
@@ -158,6 +160,43 @@ fn an_arrival_of_a_clock_that_was_wrong_makes_one_partition_and_stops_nothing() 
 }
 
 #[test]
+fn a_writer_that_may_make_nothing_has_the_migrator_make_its_partitions() {
+    local(async {
+        let bench = Bench::new().await;
+        let writer = format!("writer_of_{}", bench.database);
+        bench.cluster.create_role(&writer, "a word").unwrap();
+        bench.rows(&format!(
+            "GRANT USAGE ON SCHEMA telemetry TO {writer}; \
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA telemetry TO {writer}"
+        ));
+        let mut sink = bench.sink("energy", "energy_consumption");
+        let mut separate = (*sink.database).clone();
+        let owner = LoginSettings { user: separate.user, password: separate.password };
+        separate.user = writer;
+        separate.password = Some(Secret::new("a word".to_owned()).into());
+
+        // Without a migrator it cannot, and says so.
+        sink.database = Arc::new(separate.clone());
+        sink.pool = Pool::new(&separate, sink.dependency());
+        let refused = sink.make_partitions(vec![0]).await.unwrap_err();
+        assert_eq!(refused.sqlstate(), Some("42501"), "{refused}");
+
+        separate.migrator = Some(owner);
+        sink.database = Arc::new(separate);
+        let mut messages = energies(3);
+        messages[0].arrival = Arrival(0);
+        bench.feed("energy", messages).await;
+        let running = Running::start(sink);
+        assert_eq!(running.drained().await.delivered, 3);
+        assert_eq!(
+            bench.rows("SELECT min(time) FROM energy_consumption"),
+            ["1970-01-01 00:00:00+00"]
+        );
+        running.stop().await;
+    });
+}
+
+#[test]
 fn a_database_that_is_away_is_said_to_be_and_taken_up_when_it_comes() {
     local(async {
         let bench = Bench::new().await;
@@ -165,7 +204,7 @@ fn a_database_that_is_away_is_said_to_be_and_taken_up_when_it_comes() {
         let mut away = (*sink.database).clone();
         away.port = rig::free_port();
         let port = away.port;
-        sink.pool = telemetry::database::Pool::new(&away);
+        sink.pool = telemetry::database::Pool::new(&away, sink.dependency());
         bench.feed("energy", energies(3)).await;
         let running = crate::bench::Running::start(sink);
         let dependency = running.sink.dependency();

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rig::{Postgres, PostgresOptions};
-use telemetry::domain::Secret;
+use telemetry::domain::{ErrorClass, Secret};
 use telemetry::migrate::Migrator;
 use telemetry::observe::{MigrationState, SinkState};
 use telemetry::part::{Control, Part as _, Phase, Progress};
 use tokio::sync::watch;
 use tokio_postgres::{Client, NoTls};
 
-use crate::bench::{Bench, Running, at, energies, energy, eventually, local};
+use crate::bench::{Bench, Running, at, energies, energy, eventually, local, message};
 
 const QUICK: Duration = Duration::from_millis(300);
 
@@ -35,7 +35,7 @@ fn end_sessions(bench: &Bench) {
     bench.cluster.execute("postgres", &format!("{end}'{}'", bench.database)).unwrap();
 }
 
-async fn session(bench: &Bench) -> Client {
+pub async fn session(bench: &Bench) -> Client {
     let target = bench.cluster.connection_string(&bench.database);
     let (client, connection) = tokio_postgres::connect(&target, NoTls).await.unwrap();
     tokio::task::spawn_local(connection);
@@ -120,6 +120,31 @@ fn a_read_only_database_is_waited_for() {
     });
 }
 
+/// What follows a refused statement in the same transaction is refused too, and says nothing of why.
+#[test]
+fn a_read_only_database_never_holds_a_latest_table() {
+    local(async {
+        let bench = Bench::new().await;
+        let plug =
+            |micros| message("tele/desk/STATE", r#"{"POWER": "ON", "UptimeSec": 1}"#, at(micros));
+        bench.feed("plug", vec![plug(1)]).await;
+        let running = bench.start("plug", "power_plugs");
+        running.drained().await;
+        let read_only =
+            format!("ALTER DATABASE {} SET default_transaction_read_only = on", bench.database);
+        bench.cluster.execute("postgres", &read_only).unwrap();
+        end_sessions(&bench);
+        bench.feed("plug", vec![plug(2)]).await;
+        let refusals = || running.sink.view().meters.error(ErrorClass::Transient).get();
+        let held = || running.status().state == SinkState::Held;
+        eventually("refused again and again", || refusals() >= 20 || held()).await;
+        let status = running.status();
+        assert!(status.trouble.is_some_and(|why| why.contains("25006")));
+        assert!(!held());
+        running.stop().await;
+    });
+}
+
 #[test]
 fn a_server_without_a_free_connection_is_named_and_used_when_one_is_free() {
     local(async {
@@ -157,7 +182,7 @@ fn a_wrong_password_holds_migrator_and_writer_until_the_server_takes_it() {
         bench.cluster.execute("postgres", "ALTER ROLE collector SUPERUSER").unwrap();
         let database = &mut bench.settings.databases["telemetry"];
         database.user = "collector".to_owned();
-        database.password = Some(Secret::new("made-up".to_owned()));
+        database.password = Some(Secret::new("made-up".to_owned()).into());
         let settings = database.clone();
         bench.feed("energy", energies(100)).await;
         let running = bench.start("energy", "energy_consumption");

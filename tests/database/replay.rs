@@ -1,5 +1,8 @@
 //! Dead letters, a second time.
 
+use std::sync::Arc;
+
+use telemetry::config::{FieldSource, FilterSettings, FilterTest};
 use telemetry::database::{ReplayOutcome, replay};
 use telemetry::domain::Sequence;
 
@@ -52,6 +55,44 @@ fn a_letter_that_its_sink_has_not_passed_is_left_to_its_writer() {
         assert_eq!(bench.rows("SELECT count(*) FROM power_plugs"), ["0"]);
         assert_eq!(replay(&sink, &letter).await.unwrap(), ReplayOutcome::Delivered);
         assert_eq!(bench.rows("SELECT name, status FROM power_plugs"), ["desk t"]);
+    });
+}
+
+#[test]
+fn a_letter_that_the_mapping_leaves_out_stays_one_until_a_mapping_takes_it() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.rows(
+            "ALTER TABLE energy_consumption ADD CONSTRAINT sane CHECK (active_power_total <> 2)",
+        );
+        bench.feed("energy", energies(3)).await;
+        let running = bench.start("energy", "energy_consumption");
+        running.drained().await;
+        running.stop().await;
+        bench.rows("ALTER TABLE energy_consumption DROP CONSTRAINT sane");
+        let letter = bench.letters().await.remove(0);
+        let mut sink = bench.sink("energy", "energy_consumption");
+        let right = sink.stream.clone();
+        let mut wrong = (*right).clone();
+        for (member, outcome) in [
+            ("saveeyeDeviceSerialNumber", ReplayOutcome::Filtered),
+            ("no_such_member", ReplayOutcome::Incomplete),
+        ] {
+            wrong.mapping.filter = Some(FilterSettings {
+                source: FieldSource::Paths(vec![member.to_owned()]),
+                test: FilterTest::OneOf(vec!["nobody".into()]),
+            });
+            sink.stream = Arc::new(wrong.clone());
+            assert_eq!(replay(&sink, &letter).await.unwrap(), outcome);
+        }
+        sink.stream = right;
+        assert_eq!(replay(&sink, &letter).await.unwrap(), ReplayOutcome::Delivered);
+        let rows = "SELECT count(*) FROM energy_consumption WHERE active_power_total = 2";
+        assert_eq!(bench.rows(rows), ["1"]);
+        let running = bench.start("energy", "energy_consumption");
+        let books = running.drained().await;
+        assert_eq!((books.delivered, books.dead_lettered, books.filtered), (3, 0, 0));
+        running.stop().await;
     });
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use telemetry::breaker::BreakerState;
 use telemetry::buffer::DeadLetterFilter;
 use telemetry::domain::{DeadLetter, Reason};
 use telemetry::kafka::ReplayOutcome;
@@ -185,9 +186,12 @@ async fn an_absent_cluster_is_waited_for() {
         .run(async |_| {
             stage.until("it is noticed", |_| dependency.status().up == Some(false)).await;
             assert_eq!(stage.status("energy").state, SinkState::Waiting);
+            let breaker = || dependency.status().breaker;
+            stage.until("it is left alone", |_| breaker().state == BreakerState::Open).await;
             stage.mock.broker_up(1).unwrap();
             stage.until_cursor("energy", 500).await;
             assert_eq!(dependency.status().up, Some(true));
+            assert_eq!((breaker().state, breaker().trips), (BreakerState::Closed, 1));
             // Away again, with records on their way.
             stage.mock.broker_down(1).unwrap();
             stage.keep_good("energy", 500).await;

@@ -8,7 +8,6 @@ use std::sync::OnceLock;
 use rig::{CertificateFiles, Certificates, Folder, Kafka, KafkaOptions, KafkaSecurity};
 
 use crate::site::Site;
-use crate::world::SOON;
 
 const USER: &str = "node";
 const PASSWORD: &str = "a-good-password";
@@ -96,18 +95,45 @@ fn a_wrong_password_is_told_and_once_corrected_the_backlog_flows() {
         site.assert_table_follows();
         site.says("held", &["main", "uthentication", "password", "[clusters.main.sasl]"]);
 
+        let (verdict, figure) = doctor(&site, "reachable");
+        assert_eq!(verdict, "fail");
+        assert!(figure.contains("[clusters.main.sasl]"), "{figure}");
+
+        // The node goes on running.
         fs::write(&password, PASSWORD).unwrap();
-        let status = site.world.node.stop(SOON).unwrap();
-        assert!(status.success(), "{status}");
-        site.world.node.start().unwrap();
         site.assert_topic_is_whole(&fortress.kafka);
+        for check in ["reachable", "topic", "acks", "message size"] {
+            let (verdict, figure) = doctor(&site, check);
+            assert_eq!(verdict, "ok", "{check}: {figure}");
+        }
         let log = site.world.node.log_text();
         assert!(!log.contains(WRONG) && !log.contains(PASSWORD), "{log}");
     }
 }
 
+/// Verdict and figure of what `telemetry doctor` says of the cluster.
+fn doctor(site: &Site, check: &str) -> (String, String) {
+    let output = site.world.node.command(&["doctor", "--json"]).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let lines = report["findings"].as_array().unwrap();
+    let of_cluster =
+        |line: &&serde_json::Value| line["about"] == "kafka:main" && line["check"] == check;
+    let line = lines.iter().find(of_cluster).unwrap_or_else(|| panic!("{check} in {report:#}"));
+    let text = |name: &str| line[name].as_str().unwrap().to_owned();
+    (text("verdict"), text("figure"))
+}
+
 #[test]
-fn a_foreign_authority_is_told() {
+fn a_topic_that_is_missing_is_found_by_the_doctor() {
+    let fortress = fortress();
+    let site = Site::start(&fortress.kafka.bootstrap(), "never-made", "", "");
+    let (verdict, figure) = doctor(&site, "topic");
+    assert_eq!(verdict, "fail");
+    assert!(figure.contains("never-made"), "{figure}");
+}
+
+#[test]
+fn a_foreign_authority_is_told_and_the_right_one_taken_up() {
     let fortress = fortress();
     let password = fortress.password_file("password-of-all", PASSWORD);
     let foreign = fortress.folder.path().join("foreign");
@@ -116,4 +142,6 @@ fn a_foreign_authority_is_told() {
     site.publish(10);
     site.assert_table_follows();
     site.says("held", &["certificate verify failed", "ca_file", "[clusters.main.tls]"]);
+    fs::copy(&fortress.files.authority, &foreign.authority).unwrap();
+    site.assert_topic_is_whole(&fortress.kafka);
 }

@@ -128,6 +128,7 @@ fn cluster(bootstrap: String) -> ClusterSettings {
         message_bytes_max: 500_000,
         cursor_save_interval: Duration::from_millis(50),
         retry: BackoffSettings { min: Duration::from_millis(20), max: Duration::from_millis(200) },
+        breaker: Default::default(),
         // Several batches per stream, so that one can fail among others.
         properties: IndexMap::from([("batch.num.messages".to_owned(), "100".to_owned())]),
     }
@@ -151,7 +152,12 @@ fn settings(folder: &std::path::Path, streams: &[&str], bootstrap: String) -> Se
             ballast_bytes: 0,
             free_bytes_min: 0,
         },
-        http: HttpSettings { listen: "127.0.0.1:0".parse().unwrap() },
+        http: HttpSettings {
+            listen: ([127, 0, 0, 1], 0).into(),
+            certificate: None,
+            guarded: false,
+            requests_per_minute_max: 600,
+        },
         log: LogSettings { format: LogFormat::Text, filter: "info".to_owned() },
         supervision: SupervisionSettings {
             restarts_max: 3,

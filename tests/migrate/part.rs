@@ -38,7 +38,12 @@ fn node(database: &TestDatabase) -> Settings {
             ballast_bytes: 1,
             free_bytes_min: 1,
         },
-        http: HttpSettings { listen: ([127, 0, 0, 1], 0).into() },
+        http: HttpSettings {
+            listen: ([127, 0, 0, 1], 0).into(),
+            certificate: None,
+            guarded: false,
+            requests_per_minute_max: 600,
+        },
         log: LogSettings { format: LogFormat::Text, filter: "info".to_owned() },
         supervision: SupervisionSettings {
             restarts_max: 1,
@@ -164,7 +169,7 @@ async fn a_stop_does_not_wait_for_a_lock_held_elsewhere() {
 async fn a_wrong_password_is_a_failure_that_says_so() {
     let mut database = TestDatabase::new();
     let wrong = "hunter2-not-to-be-seen";
-    database.settings.password = Some(telemetry::domain::Secret::new(wrong.to_owned()));
+    database.settings.password = Some(telemetry::domain::Secret::new(wrong.to_owned()).into());
     LocalSet::new()
         .run_until(async {
             let mut running = start(&database, Vec::new());

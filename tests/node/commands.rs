@@ -53,6 +53,57 @@ fn probes_metrics_and_status_tell_the_same_story() {
 }
 
 #[test]
+fn the_ledger_balances_running_and_stopped() {
+    let mut world = World::start(Changes::default());
+    let publisher = world.publisher();
+    for count in 0..100 {
+        let power = if count % 10 == 0 { "\"1\"" } else { "1" };
+        let payload = format!(
+            r#"{{"saveeyeDeviceSerialNumber": "SE-1", "activeActualConsumption": {{"total": {power}}}}}"#
+        );
+        publisher.publish("energy", "saveeye/telemetry", payload);
+    }
+    publisher.publish("energy", "saveeye/telemetry", r#"{"saveeyeDeviceSerialNumber": "SE-1"}"#);
+    publisher.flush(SOON).unwrap();
+    world.drained(SOON);
+    let energy = |world: &World| {
+        let output = world.node.command(&["ledger", "--json"]).unwrap();
+        let lines: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let lines = lines.as_array().unwrap().clone();
+        let line = lines.into_iter().find(|line| line["sink"] == "energy_consumption").unwrap();
+        (output.status.code(), line)
+    };
+    let (code, line) = energy(&world);
+    assert_eq!(code, Some(0), "{line}");
+    let expected = serde_json::json!({"stream": "energy", "sink": "energy_consumption",
+        "received": 101, "delivered": 90, "pending": 0, "dead_lettered": 10, "filtered": 0,
+        "incomplete": 1, "lost": 0, "difference": 0});
+    assert_eq!(line, expected);
+    let shown = world.node.command(&["ledger"]).unwrap();
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("DIFFERENCE"));
+    world.node.stop(SOON).unwrap();
+    assert_eq!(energy(&world), (Some(0), expected), "the stopped node says the same");
+
+    // A wrong count in the cursor row is found.
+    world
+        .postgres
+        .execute(
+            "telemetry",
+            "UPDATE telemetry_cursors SET delivered = delivered - 3 WHERE stream = 'energy'",
+        )
+        .unwrap();
+    world.node.start().unwrap();
+    world.node.wait_ready(SOON).unwrap();
+    eventually(SOON, "the running node says what is missing", || {
+        world.sink("energy", "energy_consumption")["difference"] == 3
+    });
+    let (code, line) = energy(&world);
+    assert_eq!((code, &line["difference"]), (Some(1), &3.into()));
+    let health = world.node.get("/health").unwrap().body;
+    assert!(health.contains("do not balance"), "{health}");
+}
+
+#[test]
 fn a_second_node_on_the_same_directory_is_refused() {
     let world = World::start(Changes::default());
     let output = world.node.command(&["run"]).unwrap();

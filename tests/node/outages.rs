@@ -1,6 +1,6 @@
 //! Whatever is outside may be away: the node keeps what it accepted and catches up by itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rig::eventually;
 use serde_json::json;
@@ -103,11 +103,117 @@ fn a_broker_restart_is_followed_by_a_new_subscription_even_without_its_session_s
     if store.exists() {
         std::fs::remove_file(store).unwrap();
     }
+    eventually(SOON, "the streams stop knocking", || {
+        dependency(&world, "mqtt:home")["breaker"]["trips"] == 1
+    });
     world.mosquitto.restart().unwrap();
     world.subscribed();
+    assert_eq!(dependency(&world, "mqtt:home")["breaker"]["state"], "closed");
     publisher.publish("energy", "saveeye/telemetry", reading(2));
     publisher.flush(SOON).unwrap();
     eventually(SOON, "the second reading", || counters(&world).len() == 2);
+}
+
+/// What the node says of something outside.
+fn dependency(world: &World, name: &str) -> serde_json::Value {
+    world.node.get("/health").unwrap().json().unwrap()["dependencies"][name].clone()
+}
+
+#[test]
+fn a_breaker_is_shown_everywhere_and_a_database_that_is_back_is_used_within_seconds() {
+    let mut world = World::prepare(Changes::default());
+    let config = world.node.config().to_owned();
+    // Far slower than the breaker, so that what is measured is the breaker's pace.
+    let slow = std::fs::read_to_string(&config).unwrap().replace("retry_max_ms = 1000", "");
+    std::fs::write(&config, slow).unwrap();
+    world.node.start().unwrap();
+    world.node.wait_ready(SOON).unwrap();
+    world.subscribed();
+    let publisher = world.publisher();
+    publisher.publish("energy", "saveeye/telemetry", reading(1));
+    publisher.flush(SOON).unwrap();
+    world.drained(SOON);
+    world.postgres.kill();
+    for count in 2..100 {
+        publisher.publish("energy", "saveeye/telemetry", reading(count));
+    }
+    publisher.flush(SOON).unwrap();
+    let name = "postgresql:telemetry";
+    eventually(SOON, "the breaker opens", || dependency(&world, name)["breaker"]["trips"] == 1);
+    let metrics = world.node.get("/metrics").unwrap().body;
+    for line in [
+        r#"telemetry_breaker_trips_total{dependency="postgresql:telemetry"} 1"#,
+        r#"telemetry_breaker_trips_total{dependency="mqtt:home"} 0"#,
+        r#"telemetry_breaker_state{dependency="postgresql:telemetry",state="closed"} 0"#,
+        r#"telemetry_breaker_state{dependency="mqtt:home",state="closed"} 1"#,
+        r#"telemetry_breaker_next_trial_timestamp_seconds{dependency="mqtt:home"} 0.0"#,
+    ] {
+        assert!(metrics.contains(line), "{line} in\n{metrics}");
+    }
+    let because = world.node.get("/health").unwrap().json().unwrap()["because"].to_string();
+    assert!(because.contains("its breaker is open"), "{because}");
+    let status = world.node.command(&["status"]).unwrap();
+    let shown = String::from_utf8(status.stdout).unwrap();
+    assert!(shown.contains("postgresql:telemetry is away, breaker"), "{shown}");
+    // By then the back-off alone would be far longer than the cool-down.
+    let mut trials = std::collections::BTreeSet::new();
+    eventually(SOON, "several trials have failed", || {
+        trials.extend(
+            dependency(&world, name)["breaker"]["next_trial"].as_i64().map(|at| at / 500_000),
+        );
+        trials.len() >= 10
+    });
+    assert_eq!(dependency(&world, name)["breaker"]["trips"], 1, "failed trials are no trips");
+    world.postgres.restart().unwrap();
+    let back = Instant::now();
+    world.drained(SOON);
+    let seconds = back.elapsed().as_secs_f64();
+    eprintln!("caught up {seconds:.1} s after the database was back");
+    assert!(seconds < 6.0, "{seconds}");
+    assert_eq!(dependency(&world, name)["breaker"]["state"], "closed");
+    assert_once_each(&world, &publisher);
+}
+
+/// Attempts come as often in these seconds as in minutes of a real outage: what is said must not grow with them.
+#[test]
+fn an_outage_under_load_is_told_in_a_few_lines() {
+    const RATE: u64 = 100;
+    let mut world = World::start(Changes { kafka: false, ..Changes::default() });
+    let publisher = world.publisher();
+    let quiet_from = world.node.log_text().lines().count();
+    world.postgres.kill();
+    let begun = Instant::now();
+    let mut count = 0;
+    let mut early = None;
+    let mut trials = std::collections::BTreeSet::new();
+    eventually(Duration::from_secs(60), "some trials failed, and it went on for a while", || {
+        while begun.elapsed().as_secs_f64() * RATE as f64 > count as f64 {
+            publisher.publish("energy", "saveeye/telemetry", reading(count));
+            count += 1;
+        }
+        if early.is_none() && begun.elapsed() > Duration::from_secs(6) {
+            early = Some(world.node.log_text().lines().count());
+        }
+        let breaker = dependency(&world, "postgresql:telemetry")["breaker"].clone();
+        trials.extend(breaker["next_trial"].as_i64().map(|at| at / 500_000));
+        count >= 20 * RATE && trials.len() >= 8
+    });
+    let late = world.node.log_text().lines().count();
+    assert_eq!(
+        late,
+        early.unwrap(),
+        "after a few seconds nothing more is said\n{}",
+        world.node.log_text()
+    );
+    publisher.flush(SOON).unwrap();
+    world.postgres.restart().unwrap();
+    world.drained(SOON);
+    assert_once_each(&world, &publisher);
+    let log = world.node.log_text();
+    let lines: Vec<_> = log.lines().skip(quiet_from).collect();
+    assert!(lines.len() < 30, "{} lines:\n{}", lines.len(), lines.join("\n"));
+    assert!(log.contains("away_seconds") && log.contains("attempts"), "with counts\n{log}");
+    eprintln!("{} lines for {count} messages during the outage", lines.len());
 }
 
 #[test]
@@ -135,6 +241,16 @@ fn stop_and_start_under_load_lose_and_double_nothing() {
     assert_eq!(records.len() as u64, count);
 }
 
+/// Text that compression only halves.
+fn noise(seed: u64, characters: usize) -> String {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        char::from_digit((state >> 60) as u32, 16).expect("four bits")
+    };
+    (0..characters).map(|_| next()).collect()
+}
+
 #[test]
 fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
     let extra =
@@ -142,9 +258,8 @@ fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
     let mut world = World::start(Changes { extra: extra.to_owned(), ..Changes::default() });
     world.postgres.stop().unwrap();
     let publisher = world.publisher();
-    let pad = "x".repeat(2000);
     let padded = |count: u64| {
-        json!({"saveeyeDeviceSerialNumber": "SE-1", "pad": pad,
+        json!({"saveeyeDeviceSerialNumber": "SE-1", "pad": noise(count + 1, 2000),
             "activeActualConsumption": {"total": 500}, "activeTotalConsumption": {"total": count}})
         .to_string()
     };

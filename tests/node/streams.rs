@@ -46,6 +46,72 @@ fn record(world: &World, topic: &str) -> (Value, String, String) {
 }
 
 #[test]
+fn a_silent_stream_is_never_healthy_and_its_age_survives_a_restart() {
+    let mut world = World::prepare(Changes::default());
+    let config = world.node.config().to_owned();
+    let mut text = std::fs::read_to_string(&config).unwrap();
+    for limit in ["silent_warning_after_seconds", "silent_critical_after_seconds"] {
+        text = text.lines().filter(|line| !line.starts_with(limit)).collect::<Vec<_>>().join("\n");
+    }
+    let header = "[streams.temperature_outdoor]\n";
+    assert!(text.contains(header), "{text}");
+    let limits = "silent_warning_after_seconds = 2\nsilent_critical_after_seconds = 5\n";
+    std::fs::write(&config, text.replace(header, &format!("{header}{limits}"))).unwrap();
+    world.node.start().unwrap();
+    world.node.wait_ready(SOON).unwrap();
+    world.subscribed();
+    let publisher = world.publisher();
+    let speak = || {
+        let payload = r#"{"temperature_c": 1}"#;
+        publisher.publish("temperature_outdoor", "homelab/temperature/outdoor", payload);
+        publisher.flush(SOON).unwrap();
+    };
+    let health = || world.node.get("/health").unwrap().json().unwrap();
+    eventually(SOON, "a message makes it healthy", || {
+        speak();
+        health()["state"] == "healthy"
+    });
+    eventually(SOON, "silence is a warning", || health()["state"] == "degraded");
+    let because = health()["because"].to_string();
+    assert!(because.contains("temperature_outdoor is silent"), "{because}");
+    eventually(SOON, "then critical", || health()["state"] == "unhealthy");
+    assert_eq!(health()["parts"]["stream:temperature_outdoor"]["restarts"], 0);
+    let said = || world.node.log_text().matches("stream_silent").count();
+    eventually(SOON, "each limit is said once", || said() >= 2);
+
+    let age = |world: &World| {
+        let all = world.node.streams().unwrap();
+        let streams = all["streams"].as_array().unwrap().clone();
+        let line = streams.into_iter().find(|line| line["name"] == "temperature_outdoor").unwrap();
+        line["data_age_seconds"].as_f64()
+    };
+    let before = age(&world).unwrap();
+    assert_eq!(said(), 2, "and not again");
+    drop(publisher);
+    world.node.kill();
+    world.node.start().unwrap();
+    eventually(SOON, "the age is known", || age(&world).is_some());
+    assert!(age(&world).unwrap() >= before, "{:?}", age(&world));
+    eventually(SOON, "silent from the start", || {
+        world.node.get("/health").unwrap().body.contains("temperature_outdoor is silent")
+    });
+    // A clean stop, too; and then a message ends it.
+    world.node.stop(SOON).unwrap();
+    let told = world.node.log_text().matches("stream_silent").count();
+    world.node.start().unwrap();
+    eventually(SOON, "the age is known", || age(&world).is_some_and(|age| age >= before));
+    eventually(SOON, "a new life says it again", || {
+        world.node.log_text().matches("stream_silent").count() > told
+    });
+    let payload = r#"{"temperature_c": 2}"#;
+    let publisher = world.publisher();
+    publisher.publish("temperature_outdoor", "homelab/temperature/outdoor", payload);
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "it is heard", || age(&world).is_some_and(|age| age < 2.0));
+    eventually(SOON, "and says so", || world.node.log_text().contains("stream_heard"));
+}
+
+#[test]
 fn each_stream_reaches_its_topic_and_its_tables_field_by_field() {
     let world = World::start(Changes { kafka: true, ..Changes::default() });
     let publisher = world.publisher();

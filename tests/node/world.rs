@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rig::{
-    Folder, Homelab, Kafka, Mosquitto, MosquittoOptions, Node, Postgres, Publisher, eventually,
-    free_port,
+    Folder, Homelab, Kafka, Mosquitto, MosquittoOptions, Node, Postgres, PostgresOptions,
+    Publisher, eventually, free_port,
 };
 use serde_json::Value;
 
@@ -41,8 +41,14 @@ pub struct Changes {
     pub flooded: bool,
     /// Further TOML, written to `conf.d/`.
     pub extra: String,
+    /// TOML of `[http]`; where it has `{port}` the listener is all its own.
+    pub http: String,
+    /// Settings of the database server.
+    pub database_settings: &'static [(&'static str, &'static str)],
     /// Sets FAILPOINTS for the node.
     pub failpoints: String,
+    /// Further environment of the node.
+    pub environment: Vec<(String, String)>,
     /// Where a service manager listens.
     pub notify_socket: String,
 }
@@ -58,7 +64,11 @@ impl World {
             broker.max_inflight_messages = 4096;
         }
         let mosquitto = Mosquitto::start_with(broker).unwrap();
-        let postgres = Postgres::start().unwrap();
+        let settings = changes.database_settings.iter();
+        let settings = settings.map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let postgres =
+            Postgres::start_with(PostgresOptions { settings, ..PostgresOptions::default() })
+                .unwrap();
         for database in ["telemetry", "homelab_settings"] {
             postgres.create_database(database).unwrap();
         }
@@ -97,14 +107,22 @@ impl World {
                 stream.remove("tables");
             });
         }
-        homelab.write(&config).unwrap();
-        if !changes.extra.is_empty() {
-            fs::create_dir(folder.path().join("conf.d")).unwrap();
-            fs::write(folder.path().join("conf.d/test.toml"), &changes.extra).unwrap();
+        if changes.http.contains("{port}") {
+            homelab.remove(&["http"]);
         }
-        let node = Node::new(env!("CARGO_BIN_EXE_telemetry"), config, http_port)
+        homelab.write(&config).unwrap();
+        let http = rig::render(&changes.http, &[("port", &http_port)]);
+        let extra = format!("{}\n{http}", changes.extra);
+        if !extra.trim().is_empty() {
+            fs::create_dir(folder.path().join("conf.d")).unwrap();
+            fs::write(folder.path().join("conf.d/test.toml"), extra).unwrap();
+        }
+        let mut node = Node::new(env!("CARGO_BIN_EXE_telemetry"), config, http_port)
             .environment("FAILPOINTS", &changes.failpoints)
             .environment("NOTIFY_SOCKET", &changes.notify_socket);
+        for (name, value) in &changes.environment {
+            node = node.environment(name, value);
+        }
         World { mosquitto, postgres, node, prefix, own_kafka, _folder: folder }
     }
 

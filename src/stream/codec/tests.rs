@@ -108,7 +108,12 @@ fn a_disconnect_needs_no_property_length() {
 fn a_connack_is_read_in_both_dialects() {
     let connack = |session_present, answer, keepalive: Option<u64>| {
         let keepalive = keepalive.map(Duration::from_secs);
-        [Inbound::ConnAck(ConnAck { session_present, answer, keepalive })]
+        [Inbound::ConnAck(ConnAck {
+            session_present,
+            answer,
+            keepalive,
+            limits: BrokerLimits::default(),
+        })]
     };
     let v5 = |bytes: &[u8]| decode_all(&mut Codec::new(MqttVersion::V5, 1024), bytes, 1);
     let v311 = |bytes: &[u8]| decode_all(&mut Codec::new(MqttVersion::V311, 1024), bytes, 1);
@@ -126,6 +131,7 @@ fn a_connack_is_read_in_both_dialects() {
 fn the_session_is_asked_for_again_and_retained_copies_only_once() {
     let request = ConnectRequest {
         client_id: "node-energy".to_owned(),
+        fresh: false,
         keepalive: Duration::from_secs(30),
         username: Some("node".to_owned()),
         password: Some(Secret::new("secret".to_owned())),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, date_time_ymd,
 };
 
 /// PEM texts: an authority, a server certificate for `localhost` and 127.0.0.1, and a client certificate.
@@ -42,6 +42,18 @@ impl Certificates {
     /// # Errors
     /// When a name is not one.
     pub fn generate_for(names: &[&str]) -> Result<Self> {
+        Self::make(names, None)
+    }
+
+    /// For `localhost` and 127.0.0.1; the server's was good for the year 2020 only.
+    ///
+    /// # Errors
+    /// When a certificate cannot be made.
+    pub fn generate_expired() -> Result<Self> {
+        Self::make(&["localhost", "127.0.0.1"], Some(2020))
+    }
+
+    fn make(names: &[&str], server_year: Option<i32>) -> Result<Self> {
         let authority_key = KeyPair::generate().context("make the authority's key")?;
         let mut authority = named(Vec::new(), "telemetry rig authority")?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -53,6 +65,10 @@ impl Certificates {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
         let mut server = named(names, "telemetry rig server")?;
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        if let Some(year) = server_year {
+            server.not_before = date_time_ymd(year, 1, 1);
+            server.not_after = date_time_ymd(year, 12, 31);
+        }
         let server_key = KeyPair::generate().context("make the server's key")?;
         let server = server.signed_by(&server_key, &issuer).context("sign the server")?;
 

@@ -68,12 +68,26 @@ impl Container {
     /// # Errors
     /// When it is not up in time; says what the machine said.
     pub fn boot(name: &str, log: &Path, read_only: &[(&Path, &str)]) -> Result<Self> {
+        Self::boot_with(name, log, read_only, &[])
+    }
+
+    /// The same with further options of `systemd-nspawn`.
+    ///
+    /// # Errors
+    /// When it is not up in time; says what the machine said.
+    pub fn boot_with(
+        name: &str,
+        log: &Path,
+        read_only: &[(&Path, &str)],
+        options: &[&str],
+    ) -> Result<Self> {
         let cgroup = format!("{name}-{}", std::process::id());
         let mut arguments: Vec<OsString> = ["--boot", "--console=pipe", "--volatile=overlay"]
             .into_iter()
             .chain(["--register=no", "--link-journal=no", "--settings=no", "--resolv-conf=off"])
             .map(Into::into)
             .collect();
+        arguments.extend(options.iter().map(Into::into));
         arguments.push(format!("--machine={name}").into());
         arguments.push(format!("--directory={}", Self::base()?.display()).into());
         for (ours, theirs) in read_only {

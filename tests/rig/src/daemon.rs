@@ -91,6 +91,12 @@ impl Daemon {
         self
     }
 
+    /// For the next start; replaces what was set before under this name.
+    pub fn set_environment(&mut self, name: &str, value: impl Into<OsString>) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.into(), value.into()));
+    }
+
     pub fn working_folder(mut self, folder: impl Into<PathBuf>) -> Self {
         self.folder = Some(folder.into());
         self

@@ -37,6 +37,22 @@ pub fn get(port: u16, path: &str) -> Result<Response> {
 /// # Errors
 /// When there is no answer in time.
 pub fn request(port: u16, method: &str, path: &str, body: &str) -> Result<Response> {
+    request_as(port, None, method, path, body)
+}
+
+/// With a bearer token.
+///
+/// # Errors
+/// When there is no answer in time.
+pub fn request_as(
+    port: u16,
+    token: Option<&str>,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> Result<Response> {
+    let authorization =
+        token.map_or(String::new(), |token| format!("Authorization: Bearer {token}\r\n"));
     let address = (Ipv4Addr::LOCALHOST, port).into();
     let mut stream = TcpStream::connect_timeout(&address, ANSWER_WITHIN)
         .with_context(|| format!("connect to port {port}"))?;
@@ -45,7 +61,8 @@ pub fn request(port: u16, method: &str, path: &str, body: &str) -> Result<Respon
     // HTTP/1.0: the server ends the connection after the answer and never sends it in chunks.
     write!(
         stream,
-        "{method} {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {}\r\n\r\n{body}",
+        "{method} {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n{authorization}\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )?;
     let mut bytes = Vec::new();

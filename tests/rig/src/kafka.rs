@@ -1,5 +1,6 @@
 //! A private Kafka broker: one node that is broker and controller (KRaft).
 
+mod follower;
 mod jars;
 mod reader;
 mod security;
@@ -20,6 +21,7 @@ use crate::daemon::Daemon;
 use crate::paths::Folder;
 use crate::ports::free_port;
 
+pub use follower::Follower;
 pub use reader::Record;
 pub use security::KafkaSecurity;
 
@@ -237,6 +239,14 @@ impl Kafka {
             }
             Ok(())
         })
+    }
+
+    /// Follows topics from their first record on; they must exist.
+    ///
+    /// # Errors
+    /// When one does not exist or the broker does not answer.
+    pub fn follow(&self, topics: &[&str]) -> Result<Follower> {
+        Follower::new(&self.bootstrap(), topics)
     }
 
     /// The number of records of a topic, from its offsets alone; 0 when it does not exist.

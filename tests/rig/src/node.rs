@@ -44,6 +44,11 @@ impl Node {
         self
     }
 
+    /// What FAILPOINTS says from the next start on; empty = nothing.
+    pub fn set_failpoints(&mut self, points: &str) {
+        self.daemon.set_environment("FAILPOINTS", points);
+    }
+
     /// Starts it and waits until it answers `/health/live`.
     ///
     /// # Errors

@@ -34,6 +34,9 @@ pub struct StreamStatus {
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct SinkState {
     pub sink: String,
+    /// What the cursor passed and no book accounts for.
+    #[serde(default)]
+    pub difference: Option<i64>,
     #[serde(default)]
     pub status: SinkStatus,
 }

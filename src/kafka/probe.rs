@@ -1,0 +1,97 @@
+//! A look at a cluster: does it let the node in, are the topics there, do records fit.
+
+use std::sync::Arc;
+
+use super::error::KafkaError;
+use super::health::ClusterHealth;
+use super::session::{Cluster, Session};
+use super::topics::{self, TopicFacts};
+use crate::config::{ClusterSettings, KafkaSinkSettings, StreamSettings};
+use crate::domain::{Finding, Findings};
+
+/// What one cluster says to the topics of these streams. Makes nothing; each question has the cluster's own limit.
+pub async fn probe(
+    name: &str,
+    settings: &ClusterSettings,
+    streams: &[&StreamSettings],
+) -> Vec<Finding> {
+    let mut findings = Findings::about(format!("kafka:{name}"));
+    let health = Arc::new(ClusterHealth::detached(name));
+    let cluster = Arc::new(Cluster::new(name.to_owned(), settings.clone(), 1, health));
+    match cluster.shared() {
+        Ok(session) => look(&cluster, &session, streams, &mut findings).await,
+        Err(error) => findings.failed("settings", &error),
+    }
+    findings.done()
+}
+
+async fn look(
+    cluster: &Arc<Cluster>,
+    session: &Arc<Session>,
+    streams: &[&StreamSettings],
+    findings: &mut Findings,
+) {
+    let mut reached = false;
+    for stream in streams {
+        let Some(sink) = &stream.kafka else { continue };
+        let asked = KafkaSinkSettings { ensure: None, ..sink.clone() };
+        let found = topics::prepare(cluster, session, &asked).await;
+        let missing = matches!(found, Err(KafkaError::TopicMissing { .. }));
+        if !reached && (found.is_ok() || missing) {
+            reached = true;
+            let protocol = topics_way(&cluster.settings);
+            findings.ok("reachable", format!("the cluster lets the node in, {protocol}"));
+        }
+        match found {
+            Ok(facts) => topic(&cluster.settings, sink, &facts, findings),
+            Err(_) if missing && sink.ensure.is_some() => {
+                findings.ok("topic", format!("{}: not there, the node makes it", sink.topic));
+            }
+            Err(error) if missing => findings.failed("topic", &error),
+            Err(error) => {
+                // Why the brokers turn the node away says more than that nobody answered.
+                let error = cluster.health.refusal().unwrap_or(error);
+                findings.failed("reachable", &error);
+                // The other topics would wait as long for the same answer.
+                return;
+            }
+        }
+    }
+}
+
+fn topics_way(settings: &ClusterSettings) -> &'static str {
+    match (settings.tls.is_some(), settings.sasl.is_some()) {
+        (true, true) => "over TLS, with a login",
+        (true, false) => "over TLS",
+        (false, true) => "with a login, in clear text",
+        (false, false) => "in clear text",
+    }
+}
+
+fn topic(
+    settings: &ClusterSettings,
+    sink: &KafkaSinkSettings,
+    facts: &TopicFacts,
+    findings: &mut Findings,
+) {
+    let name = &sink.topic;
+    match sink.ensure.as_ref().and_then(|wanted| topics::drift(facts, wanted)) {
+        None => findings.ok("topic", format!("{name}: {} partitions", facts.partitions)),
+        Some(drift) => {
+            let remedy = "change the topic or what `ensure` asks for; the node changes no topic";
+            findings.warn("topic", format!("{name}: {drift}"), remedy);
+        }
+    }
+    let insync = facts.insync_replicas_min;
+    let shown = insync.map_or("unknown".to_owned(), |count| count.to_string());
+    findings.ok("acks", format!("{name}: all; min.insync.replicas {shown}"));
+    match facts.message_bytes_max {
+        Some(topic) if topic < settings.message_bytes_max => findings.warn(
+            "message size",
+            format!("{name}: {topic} bytes, the node sends up to {}", settings.message_bytes_max),
+            "raise max.message.bytes of the topic, or lower message_bytes_max: larger records become dead letters",
+        ),
+        Some(topic) => findings.ok("message size", format!("{name}: {topic} bytes")),
+        None => {}
+    }
+}

@@ -1,0 +1,156 @@
+//! How long the certificates the configuration names are still good: read from the files every minute, so that a
+//! renewal shows, told in the log when a threshold is passed.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::Board;
+use crate::certificates;
+use crate::config::{NamedCertificate, Settings};
+
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Below this a renewal should be on its way.
+const SOON_DAYS: i64 = 30;
+
+/// Below this a person must act.
+const VERY_SOON_DAYS: i64 = 7;
+
+/// The first to expire of the certificates one connection needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CertificateStatus {
+    pub file: PathBuf,
+    /// None: the file cannot be read.
+    pub expires: Option<Timestamp>,
+    pub trouble: Option<String>,
+}
+
+/// How near the end is; the later the worse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Nearness {
+    Far,
+    Soon,
+    VerySoon,
+    Over,
+}
+
+impl CertificateStatus {
+    pub fn nearness(&self, now: Timestamp) -> Nearness {
+        let Some(expires) = self.expires else { return Nearness::Over };
+        let seconds = expires.as_second() - now.as_second();
+        match seconds.div_euclid(86_400) {
+            _ if seconds <= 0 => Nearness::Over,
+            days if days < VERY_SOON_DAYS => Nearness::VerySoon,
+            days if days < SOON_DAYS => Nearness::Soon,
+            _ => Nearness::Far,
+        }
+    }
+
+    /// For people.
+    pub fn story(&self, peer: &str, now: Timestamp) -> String {
+        let file = self.file.display();
+        let renew = "`telemetry certs renew` signs it anew";
+        match (self.expires, &self.trouble) {
+            (Some(at), _) if self.nearness(now) == Nearness::Over => {
+                format!("a certificate of {peer} expired at {at:.0} ({file}): {renew}")
+            }
+            (Some(at), _) => {
+                let days = (at.as_second() - now.as_second()).div_euclid(86_400);
+                format!("a certificate of {peer} expires in {days} days ({file}): {renew}")
+            }
+            (None, trouble) => {
+                format!("a certificate of {peer}: {}", trouble.as_deref().unwrap_or("unreadable"))
+            }
+        }
+    }
+}
+
+/// Reads them all, once.
+pub fn read_certificates(files: &[NamedCertificate]) -> BTreeMap<String, CertificateStatus> {
+    let mut found: BTreeMap<String, CertificateStatus> = BTreeMap::new();
+    for named in files {
+        let status = status(named);
+        let first = found.get(&named.peer).is_none_or(|known| status.expires < known.expires);
+        if first {
+            found.insert(named.peer.clone(), status);
+        }
+    }
+    found
+}
+
+/// Of a chain the first counts, which is the leaf; of a list of authorities the last to expire, for one of them is
+/// enough.
+fn status(named: &NamedCertificate) -> CertificateStatus {
+    let file = named.path.clone();
+    match certificates::read(&file) {
+        Ok(found) => {
+            let expires = found.iter().map(|facts| facts.expires);
+            let expires =
+                if named.authority { expires.max() } else { found.first().map(|f| f.expires) };
+            CertificateStatus { file, expires, trouble: None }
+        }
+        Err(error) => CertificateStatus { file, expires: None, trouble: Some(error.to_string()) },
+    }
+}
+
+/// For the whole life of the node.
+pub async fn watch_certificates(settings: Arc<Settings>, board: Arc<Board>) {
+    let files = settings.certificate_files();
+    if files.is_empty() {
+        return;
+    }
+    let mut told: BTreeMap<String, Nearness> = BTreeMap::new();
+    loop {
+        let now_files = files.clone();
+        // Small files, but a file system may hang.
+        if let Ok(found) = tokio::task::spawn_blocking(move || read_certificates(&now_files)).await
+        {
+            tell(&found, &mut told);
+            board.set_certificates(found);
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Each threshold once.
+fn tell(found: &BTreeMap<String, CertificateStatus>, told: &mut BTreeMap<String, Nearness>) {
+    let now = Timestamp::now();
+    for (peer, status) in found {
+        let nearness = status.nearness(now);
+        let before = told.insert(peer.clone(), nearness).unwrap_or(Nearness::Far);
+        if nearness > before {
+            let story = status.story(peer, now);
+            tracing::warn!(event = "certificate_expires", peer, "{story}");
+        } else if nearness < before {
+            tracing::info!(event = "certificate_renewed", peer, "the certificate is good again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::ToSpan as _;
+
+    use super::*;
+
+    #[test]
+    fn the_end_is_far_soon_very_soon_or_past() {
+        let now = Timestamp::now();
+        let at = |hours: i64| CertificateStatus {
+            file: "x.crt".into(),
+            expires: Some(now + hours.hours()),
+            trouble: None,
+        };
+        assert_eq!(at(31 * 24).nearness(now), Nearness::Far);
+        assert_eq!(at(29 * 24).nearness(now), Nearness::Soon);
+        assert_eq!(at(6 * 24).nearness(now), Nearness::VerySoon);
+        assert_eq!(at(-1).nearness(now), Nearness::Over);
+        assert!(at(-1).story("mqtt:home", now).contains("expired"));
+        assert!(at(50).story("mqtt:home", now).contains("in 2 days"));
+    }
+}

@@ -1,0 +1,159 @@
+//! The breaker that all writers of one database share, against a server that takes connections and says nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use telemetry::breaker::BreakerState;
+use telemetry::database::{Pool, TableSink};
+use telemetry::observe::{DependencyStatus, SinkState};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::bench::{Bench, Running, energies, eventually, local};
+use crate::outages::session;
+
+const COOL_DOWN: Duration = Duration::from_secs(1);
+
+/// Takes connections; once told to, leads them to the server.
+struct Door {
+    port: u16,
+    open: Arc<AtomicBool>,
+    knocks: Arc<AtomicUsize>,
+    /// Connections held at one time.
+    most: Arc<AtomicUsize>,
+}
+
+impl Door {
+    async fn before(target: u16) -> Door {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let door = Door {
+            port: listener.local_addr().unwrap().port(),
+            open: Arc::default(),
+            knocks: Arc::default(),
+            most: Arc::default(),
+        };
+        let (open, knocks, most) = (door.open.clone(), door.knocks.clone(), door.most.clone());
+        tokio::task::spawn_local(async move {
+            let now = Arc::new(AtomicUsize::new(0));
+            while let Ok((near, _)) = listener.accept().await {
+                knocks.fetch_add(1, Ordering::Relaxed);
+                let (open, now, most) = (open.clone(), now.clone(), most.clone());
+                tokio::task::spawn_local(async move {
+                    most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                    lead(near, &open, target).await;
+                    now.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+        });
+        door
+    }
+
+    fn knocks(&self) -> usize {
+        self.knocks.load(Ordering::Relaxed)
+    }
+}
+
+async fn lead(mut near: TcpStream, open: &AtomicBool, target: u16) {
+    if open.load(Ordering::Relaxed) {
+        let mut far = TcpStream::connect(("127.0.0.1", target)).await.unwrap();
+        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+        return;
+    }
+    // Says nothing until the other side has had enough.
+    let (mut reader, _writer) = near.split();
+    let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
+}
+
+/// Three writers of one database, over one pool.
+fn writers(bench: &Bench) -> Vec<TableSink> {
+    let database = &bench.settings.databases["telemetry"];
+    let pool = Pool::new(database, bench.dependency("telemetry"));
+    [
+        ("energy", "energy_consumption"),
+        ("temperature_outdoor", "temperature_sensors"),
+        ("temperature_indoor", "temperature_sensors"),
+    ]
+    .map(|(stream, table)| TableSink { pool: pool.clone(), ..bench.sink(stream, table) })
+    .into()
+}
+
+#[test]
+fn writers_of_a_silent_database_stop_asking_try_one_at_a_time_and_go_on_together() {
+    local(async {
+        let mut bench = Bench::with(|settings| {
+            settings.databases["telemetry"].breaker.cool_down = COOL_DOWN;
+        })
+        .await;
+        let door = Door::before(bench.cluster.port()).await;
+        let database = &mut bench.settings.databases["telemetry"];
+        database.port = door.port;
+        database.connect_timeout = Duration::from_millis(200);
+        // Slower than the cool-down: above the trip the breaker is the pace.
+        database.retry.max = Duration::from_secs(30);
+        bench.feed("energy", energies(100)).await;
+        let running: Vec<_> = writers(&bench).into_iter().map(Running::start).collect();
+        let dependency = bench.dependency("telemetry");
+        let breaker = || dependency.status().breaker;
+        eventually("it opens: timeouts count", || breaker().state == BreakerState::Open).await;
+        assert_eq!(breaker().trips, 1);
+        assert!(breaker().next_trial.is_some());
+        assert!(dependency.status().trouble.unwrap().contains("no answer within"));
+        for writer in &running {
+            writer.reaches(SinkState::Waiting).await;
+        }
+
+        let (before, begun) = (door.knocks(), Instant::now());
+        door.most.store(0, Ordering::Relaxed);
+        eventually("three more trials", || door.knocks() >= before + 3).await;
+        assert_eq!(door.most.load(Ordering::Relaxed), 1, "one trial at a time");
+        // The first of the three may have been about to begin.
+        assert!(begun.elapsed() >= COOL_DOWN * 2, "each failed trial starts a new cool-down");
+        assert_eq!(breaker().trips, 1, "a failed trial is no trip");
+
+        door.open.store(true, Ordering::Relaxed);
+        let opened = Instant::now();
+        eventually("every writer is back", || {
+            running.iter().all(|writer| writer.status().state == SinkState::Delivering)
+        })
+        .await;
+        assert!(opened.elapsed() < COOL_DOWN * 3, "{:?}", opened.elapsed());
+        assert_eq!(running[0].drained().await.delivered, 100);
+        let DependencyStatus { up, breaker, .. } = dependency.status();
+        assert_eq!((up, breaker.state, breaker.trips), (Some(true), BreakerState::Closed, 1));
+        for writer in running {
+            writer.stop().await;
+        }
+    });
+}
+
+#[test]
+fn a_locked_table_is_its_own_writers_trouble_alone() {
+    local(async {
+        let bench = Bench::with(|settings| {
+            let database = &mut settings.databases["telemetry"];
+            database.statement_timeout = Duration::from_millis(200);
+            database.breaker.failures = 2;
+            database.breaker.cool_down = Duration::from_secs(3600);
+        })
+        .await;
+        let sinks = writers(&bench);
+        let running: Vec<_> = sinks.into_iter().map(Running::start).collect();
+        for writer in &running {
+            writer.reaches(SinkState::Delivering).await;
+        }
+        let lock = session(&bench).await;
+        lock.batch_execute("BEGIN; LOCK TABLE telemetry.energy_consumption").await.unwrap();
+        bench.feed("energy", energies(10)).await;
+        let trouble = running[0].reaches(SinkState::Waiting).await.trouble.unwrap();
+        assert!(trouble.contains("57014"), "{trouble}");
+        let retries = || running[0].sink.view().meters.retries.get();
+        eventually("it has tried more often than the breaker allows", || retries() > 4).await;
+        assert_eq!(bench.dependency("telemetry").status().breaker.state, BreakerState::Closed);
+        assert_eq!(bench.dependency("telemetry").status().up, Some(true));
+        lock.batch_execute("ROLLBACK").await.unwrap();
+        assert_eq!(running[0].drained().await.delivered, 10);
+        for writer in running {
+            writer.stop().await;
+        }
+    });
+}

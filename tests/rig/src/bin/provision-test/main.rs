@@ -1,0 +1,109 @@
+//! `make service-test`, its second part: a bare Debian 12 becomes a node with broker and database by the playbooks, over
+//! ssh, as `ansible/README.md` tells it; then everything is changed, broken, upgraded and taken away again.
+
+mod archive;
+mod node;
+mod servers;
+mod site;
+
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use rig::{Container, on_signal};
+
+use site::Site;
+
+/// A bare Debian becomes a node by the playbooks.
+#[derive(Debug, Parser)]
+struct Options {
+    /// The package under test.
+    #[arg(long)]
+    package: PathBuf,
+    /// The same with a higher version, to upgrade to and to go back from.
+    #[arg(long)]
+    newer: PathBuf,
+    /// Only from the bare host to messages that flow, and that nothing changes after it: two minutes.
+    #[arg(long)]
+    quick: bool,
+    /// Where the network is our own; the program starts itself again with it.
+    #[arg(long, hide = true)]
+    isolated: bool,
+}
+
+type Step = (&'static str, fn(&mut Site) -> Result<String>);
+
+/// In this order: each begins where the one before has left the machine.
+const STEPS: [Step; 15] = [
+    ("check mode on a bare host", node::bare_check),
+    ("from a bare host to a ready node", node::provision),
+    ("messages flow", node::flow),
+    ("the second run changes nothing", node::second_run),
+    ("check mode on a converged host", node::converged_check),
+    ("the writer writes, the reader reads", servers::least_rights),
+    ("only the needed ports are open", servers::firewall),
+    ("a killed broker keeps what it acknowledged", servers::killed_broker),
+    ("a change shows in check mode, and is made", node::change),
+    ("a wrong configuration is refused", node::refused),
+    ("new passwords", servers::new_passwords),
+    ("a node that is not ready ends a rolling run", node::gate),
+    ("upgrade and back-out", node::upgrade),
+    ("kernel settings are put back", servers::tuning),
+    ("removal keeps the data, purge does not", node::remove),
+];
+
+/// How many of them the short form takes.
+const QUICK_STEPS: usize = 5;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let outcome = if options.isolated { run(&options) } else { isolate() };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("provision-test: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What needs the real network is fetched; then the program goes on in a network of its own, where the ports are free and
+/// nothing can leave. Never returns when that works.
+fn isolate() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        let error =
+            own_program(Command::new("sudo").arg("--preserve-env=CARGO_TARGET_DIR"), false)?.exec();
+        bail!("booting a machine needs root, and sudo cannot be run: {error}");
+    }
+    let base = Container::base().context("the machine's file system")?;
+    archive::fetch(&base).context("the packages the playbooks install")?;
+    let mut command = Command::new("unshare");
+    let error = own_program(command.args(["--net", "--mount", "--"]), true)?.exec();
+    bail!("run unshare (Debian: util-linux): {error}")
+}
+
+fn own_program(command: &mut Command, isolated: bool) -> Result<&mut Command> {
+    let program = std::env::current_exe().context("find this program")?;
+    Ok(command
+        .arg(program)
+        .args(std::env::args_os().skip(1))
+        .args(isolated.then_some("--isolated")))
+}
+
+fn run(options: &Options) -> Result<()> {
+    on_signal(|| std::process::exit(130))?;
+    let began = Instant::now();
+    let mut site = Site::begin(&options.package, &options.newer)?;
+    println!("a bare Debian 12 is booted after {:.1} s", began.elapsed().as_secs_f64());
+    let steps = if options.quick { &STEPS[..QUICK_STEPS] } else { &STEPS[..] };
+    for (name, step) in steps {
+        let started = Instant::now();
+        let found = step(&mut site).with_context(|| format!("{name}\n{}", site.story()))?;
+        println!("ok  {name:<45} {:>5.1} s  {found}", started.elapsed().as_secs_f64());
+    }
+    println!("{} steps passed in {:.0} s", steps.len(), began.elapsed().as_secs_f64());
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! The node's process ends, or stops for a while.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::{Fault, last};
+use crate::lab::Lab;
+
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// Within it a start is not finished.
+const EARLY_MS: std::ops::Range<u64> = 0..400;
+
+pub static FAULTS: &[Fault] = &[
+    Fault::new("node-kill", "kill -9 at a random moment", kill),
+    Fault::new("node-kill-in-start", "kill -9 while it starts", kill_in_start),
+    Fault::new("node-kill-twice", "kill -9, and again soon after the start", kill_twice),
+    Fault::new("node-stop", "SIGTERM and a new start", stop),
+    Fault::new("node-freeze", "SIGSTOP and SIGCONT", freeze),
+];
+
+fn kill(_: &Fault, lab: &mut Lab, _: &mut StdRng) -> Result<bool> {
+    lab.node.kill();
+    lab.node.start()?;
+    Ok(true)
+}
+
+fn kill_in_start(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
+    lab.node.kill();
+    for _ in 0..dice.random_range(1..3) {
+        lab.node.spawn()?;
+        last(dice, EARLY_MS);
+        lab.node.kill();
+    }
+    lab.node.start()?;
+    Ok(true)
+}
+
+fn kill_twice(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
+    lab.node.kill();
+    lab.node.start()?;
+    last(dice, 0..300);
+    lab.node.kill();
+    lab.node.start()?;
+    Ok(true)
+}
+
+fn stop(_: &Fault, lab: &mut Lab, _: &mut StdRng) -> Result<bool> {
+    let status = lab.node.stop(STOP_WITHIN)?;
+    ensure!(status.success(), "SIGTERM ended the node with {status}");
+    lab.node.start()?;
+    Ok(true)
+}
+
+fn freeze(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
+    lab.node.daemon().freeze();
+    last(dice, 300..2_000);
+    lab.node.daemon().thaw();
+    Ok(true)
+}

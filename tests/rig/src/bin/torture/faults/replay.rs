@@ -1,0 +1,58 @@
+//! Rows the table refused are replayed once the table takes them; and the node ends in the middle of it.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use rand::rngs::StdRng;
+use rig::{Node, until};
+
+use super::{Fault, crash};
+use crate::lab::Lab;
+
+const REPLAYED_WITHIN: Duration = Duration::from_secs(20);
+const REPLAY: [&str; 4] = ["dlq", "replay", "--reason", "database_refused"];
+
+pub static FAULTS: &[Fault] = &[
+    Fault::new("replay", "refused rows are replayed", replay).at_rest(),
+    Fault::new("crash-replay-written", "a replayed row is written, the transaction open", crashed)
+        .at_rest(),
+    Fault::new("crash-replayed", "a replay is committed, its letter still there", crashed)
+        .at_rest(),
+];
+
+fn replay(_: &Fault, lab: &mut Lab, _: &mut StdRng) -> Result<bool> {
+    lab.take_poison()?;
+    replay_all(&lab.node)?;
+    lab.refuse_poison()?;
+    Ok(true)
+}
+
+fn crashed(fault: &Fault, lab: &mut Lab, _: &mut StdRng) -> Result<bool> {
+    lab.take_poison()?;
+    lab.node.kill();
+    lab.node.set_failpoints(&crash::point(fault, 0));
+    lab.node.start()?;
+    let answer = lab.node.command(&REPLAY)?;
+    // Without a refused row in this round there is nothing to replay.
+    let taken = !answer.status.success() && lab.node.daemon().exit_status()?.is_some();
+    lab.node.set_failpoints("");
+    lab.node.kill();
+    lab.node.start()?;
+    replay_all(&lab.node)?;
+    lab.refuse_poison()?;
+    Ok(taken)
+}
+
+/// Again until nothing is left to replay: the node may have only just begun to live.
+fn replay_all(node: &Node) -> Result<()> {
+    let mut last = String::new();
+    let done = until(REPLAYED_WITHIN, "the refused rows replayed", || {
+        let answer = node.command(&REPLAY)?;
+        last = String::from_utf8_lossy(&[answer.stdout, answer.stderr].concat()).into_owned();
+        Ok(answer.status.success().then_some(()))
+    });
+    match done {
+        Ok(()) => Ok(()),
+        Err(error) => bail!("{error:#}: {last}"),
+    }
+}

@@ -1,0 +1,386 @@
+//! The judgement: every acknowledged message once in each table, in Kafka, or among the dead letters, as its kind says;
+//! and nothing that nobody published.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use rig::{Entry, SinkState, StreamState, Streams};
+
+use crate::collect::{Found, Reading};
+use crate::traffic::{Kind, Message, STREAMS, Stream, Table, number_in};
+
+const SHOWN: usize = 5;
+
+/// What is wrong, by how; all empty = nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Verdict {
+    pub lost: Vec<String>,
+    pub doubled: Vec<String>,
+    pub reordered: Vec<String>,
+    /// Other content than was published.
+    pub changed: Vec<String>,
+    /// Dead though good, or there though it should not be.
+    pub misjudged: Vec<String>,
+    /// Nobody published it.
+    pub foreign: Vec<String>,
+    /// The node's own books say something else than what is there.
+    pub books: Vec<String>,
+    pub stuck: Vec<String>,
+    pub dead: u64,
+    pub repeated: u64,
+    /// Handed to the node twice by a broker that had been cut off, in the stream that declares no message id.
+    pub made_twice: u64,
+}
+
+impl Verdict {
+    fn kinds(&self) -> [(&'static str, &Vec<String>); 8] {
+        [
+            ("lost", &self.lost),
+            ("doubled", &self.doubled),
+            ("reordered", &self.reordered),
+            ("changed", &self.changed),
+            ("misjudged", &self.misjudged),
+            ("foreign", &self.foreign),
+            ("books", &self.books),
+            ("stuck", &self.stuck),
+        ]
+    }
+
+    pub fn holds(&self) -> bool {
+        self.kinds().iter().all(|(_, found)| found.is_empty())
+    }
+
+    /// What is missing may still be on its way; everything else stays as it is.
+    pub fn may_mend(&self) -> bool {
+        self.kinds()[1..7].iter().all(|(_, found)| found.is_empty())
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (kind, found) in self.kinds().iter().filter(|(_, found)| !found.is_empty()) {
+            writeln!(f, "{kind} ({}):", found.len())?;
+            for what in found.iter().take(SHOWN) {
+                writeln!(f, "  {what}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a message becomes at a sink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    There,
+    Dead,
+    Nowhere,
+}
+
+fn fate_in_table(kind: Kind) -> Fate {
+    match kind {
+        Kind::Reading => Fate::There,
+        Kind::Poison | Kind::Malformed => Fate::Dead,
+        Kind::Filtered | Kind::Incomplete => Fate::Nowhere,
+    }
+}
+
+/// Refused rows were replayed after the table was mended.
+fn fate_in_mended_table(kind: Kind) -> Fate {
+    match kind {
+        Kind::Poison => Fate::There,
+        other => fate_in_table(other),
+    }
+}
+
+fn fate_in_kafka(kind: Kind) -> Fate {
+    match kind {
+        Kind::Reading | Kind::Poison | Kind::Incomplete => Fate::There,
+        Kind::Malformed => Fate::Dead,
+        Kind::Filtered => Fate::Nowhere,
+    }
+}
+
+/// One round's publications.
+pub struct Published<'a> {
+    pub messages: &'a [Message],
+    /// A message's place is its entry's.
+    pub entries: &'a [Entry],
+    /// The broker died or was restarted in this round: it may hand out a second time what it had handed out.
+    pub broker_was_cut: bool,
+    /// What the table refused was replayed.
+    pub replayed: bool,
+}
+
+/// Copies of each message at one sink.
+struct Sink<'a> {
+    stream: &'static Stream,
+    name: &'a str,
+    fate: fn(Kind) -> Fate,
+    /// By number.
+    there: HashMap<u64, Vec<&'a Reading>>,
+    dead: HashMap<u64, Vec<&'a str>>,
+}
+
+impl<'a> Sink<'a> {
+    fn new(
+        stream: &'static Stream,
+        name: &'a str,
+        fate: fn(Kind) -> Fate,
+        there: impl Iterator<Item = &'a Reading>,
+        found: &'a Found,
+    ) -> Self {
+        let mut sink = Sink { stream, name, fate, there: HashMap::new(), dead: HashMap::new() };
+        for reading in there {
+            sink.there.entry(reading.number).or_default().push(reading);
+        }
+        for letter in found.letters.iter().filter(|letter| letter.is_of(stream.name, name)) {
+            let number = number_in(&letter.payload).unwrap_or_default();
+            sink.dead.entry(number).or_default().push(&letter.payload);
+        }
+        sink
+    }
+
+    /// Takes out what belongs to `message`; what is left in the end is foreign.
+    fn judge(&mut self, message: &Message, entry: &Entry, cut: bool, verdict: &mut Verdict) {
+        let there = self.there.remove(&message.number).unwrap_or_default();
+        let dead = self.dead.remove(&message.number).unwrap_or_default();
+        let name = || format!("{}: {:?} {}", self.title(), message.kind, message.number);
+        let (right, wrong) = match (self.fate)(message.kind) {
+            Fate::There => (there.len(), dead.len()),
+            Fate::Dead => (dead.len(), there.len()),
+            Fate::Nowhere => (usize::from(entry.acked), there.len() + dead.len()),
+        };
+        if wrong > 0 {
+            verdict.misjudged.push(name());
+        }
+        if right == 0 && entry.acked {
+            verdict.lost.push(name());
+        }
+        if right > 1 {
+            match self.stream.keeps_repeats && (cut || entry.resent) {
+                true => verdict.made_twice += 1,
+                false => verdict.doubled.push(format!("{}, {right} times", name())),
+            }
+        }
+        let content = |reading: &&Reading| {
+            let value = (message.kind != Kind::Incomplete).then_some(message.value);
+            reading.device == message.device && reading.value == value
+        };
+        if !there.iter().all(content) || dead.iter().any(|payload| *payload != message.payload) {
+            verdict.changed.push(name());
+        }
+        verdict.dead += dead.len() as u64;
+    }
+
+    fn title(&self) -> String {
+        format!("{}/{}", self.stream.name, self.name)
+    }
+
+    fn leftovers(&self, verdict: &mut Verdict) {
+        let numbers = self.there.keys().chain(self.dead.keys());
+        verdict.foreign.extend(numbers.map(|number| format!("{}: {number}", self.title())));
+    }
+}
+
+pub const KAFKA: &str = "kafka";
+
+/// Judges one round; `fresh` is what came to Kafka in it.
+pub fn judge(published: &Published<'_>, found: &Found, fresh: &[(&str, Reading)]) -> Verdict {
+    let mut verdict = Verdict::default();
+    for stream in &STREAMS {
+        let records = fresh.iter().filter(|(of, _)| *of == stream.name).map(|(_, record)| record);
+        let kafka = Sink::new(stream, KAFKA, fate_in_kafka, records, found);
+        let append = stream.tables.iter().filter(|table| !table.latest);
+        let tables = append.map(|table| {
+            let rows = found.rows.get(table.name).into_iter().flatten();
+            let fate = if published.replayed { fate_in_mended_table } else { fate_in_table };
+            Sink::new(stream, table.name, fate, rows, found)
+        });
+        let mut sinks: Vec<Sink<'_>> = std::iter::once(kafka).chain(tables).collect();
+        for (message, entry) in published.messages.iter().zip(published.entries) {
+            if message.stream.name == stream.name {
+                let cut = published.broker_was_cut;
+                sinks.iter_mut().for_each(|sink| sink.judge(message, entry, cut, &mut verdict));
+            }
+        }
+        sinks.iter().for_each(|sink| sink.leftovers(&mut verdict));
+    }
+    verdict
+}
+
+/// A row per device says what the device's newest record says.
+pub fn judge_latest<'a>(
+    table: &Table,
+    rows: &[Reading],
+    newest: impl Iterator<Item = &'a Reading>,
+    verdict: &mut Verdict,
+) {
+    let mut by_device: HashMap<&str, &Reading> = HashMap::new();
+    for row in rows {
+        if by_device.insert(&row.device, row).is_some() {
+            verdict.doubled.push(format!("{}: two rows of {}", table.name, row.device));
+        }
+    }
+    for last in newest {
+        match by_device.remove(last.device.as_str()) {
+            None => verdict.lost.push(format!("{}: the row of {}", table.name, last.device)),
+            Some(row) if row != last => {
+                verdict.changed.push(format!("{}: {row:?} instead of {last:?}", table.name));
+            }
+            Some(_) => {}
+        }
+    }
+    verdict.foreign.extend(by_device.keys().map(|device| format!("{}: {device}", table.name)));
+}
+
+/// The node says that everything has come through: else why it has not.
+pub fn at_rest(streams: &Streams) -> Option<String> {
+    if streams.streams.len() < STREAMS.len() {
+        return Some("not every stream is shown".to_owned());
+    }
+    streams.streams.iter().find_map(|stream| {
+        let idle = |sink: &&SinkState| stream.pending(sink) == Some(0);
+        let busy = stream.sinks.iter().find(|sink| !idle(sink));
+        let unsubscribed = !stream.status.subscribed;
+        let trouble = stream.status.trouble.clone().unwrap_or_default();
+        match busy {
+            Some(sink) => Some(busy_text(stream, sink)),
+            None => unsubscribed.then(|| format!("{} is not subscribed: {trouble}", stream.name)),
+        }
+    })
+}
+
+fn busy_text(stream: &StreamState, sink: &SinkState) -> String {
+    let status = &sink.status;
+    format!(
+        "{}/{} is {}: {:?} of {} pending; {}",
+        stream.name,
+        sink.sink,
+        status.state,
+        stream.pending(sink),
+        stream.status.sequence,
+        status.trouble.as_deref().unwrap_or("no trouble")
+    )
+}
+
+/// At any moment: what no book accounts for.
+pub fn unbalanced(streams: &Streams) -> Vec<String> {
+    let sinks = streams
+        .streams
+        .iter()
+        .flat_map(|stream| stream.sinks.iter().map(move |sink| (stream.name.as_str(), sink)));
+    let wrong = sinks.filter(|(_, sink)| sink.difference.is_some_and(|number| number != 0));
+    wrong.map(|(stream, sink)| format!("{stream}/{}: {:?}", sink.sink, sink.status.books)).collect()
+}
+
+/// What a sink says it delivered, beside what is there.
+pub fn compare_books(
+    streams: &Streams,
+    stream: &str,
+    sink: &str,
+    there: u64,
+    verdict: &mut Verdict,
+) {
+    let state = streams.stream(stream).and_then(|state| state.sink(sink));
+    let delivered = state.map(|sink| sink.books().delivered);
+    if delivered != Some(there) {
+        verdict
+            .books
+            .push(format!("{stream}/{sink} says {delivered:?} delivered, {there} are there"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collect::Letter;
+
+    fn message(number: u64, kind: Kind) -> Message {
+        let payload = format!("{{\"number\":{number},");
+        let device = "r1-0".to_owned();
+        Message { number, stream: &STREAMS[0], device, value: 7, kind, payload }
+    }
+
+    fn entry(message: &Message) -> Entry {
+        Entry {
+            id: 0,
+            stream: message.stream.name.to_owned(),
+            topic: String::new(),
+            payload: message.payload.clone().into_bytes(),
+            acked: true,
+            refused: None,
+            resent: false,
+        }
+    }
+
+    fn reading(number: u64) -> Reading {
+        Reading { device: "r1-0".to_owned(), number, value: Some(7) }
+    }
+
+    fn letter(sink: &str, number: u64) -> Letter {
+        let payload = format!("{{\"number\":{number},");
+        Letter { letter: format!("energy/{sink}/9"), payload }
+    }
+
+    fn verdict(kinds: &[Kind], rows: &[u64], records: &[u64], letters: Vec<Letter>) -> Verdict {
+        let messages: Vec<_> =
+            kinds.iter().zip(1..).map(|(kind, number)| message(number, *kind)).collect();
+        let entries: Vec<_> = messages.iter().map(entry).collect();
+        let published = Published {
+            messages: &messages,
+            entries: &entries,
+            broker_was_cut: false,
+            replayed: false,
+        };
+        let rows = rows.iter().map(|number| reading(*number)).collect();
+        let rows = [("energy_consumption", rows)].into();
+        let found = Found { rows, letters, ..Found::default() };
+        let fresh: Vec<_> = records.iter().map(|number| ("energy", reading(*number))).collect();
+        judge(&published, &found, &fresh)
+    }
+
+    #[test]
+    fn each_kind_has_its_place() {
+        use Kind::{Filtered, Malformed, Poison, Reading};
+        let letters = vec![
+            letter("energy_consumption", 2),
+            letter("energy_consumption", 3),
+            letter(KAFKA, 3),
+        ];
+        let kinds = [Reading, Poison, Malformed, Filtered];
+        let verdict = verdict(&kinds, &[1], &[1, 2], letters);
+        assert!(verdict.holds(), "{verdict}");
+        assert_eq!(verdict.dead, 3);
+    }
+
+    #[test]
+    fn what_is_missing_twice_there_unknown_or_in_the_wrong_place_is_told() {
+        use Kind::Reading;
+        let two = [Reading, Reading];
+        assert_eq!(verdict(&two, &[1], &[1, 2], Vec::new()).lost.len(), 1);
+        assert_eq!(verdict(&two, &[1, 2], &[1], Vec::new()).lost.len(), 1);
+        assert_eq!(verdict(&two, &[1, 2, 2], &[1, 2], Vec::new()).doubled.len(), 1);
+        assert_eq!(verdict(&two, &[1, 2, 3], &[1, 2], Vec::new()).foreign.len(), 1);
+        let letters = vec![letter("energy_consumption", 2)];
+        let dead = verdict(&two, &[1], &[1, 2], letters);
+        assert_eq!((dead.misjudged.len(), dead.lost.len()), (1, 1));
+    }
+
+    #[test]
+    fn another_value_than_was_published_is_told() {
+        let mut wrong = reading(1);
+        wrong.value = Some(8);
+        let messages = [message(1, Kind::Reading)];
+        let entries = [entry(&messages[0])];
+        let published = Published {
+            messages: &messages,
+            entries: &entries,
+            broker_was_cut: false,
+            replayed: false,
+        };
+        let found =
+            Found { rows: [("energy_consumption", vec![wrong])].into(), ..Found::default() };
+        let verdict = judge(&published, &found, &[("energy", reading(1))]);
+        assert_eq!(verdict.changed.len(), 1, "{verdict}");
+    }
+}

@@ -1,0 +1,222 @@
+//! One round: publish, break, rest, judge.
+
+use std::collections::BTreeMap;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rand::Rng;
+use rand::rngs::StdRng;
+use rig::Streams;
+
+use crate::chronicle::Chronicle;
+use crate::collect::{self, Found};
+use crate::faults::Fault;
+use crate::lab::Lab;
+use crate::oracle::{self, KAFKA, Published, Verdict};
+use crate::plan;
+use crate::traffic::{Load, STREAMS};
+
+/// After the last fault everything must have come to rest within this time: the promise of liveness.
+pub const RECOVER_WITHIN: Duration = Duration::from_secs(30);
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+const PAUSE_MAX_MS: u64 = 300;
+
+/// What a round came to, or all of them together.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub acked: u64,
+    /// From the end of faults and publishing until everything was in its place.
+    pub recovery: Duration,
+    pub taken: Vec<&'static str>,
+    pub verdict: Verdict,
+}
+
+impl Outcome {
+    pub fn add(&mut self, other: Outcome) {
+        self.acked += other.acked;
+        self.recovery = self.recovery.max(other.recovery);
+        let (sum, new) = (&mut self.verdict, other.verdict);
+        sum.lost.extend(new.lost);
+        sum.doubled.extend(new.doubled);
+        sum.reordered.extend(new.reordered);
+        sum.dead += new.dead;
+        sum.repeated += new.repeated;
+        sum.made_twice += new.made_twice;
+    }
+}
+
+/// All rounds of one run, over the same servers.
+pub struct Run {
+    lab: Lab,
+    chronicle: Chronicle,
+    round: u64,
+    /// By append table: the rows of the rounds before, and those of all rounds as last seen.
+    rows_before: BTreeMap<&'static str, u64>,
+    rows: BTreeMap<&'static str, u64>,
+}
+
+impl Run {
+    /// # Errors
+    /// When Kafka does not answer.
+    pub fn new(lab: Lab) -> Result<Self> {
+        let chronicle = Chronicle::new(&lab.kafka, &lab.topics)?;
+        Ok(Self { lab, chronicle, round: 0, rows_before: BTreeMap::new(), rows: BTreeMap::new() })
+    }
+
+    /// # Errors
+    /// When something failed that is not the judgement's to tell: a server or node that does not start, does not
+    /// answer, or ends by itself.
+    pub fn round(&mut self, seed: u64, faults: &[&'static Fault]) -> Result<Outcome> {
+        self.round += 1;
+        self.chronicle.begin_round();
+        let load = Load::start(self.lab.mosquitto.port(), self.round, plan::dice(seed, 1));
+        self.lab.gate = load.gate.clone();
+        let mut dice = plan::dice(seed, 2);
+        let mut taken = Vec::new();
+        let broken = self.break_things(faults, &mut dice, &mut taken);
+        let (publisher, messages) = load.end();
+        broken?;
+        let rest = Instant::now();
+        publisher.flush(RECOVER_WITHIN).context("the broker takes what is published")?;
+        let ledger = publisher.ledger();
+        let mut published = Published {
+            messages: &messages,
+            entries: ledger.entries(),
+            broker_was_cut: faults.iter().any(|fault| fault.cuts_broker),
+            replayed: false,
+        };
+        let mut verdict = self.settle(&published, rest)?;
+        let recovery = rest.elapsed();
+        for fault in faults.iter().filter(|fault| fault.at_rest) {
+            if !verdict.holds() {
+                break;
+            }
+            self.take(fault, &mut dice, &mut taken)?;
+            published.replayed = true;
+            verdict = self.settle(&published, Instant::now())?;
+        }
+        if verdict.holds() {
+            collect::purge_letters(&self.lab.node)?;
+            self.rows_before.clone_from(&self.rows);
+        }
+        Ok(Outcome { acked: ledger.acked_count() as u64, recovery, taken, verdict })
+    }
+
+    fn break_things(
+        &mut self,
+        faults: &[&'static Fault],
+        dice: &mut StdRng,
+        taken: &mut Vec<&'static str>,
+    ) -> Result<()> {
+        pause(dice);
+        for fault in faults.iter().filter(|fault| !fault.at_rest) {
+            self.take(fault, dice, taken)?;
+            pause(dice);
+        }
+        Ok(())
+    }
+
+    fn take(
+        &mut self,
+        fault: &Fault,
+        dice: &mut StdRng,
+        taken: &mut Vec<&'static str>,
+    ) -> Result<()> {
+        let done = (fault.take)(fault, &mut self.lab, dice);
+        if done.with_context(|| format!("fault {}", fault.name))? {
+            taken.push(fault.name);
+        }
+        Ok(())
+    }
+
+    /// Looks until everything is in its place, or the time is over, or something cannot mend any more.
+    fn settle(&mut self, published: &Published<'_>, rest: Instant) -> Result<Verdict> {
+        loop {
+            if let Some(status) = self.lab.node.daemon().exit_status()? {
+                bail!("the node ended by itself: {status}");
+            }
+            let verdict = self.look(published).unwrap_or_else(|error| Verdict {
+                stuck: vec![format!("{error:#}")],
+                ..Verdict::default()
+            });
+            if verdict.holds() || !verdict.may_mend() || rest.elapsed() > RECOVER_WITHIN {
+                return Ok(verdict);
+            }
+            sleep(LOOK_PAUSE);
+        }
+    }
+
+    fn look(&mut self, published: &Published<'_>) -> Result<Verdict> {
+        let streams = Streams::of(&self.lab.node)?;
+        let unbalanced = oracle::unbalanced(&streams);
+        if let Some(why) = oracle::at_rest(&streams) {
+            return Ok(Verdict { stuck: vec![why], books: unbalanced, ..Verdict::default() });
+        }
+        self.chronicle.read_on()?;
+        let found = collect::found(self.round, &self.lab.postgres, &self.lab.node)?;
+        let mut verdict = oracle::judge(published, &found, &self.chronicle.fresh);
+        verdict.books = unbalanced;
+        verdict.reordered.clone_from(&self.chronicle.reordered);
+        verdict.changed.extend(self.chronicle.changed.iter().cloned());
+        verdict.repeated = self.chronicle.repeated;
+        self.judge_tables(&found, &mut verdict);
+        if verdict.holds() {
+            self.judge_books(&found, &mut verdict)?;
+        }
+        self.rows = found.totals;
+        Ok(verdict)
+    }
+
+    /// Tables of the latest state, and rows that came too late for their own round.
+    fn judge_tables(&self, found: &Found, verdict: &mut Verdict) {
+        let prefix = format!("r{}-", self.round);
+        for stream in &STREAMS {
+            for table in stream.tables {
+                let rows = found.rows.get(table.name).map(Vec::as_slice).unwrap_or_default();
+                if table.latest {
+                    let newest = self.chronicle.newest(stream.name);
+                    let newest = newest.filter(|last| last.device.starts_with(&prefix));
+                    oracle::judge_latest(table, rows, newest, verdict);
+                    continue;
+                }
+                let total = found.totals.get(table.name).copied().unwrap_or_default();
+                let before = self.rows_before.get(table.name).copied().unwrap_or_default();
+                if total != before + rows.len() as u64 {
+                    verdict.doubled.push(format!(
+                        "{}: {total} rows after {before} and {} of this round",
+                        table.name,
+                        rows.len()
+                    ));
+                }
+            }
+        }
+    }
+
+    fn judge_books(&self, found: &Found, verdict: &mut Verdict) -> Result<()> {
+        let streams = Streams::of(&self.lab.node)?;
+        for stream in &STREAMS {
+            let records = self.chronicle.count(stream.name);
+            oracle::compare_books(&streams, stream.name, KAFKA, records, verdict);
+            for table in stream.tables.iter().filter(|table| !table.latest) {
+                let rows = found.totals.get(table.name).copied().unwrap_or_default();
+                oracle::compare_books(&streams, stream.name, table.name, rows, verdict);
+            }
+        }
+        Ok(())
+    }
+
+    pub fn story(&mut self) -> String {
+        self.lab.story()
+    }
+
+    /// Stops the node in order; how that goes is not judged here.
+    pub fn end(mut self) {
+        let _ = self.lab.node.stop(STOP_WITHIN);
+    }
+}
+
+fn pause(dice: &mut StdRng) {
+    sleep(Duration::from_millis(dice.random_range(0..PAUSE_MAX_MS)));
+}
