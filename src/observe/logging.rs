@@ -11,8 +11,8 @@ use crate::config::{LogFormat, LogSettings};
 /// Starts the log of this process; later calls change nothing. A filter that does not parse is an error (the
 /// configuration check has already seen it).
 pub fn start_logging(settings: &LogSettings) -> anyhow::Result<()> {
-    // actix tells of its workers at every start, and a database server of each rollback that had nothing left to do;
-    // whoever wants that says so, for later directives win.
+    // actix tells of its workers at every start, and a database server of every table that is already there and of each
+    // rollback that had nothing left to do; whoever wants that says so, for later directives win.
     let quiet = "actix_server=warn,tokio_postgres=warn";
     let filter = EnvFilter::try_new(format!("{quiet},{}", settings.filter))?;
     let format = match settings.format {

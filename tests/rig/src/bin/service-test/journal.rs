@@ -42,6 +42,11 @@ pub fn outage(world: &mut World) -> Result<String> {
     ensure!(find(&entries, "node_started")?.is("PRIORITY", INFO), "a start is no information");
     let subscribed = find(&entries, "stream_input_active")?;
     ensure!(subscribed.0.contains_key("STREAM"), "a stream's event has no STREAM=: {subscribed:?}");
+    let told = world.machine.run(&["journalctl", "-u", "telemetry", "-o", "cat", "--no-pager"])?;
+    ensure!(
+        !told.contains("already exists, skipping"),
+        "the database's own notices are in the journal"
+    );
     let warnings = world.machine.run(&[
         "journalctl",
         "-u",
