@@ -32,7 +32,7 @@ QUICK ?=
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
-demo: ## four home-automation streams through the node, live (DURATION=30, KAFKA=no, RATE=10)
+demo: ## five home-automation streams through the node, live (DURATION=30, KAFKA=no, RATE=10)
 	@scripts/setup build servers $(if $(filter no,$(KAFKA)),,kafka)
 	@$(RELEASE)
 	@exec $(TARGET)/release/demo --node $(TARGET)/release/telemetry --rate $(RATE) \

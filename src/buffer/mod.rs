@@ -45,9 +45,9 @@
 //!
 //! # Dropping
 //!
-//! Oldest first, a sealed generation is dropped when every configured sink of every stream in it has passed it, but
-//! never the newest sealed one: after a crash the broker may send its records again, and [`Buffer::recent`] is how
-//! they are recognised. Streams without sinks hold nothing back. A stream that is in the log and no longer configured
+//! Oldest first, a sealed generation is dropped when every configured sink of every stream in it has passed it and each
+//! of these streams has noted what its broker may send again ([`Buffer::remembered`]), but never the newest sealed one:
+//! a declared window of repeats is read from it ([`Buffer::recent`]). Streams without sinks hold nothing back. A stream that is in the log and no longer configured
 //! holds its records back only when the state database has books of a sink that is behind: its sinks still owe them,
 //! should it be configured again. Without books nobody knows who would want them. Either way the start says so.
 //! The file `marks` notes what was dropped before the folder goes, so that it is never mistaken for loss.
