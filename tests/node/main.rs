@@ -7,6 +7,7 @@ mod clock;
 mod commands;
 mod dead_letters;
 mod doctor;
+mod harmed;
 mod kill;
 mod outages;
 mod parts;

@@ -10,7 +10,7 @@ use rig::{
     Proxy, Streams, free_port, until,
 };
 
-use crate::disk::Disk;
+use crate::disk::{Disk, FileSystem};
 use crate::traffic::{POISON, STREAMS};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -36,7 +36,7 @@ pub struct Lab {
 impl Lab {
     /// # Errors
     /// When a server does not start.
-    pub fn open(folder: &Path, binary: &Path) -> Result<Self> {
+    pub fn open(folder: &Path, binary: &Path, filesystem: FileSystem) -> Result<Self> {
         let at = |name: &str| Some(folder.join(name));
         let kafka = start_kafka(at("kafka"));
         let postgres = Postgres::start_with(PostgresOptions {
@@ -52,7 +52,7 @@ impl Lab {
         let to_broker = Proxy::start(mosquitto.port())?;
         let to_database = Proxy::start(postgres.port())?;
         let http_port = free_port();
-        let disk = own_disk(folder);
+        let disk = own_disk(folder, filesystem);
         let state = disk.as_ref().map_or_else(|| folder.to_owned(), Disk::mount_point);
         let mut homelab = configuration(&state.join("state"), http_port)?;
         homelab.broker(to_broker.port());
@@ -111,8 +111,8 @@ impl Lab {
     }
 }
 
-fn own_disk(folder: &Path) -> Option<Disk> {
-    match Disk::open(&folder.join("disk")) {
+fn own_disk(folder: &Path, filesystem: FileSystem) -> Option<Disk> {
+    match Disk::open(&folder.join("disk"), filesystem) {
         Ok(disk) => Some(disk),
         Err(error) => {
             println!("No disk of the node's own, so no power cuts: {error:#}");
