@@ -46,6 +46,17 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), BufferError> {
     Ok(())
 }
 
+/// Removes a file, which may be gone already, and syncs its folder.
+pub(super) fn remove_file(path: &Path) -> Result<(), BufferError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(BufferError::io("remove", path, error));
+        }
+        _ => {}
+    }
+    path.parent().map_or(Ok(()), sync)
+}
+
 /// Removes a folder with all that is in it, and syncs its parent.
 pub(super) fn remove_folder(folder: &Path) -> Result<(), BufferError> {
     match fs::remove_dir_all(folder) {

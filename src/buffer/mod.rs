@@ -34,7 +34,8 @@
 //!
 //! A number must not be given out twice even when the newest generation is unreadable after a crash. So numbers are
 //! set aside in the file `marks`, 65,536 at a time, before they are used; a start that cannot read the newest
-//! generation goes on behind them. An orderly stop writes the exact numbers, so nothing is skipped then.
+//! generation goes on behind them. An orderly stop writes the exact numbers, so nothing is skipped then. A newest
+//! generation that opens and has lost its end does not say so: the file `reached` (`reached.rs`) does.
 //!
 //! # Reading
 //!
@@ -79,6 +80,7 @@
 //!  <state_dir>/state/                         books, dead letters, notes
 //!  <state_dir>/buffer/identity                which log this is
 //!  <state_dir>/buffer/marks                   numbers set aside, numbers dropped
+//!  <state_dir>/buffer/reached                 how far each stream was durable when it was last answered
 //!  <state_dir>/buffer/losses                  what the disk lost
 //!  <state_dir>/buffer/generation-000001/      one sled database, sealed.json beside its files
 //!  <state_dir>/buffer/quarantine/             what could not be read
@@ -91,8 +93,10 @@ mod generation;
 pub mod inspect;
 mod janitor;
 mod log;
+mod misplaced;
 pub mod offline;
 mod probe;
+mod reached;
 mod reader;
 mod recovery;
 mod state;
@@ -178,6 +182,7 @@ impl Buffer {
         disk::release_ballast(&state_dir.join("ballast"), settings.ballast_bytes)?;
         let identity = recovery::identity(&folder)?;
         let state = recovery::state(state_dir, &quarantine, settings)?;
+        recovery::check_log(&state, identity)?;
         recovery::check_shim(&state)?;
         let cursors = Cursors::of(&state)?;
         let mut recovered = recovery::Recovery {
@@ -186,6 +191,7 @@ impl Buffer {
             identity,
             configured: &streams.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(),
             delivered: cursors.furthest.clone(),
+            reached: reached::read(&folder)?,
             on_read: &|read| board.update_buffer(|status| status.generations = read),
         }
         .run()?;
@@ -196,6 +202,9 @@ impl Buffer {
         };
         let cells = recovered.streams.iter().map(cell).collect();
         let index = index(&mut recovered, &folder, streams, cursors);
+        let at = |(name, next): (&StreamName, &Sequence)| (name.clone(), Sequence(next.0 - 1));
+        let positions = recovered.contents.next.iter().map(at).collect();
+        let reached = reached::Reached::open(&folder, positions)?;
         let log = Arc::new(Log {
             folder,
             settings: settings.clone(),
@@ -203,6 +212,7 @@ impl Buffer {
             cells,
             index: Mutex::new(index),
             marks: Mutex::new(recovered.marks.clone()),
+            reached,
             tail: Mutex::new(tail::Tail::new(settings.tail_bytes_max)),
             handles: Mutex::new(reader::Handles::new()),
             failure: watch::Sender::new(None),
@@ -414,7 +424,7 @@ fn index(
         sinks,
         remembered: BTreeMap::new(),
         unconfigured,
-        losses: disk::read_json(&folder.join("losses")).ok().flatten().unwrap_or_default(),
+        losses: std::mem::take(&mut recovered.noted),
         quarantined: std::fs::read_dir(folder.join("quarantine"))
             .map_or(0, |entries| entries.count() as u64),
         retired: Vec::new(),

@@ -6,6 +6,7 @@ mod bad_input;
 mod clock;
 mod commands;
 mod dead_letters;
+mod disk;
 mod doctor;
 mod harmed;
 mod kill;

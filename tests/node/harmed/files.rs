@@ -45,7 +45,7 @@ fn change(file: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 /// The byte in the middle of what is not zero.
 fn middle(bytes: &[u8]) -> usize {
     let used: Vec<usize> = (0..bytes.len()).filter(|place| bytes[*place] != 0).collect();
-    used[used.len() / 2]
+    used.get(used.len() / 2).copied().unwrap_or(bytes.len() / 2)
 }
 
 pub fn flip(file: &Path) {
