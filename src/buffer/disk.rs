@@ -68,6 +68,25 @@ pub(super) fn remove_folder(folder: &Path) -> Result<(), BufferError> {
     folder.parent().map_or(Ok(()), sync)
 }
 
+/// Reads every file in a folder, which may be missing, to its end: an error comes out here, and what follows is read
+/// from memory.
+pub(super) fn read_through(folder: &Path) -> Result<(), BufferError> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|error| BufferError::io("list", folder, error))?,
+    };
+    for entry in entries {
+        let read = entry.and_then(|entry| {
+            if entry.file_type()?.is_file() {
+                io::copy(&mut File::open(entry.path())?, &mut io::sink())?;
+            }
+            Ok(())
+        });
+        read.map_err(|error| BufferError::io("read", folder, error))?;
+    }
+    Ok(())
+}
+
 /// Bytes of all files below a folder; what vanishes meanwhile counts nothing.
 pub(super) fn folder_bytes(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
