@@ -1,5 +1,5 @@
-//! Generations that do not stand where they belong, because a person restored or moved them. What a folder holds counts,
-//! not what it is called.
+//! Generations that do not stand where they belong, because a person restored or moved them. What a folder holds
+//! counts, not what it is called.
 
 use std::path::{Path, PathBuf};
 

@@ -64,7 +64,12 @@
 //! the board, logged as an error, and every sink that comes by is told by [`Chunk::lost`]. An error in the generation
 //! being written ends the process; the next start verifies it and, if need be, sets it aside. After a crash the loss
 //! is then reported up to the numbers set aside, which is too much rather than too little. A full disk, a missing
-//! permission or too many open files are no damage: nothing is moved for them.
+//! permission or too many open files are no damage: nothing is moved for them. What cannot be read is read again before
+//! it is called unreadable, and never by sled first (`store.rs`).
+//!
+//! A missing or damaged `identity` is made again from the generations, which all carry it; `marks` from what they hold.
+//! Generations that stand in each other's place are put right (`misplaced.rs`). A log or a state database that is gone
+//! as a whole is told as an error: nobody can count what was in it.
 //!
 //! # State
 //!

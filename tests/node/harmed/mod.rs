@@ -128,6 +128,6 @@ fn a_harmed_state_database_costs_its_dead_letters_and_no_record() {
         stopped("state db deleted", |s| delete(&s.join("state/db")), Fate::Letters),
         stopped("state folder deleted", |s| delete(&s.join("state")), Fate::Letters),
         stopped("buffer folder deleted", |s| delete(&s.join("buffer")), Fate::Everything),
-        stopped("all is deleted", |s| delete(s), Fate::Everything),
+        stopped("all is deleted", delete, Fate::Everything),
     ]);
 }

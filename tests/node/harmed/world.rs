@@ -189,8 +189,8 @@ impl Base {
         publisher.flush(SOON)
     }
 
-    /// What came last is in the tables, and nothing is pending. A node that ends over what it found is started once more,
-    /// as a service manager does.
+    /// What came last is in the tables, and nothing is pending. A node that ends over what it found is started once
+    /// more, as a service manager does.
     fn settle(&mut self, end: u64) -> Result<()> {
         let mut why = String::new();
         let mut ends = 0;
