@@ -1,7 +1,7 @@
 //! The checked configuration: what cannot be wrong any more. Every other folder is built from these types and never
 //! sees the file. Defaults, units and consequences stand in `docs/configuration.md`, made from the raw form.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indexmap::IndexMap;
@@ -148,7 +148,7 @@ pub struct BackoffSettings {
 }
 
 /// When the parts that use one dependency stop asking it all at once, and how often one of them tries.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerSettings {
     /// So many failures in a row open it.
     pub failures: u32,
@@ -202,6 +202,14 @@ pub struct TlsSettings {
     pub client_certificate: Option<(PathBuf, PathBuf)>,
     /// The name the server's certificate must carry; none = the host connected to.
     pub server_name: Option<String>,
+}
+
+impl TlsSettings {
+    /// Every file it names.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let own = self.client_certificate.iter().flat_map(|(certificate, key)| [certificate, key]);
+        self.ca_file.iter().chain(own).map(PathBuf::as_path)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 //! Nothing here waits, reads or writes.
 
 mod books;
+mod change;
 mod dead_letter;
 mod error_class;
 mod finding;
@@ -13,6 +14,7 @@ mod runbook;
 mod secret;
 
 pub use books::Books;
+pub use change::{Changes, PartChange, PartFate, SettingChange};
 pub use dead_letter::{DeadLetter, DeadLetterKey, Reason, Stage};
 pub use error_class::ErrorClass;
 pub use finding::{Finding, Findings, Verdict};

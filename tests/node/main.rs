@@ -12,6 +12,7 @@ mod harmed;
 mod kill;
 mod outages;
 mod parts;
+mod reload;
 mod secrets;
 mod service;
 mod stop;

@@ -45,6 +45,7 @@ pub use ports::free_port;
 pub use postgres::{PASSWORD, Postgres, PostgresOptions, SUPERUSER};
 pub use proxy::{Link, Proxy};
 pub use publisher::{Publisher, PublisherOptions};
+pub use rustix::process::Signal;
 pub use signals::on_signal;
 pub use status::{Books, SinkState, StreamState, Streams};
 pub use wait::{eventually, until};

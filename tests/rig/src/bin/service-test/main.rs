@@ -37,12 +37,13 @@ struct Options {
 type Step = (&'static str, fn(&mut World) -> Result<String>);
 
 /// In this order: each begins where the one before has left the machine.
-const STEPS: [Step; 17] = [
+const STEPS: [Step; 18] = [
     ("install: nothing is enabled or started", install::fresh),
     ("no configuration: says so, exit 78, no loop", life::unconfigured),
     ("configure, enable and start", life::start),
     ("1,000 messages a second", life::load),
     ("a second node beside it (template unit)", life::second_node),
+    ("reload, good and bad", life::reloaded),
     ("kill -9", life::killed),
     ("SIGSTOP: the watchdog", life::frozen),
     ("an outage, told in the journal", journal::outage),
