@@ -2,6 +2,7 @@
 
 mod assembly;
 mod clock;
+mod disk;
 mod part_actor;
 mod replay;
 mod restart;

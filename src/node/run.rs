@@ -11,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::assembly;
 use super::clock;
+use super::disk;
 use super::replay::{Replayers, replay};
 use super::service;
 use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
@@ -147,15 +148,18 @@ impl Node {
             }
             () = watchdog => Ok(()),
             never = clock::watch(&self.board) => never,
+            never = disk::watch(&self.buffer, self.settings.supervision.stall_timeout) => never,
             () = service::keep_telling(&self.board) => Ok(()),
         }
     }
 
-    /// Only real progress feeds it: a supervisor that does not answer, or a part that stays stalled, does not.
+    /// Only real progress feeds it: a supervisor that does not answer, a part that stays stalled, or a disk that hangs
+    /// does not.
     async fn feed_watchdog(&self, interval: Duration) {
         loop {
             let alive = tokio::time::timeout(interval, self.supervisor.send(GetAlive)).await;
-            if matches!(alive, Ok(Ok(true))) {
+            let hangs = disk::hangs(&self.buffer, self.settings.supervision.stall_timeout);
+            if matches!(alive, Ok(Ok(true))) && !hangs {
                 service::alive();
             }
             tokio::time::sleep(interval).await;
