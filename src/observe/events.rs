@@ -154,7 +154,7 @@ pub const CHAPTERS: [Chapter; 9] = [
             ),
             event(
                 "buffer_stalled",
-                "A write or a sync of the disk does not return: nothing is acknowledged, and under systemd the watchdog ends the process",
+                "A write or a sync does not return: nothing is acknowledged, and systemd's watchdog ends the process",
                 "Look after the disk; a process that waits for it ends only when it answers",
             ),
             event("buffer_moves", "The disk answers again", ""),

@@ -21,6 +21,11 @@ the journal the names of fields are upper case (`STREAM=`, `SINK=`, `CORRELATION
 journal: [operations.md](operations.md#the-journal).
 ";
 
+const HEAD: &str = "\
+| event | level | meaning | what to do | fields | from |
+|---|---|---|---|---|---|
+";
+
 /// One `tracing::…!(…)`.
 struct Call {
     level: usize,
@@ -111,6 +116,8 @@ fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
 fn told() -> BTreeMap<String, Told> {
     let mut files = Vec::new();
     sources(Path::new("src"), &mut files);
+    // The order of fields on the page is that of the files.
+    files.sort();
     let mut found: BTreeMap<String, Told> = BTreeMap::new();
     for (folder, text) in files {
         for call in calls(&text) {
@@ -147,15 +154,12 @@ fn row(event: &Event, told: &Told) -> String {
     let fields = joined(told.fields.iter().map(|name| format!("`{name}`")));
     let runbooks = told.runbooks.iter().map(|page| format!("[{page}](runbooks/{page}.md)"));
     let remedy = [event.remedy.to_owned(), joined(runbooks)];
-    let remedy = joined_by(": ", remedy);
+    let remedy: Vec<_> = remedy.into_iter().filter(|words| !words.is_empty()).collect();
+    let remedy = remedy.join(": ");
     format!(
         "| `{}` | {levels} | {} | {remedy} | {fields} | {folders} |\n",
         event.name, event.meaning
     )
-}
-
-fn joined_by(between: &str, words: [String; 2]) -> String {
-    words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(between)
 }
 
 #[test]
@@ -172,7 +176,7 @@ fn every_event_is_explained_and_the_page_is_that_of_the_code() {
     assert_eq!(names.len(), explained().count(), "an event is explained twice");
     let mut page = String::from(INTRO);
     for chapter in &CHAPTERS {
-        write!(page, "\n## {}\n\n| event | level | meaning | what to do | fields | from |\n|---|---|---|---|---|---|\n", chapter.title).unwrap();
+        write!(page, "\n## {}\n\n{HEAD}", chapter.title).unwrap();
         page.extend(chapter.events.iter().map(|event| row(event, &told[event.name])));
     }
     assert_golden(Path::new("docs/logs.md"), &page);
