@@ -81,11 +81,30 @@ impl Disk {
         run("fallocate", &["-l", &bytes.max(1).to_string(), &text(&filling.0)])?;
         Ok(filling)
     }
+
+    /// Nothing is written to it, and no write returns, until the answer is dropped.
+    ///
+    /// # Errors
+    /// When the file system cannot be frozen.
+    pub fn freeze(&self) -> Result<Frozen> {
+        let frozen = Frozen(self.mount_point());
+        run("fsfreeze", &["--freeze", &text(&frozen.0)])?;
+        Ok(frozen)
+    }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
         Disk::clear(&self.folder);
+    }
+}
+
+/// A file system that stands still.
+pub struct Frozen(PathBuf);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = run("fsfreeze", &["--unfreeze", &text(&self.0)]);
     }
 }
 
