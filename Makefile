@@ -48,12 +48,14 @@ test: setup lint build ## everything continuous integration runs
 	$(MAKE) --no-print-directory bench QUICK=1
 	$(MAKE) --no-print-directory demo DURATION=20
 
-lint: setup $(TOOLS)/cargo-deny ## format, clippy, licences and sources of dependencies, the units' exposure, playbooks
+lint: setup $(TOOLS)/cargo-deny ## format, clippy, licences and sources of dependencies, the units' exposure, alerts, playbooks
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	$(TOOLS)/cargo-deny check bans licenses sources
 	@for unit in systemd/*.service; do systemd-analyze security --no-pager --offline=true --threshold=$(EXPOSURE_MAX) \
 	  $$unit | tail -n 1; done
+	promtool check rules packaging/prometheus/telemetry.rules.yml
+	promtool test rules packaging/prometheus/telemetry.test.yml
 	cd ansible && ansible-lint --offline --profile production
 
 advisories: $(TOOLS)/cargo-deny ## known weaknesses of dependencies; needs the advisory database (network)
@@ -70,7 +72,8 @@ torture: build ## faults under load: nothing lost, doubled or stuck (ROUNDS=40, 
 
 deb: setup $(TOOLS)/cargo-deb ## the Debian package: target/package/telemetry_<version>_<architecture>.deb
 	@$(RELEASE)
-	@scripts/package
+	@package=$$(scripts/package) && again=$$(scripts/package --into $(PACKAGES)/again) && cmp $$package $$again && \
+	  rm $$again && echo "$$package: packed twice, the same bits"
 	@lintian --allow-root --fail-on error,warning $(PACKAGES)/*.deb
 
 service-test: setup $(TOOLS)/cargo-deb ## package and playbooks, from installation to purge in a booted Debian 12 (needs root)

@@ -17,7 +17,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::config::BreakerSettings;
-use crate::domain::Runbook;
+use crate::domain::{Incident, Runbook};
 
 /// Calls that are looked at together.
 const CALLS_MAX: usize = 20;
@@ -201,14 +201,17 @@ pub struct Resting {
 #[derive(Debug)]
 pub struct Breaker {
     dependency: String,
+    /// The dependency's, for the log.
+    outage: Arc<Incident>,
     circuit: Mutex<Circuit>,
     recoveries: watch::Sender<u64>,
 }
 
 impl Breaker {
-    pub fn new(dependency: &str, settings: BreakerSettings) -> Arc<Self> {
+    pub fn new(dependency: &str, settings: BreakerSettings, outage: Arc<Incident>) -> Arc<Self> {
         Arc::new(Breaker {
             dependency: dependency.to_owned(),
+            outage,
             circuit: Mutex::new(Circuit::new(settings)),
             recoveries: watch::Sender::new(0),
         })
@@ -258,6 +261,7 @@ impl Breaker {
         tracing::warn!(
             event = "breaker_opened",
             runbook = Runbook::DependencyDown.page(),
+            correlation_id = %self.outage.id(),
             dependency = self.dependency,
             failures,
             cool_down_seconds = cool_down.as_secs_f32(),
@@ -402,7 +406,7 @@ mod tests {
     #[tokio::test]
     async fn a_recovery_ends_every_pause_at_once() {
         let settings = BreakerSettings { failures: 2, cool_down: Duration::from_secs(3600) };
-        let breaker = Breaker::new("test", settings);
+        let breaker = Breaker::new("test", settings, Arc::default());
         breaker.pass().unwrap().failed();
         breaker.pass().unwrap().failed();
         assert_eq!(breaker.status().trips, 1);

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::domain::CorrelationId;
+
 /// Where the node is in its life. Parts watch it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -156,6 +158,8 @@ pub enum PartOrder {
 pub struct OrderPart {
     pub name: String,
     pub order: PartOrder,
+    /// Of the request that brought it.
+    pub correlation_id: CorrelationId,
 }
 
 #[cfg(test)]

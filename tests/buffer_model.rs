@@ -60,6 +60,7 @@ fn board() -> Arc<Board> {
             certificate: None,
             guarded: false,
             requests_per_minute_max: 600,
+            connections_per_peer_max: 64,
         },
         log: LogSettings { format: LogFormat::Text, filter: "info".into() },
         supervision: SupervisionSettings {

@@ -4,6 +4,11 @@
 //! `UPDATE_GOLDEN=1 cargo test --test check` writes the golden files anew; read the difference
 //! before you keep it.
 
+#[path = "check/alerts.rs"]
+mod alerts;
+#[path = "check/log_events.rs"]
+mod log_events;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

@@ -343,8 +343,8 @@ async fn each_failure_of_tls_is_told_apart() {
             .unwrap();
     let tls = |authority: &Path, name: Option<&str>| TlsSettings {
         ca_file: Some(authority.to_owned()),
-        client_certificate: None,
         server_name: name.map(str::to_owned),
+        ..TlsSettings::default()
     };
     for (port, authority, name, expected) in [
         (secure.port(), &theirs, None, "an authority unknown here; set tls.ca_file"),
@@ -408,7 +408,7 @@ async fn a_missing_client_certificate_is_told_as_that_and_a_given_one_is_taken()
     let tls = |client_certificate| TlsSettings {
         ca_file: Some(files.authority.clone()),
         client_certificate,
-        server_name: None,
+        ..TlsSettings::default()
     };
     settings.brokers.get_mut("home").unwrap().tls = Some(tls(None));
     assert_trouble(&settings, "check the client certificate").await;

@@ -18,10 +18,11 @@ use super::tail::Tail;
 use super::{APPEND_QUEUE_BATCHES, BufferError, disk};
 use crate::config::BufferSettings;
 use crate::domain::{
-    Arrival, Delivered, Durable, LogIdentity, Runbook, Sequence, SequenceRange, SinkName,
+    Arrival, Delivered, Durable, Incident, LogIdentity, Runbook, Sequence, SequenceRange, SinkName,
     StreamName,
 };
 use crate::observe::{Board, StreamView};
+use crate::part::Progress;
 
 /// Every critical section leaves its value whole, so a panic elsewhere does not spoil it.
 pub(super) fn lock<T>(cell: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -269,10 +270,14 @@ pub(super) struct Log {
     pub tail: Mutex<Tail>,
     pub handles: Mutex<Handles>,
     pub failure: watch::Sender<Option<String>>,
+    /// Of the writer.
+    pub progress: Progress,
     /// Asked to close: the writer keeps what it has, unless it is full.
     pub draining: AtomicBool,
     /// The writer has ended: so does everyone.
     pub closing: AtomicBool,
+    /// While nothing is accepted.
+    pub full: Incident,
     /// Something to look at for the janitor, or room for the writer.
     pub news: Bell,
     pub space: Bell,
@@ -376,9 +381,17 @@ impl Log {
     /// Tells that the buffer takes messages, or why it does not.
     pub(super) fn show_accepting(&self, refusing_because: Option<String>) {
         match &refusing_because {
-            None => tracing::info!(event = "buffer_accepting", "the buffer takes messages again"),
+            None => {
+                let correlation_id = self.full.end().map(tracing::field::display);
+                tracing::info!(
+                    event = "buffer_accepting",
+                    correlation_id,
+                    "the buffer takes messages again"
+                );
+            }
             Some(why) => tracing::error!(
                            event = "buffer_full",
+                           correlation_id = %self.full.id(),
             runbook = Runbook::BufferFull.page(),
                            reason = %why,
                            "the buffer is full: nothing is acknowledged until a sink has caught up or the disk has room"

@@ -132,9 +132,11 @@ pub use writer::Appender;
 
 use crate::config::BufferSettings;
 use crate::domain::{
-    Arrival, Delivered, DeliveryFlags, Durable, LogIdentity, Sequence, SinkName, StreamName,
+    Arrival, Delivered, DeliveryFlags, Durable, Incident, LogIdentity, Sequence, SinkName,
+    StreamName,
 };
 use crate::observe::Board;
+use crate::part::Progress;
 use log::{Bell, Index, Log, StreamCell, lock};
 use recovery::Recovered;
 use state_store::StateStore;
@@ -221,8 +223,10 @@ impl Buffer {
             tail: Mutex::new(tail::Tail::new(settings.tail_bytes_max)),
             handles: Mutex::new(reader::Handles::new()),
             failure: watch::Sender::new(None),
+            progress: Progress::default(),
             draining: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            full: Incident::default(),
             news: Bell::default(),
             space: Bell::default(),
             board,
@@ -337,6 +341,11 @@ impl Buffer {
     /// Durable values that are not records: books, dead letters. See [`State`].
     pub fn state(&self) -> State {
         self.state.clone()
+    }
+
+    /// How long the writer has had something to write and got nothing written; a full buffer is no stall.
+    pub fn stalled_for(&self) -> Option<Duration> {
+        self.log.progress.stalled_for()
     }
 
     /// What the disk has lost since the log began, oldest notice first.

@@ -121,11 +121,13 @@ impl Writer {
     pub(super) fn run(mut self, orders: &mpsc::Receiver<Order>) {
         let ended = loop {
             let (group, closing) = self.collect(orders);
+            self.log.progress.set_work_waiting(!group.is_empty());
             if !group.is_empty()
                 && let Err(error) = self.keep(group)
             {
                 break Err(error);
             }
+            self.log.progress.set_work_waiting(false);
             if closing || self.log.stopped().is_some() {
                 break self.finish();
             }
@@ -173,6 +175,7 @@ impl Writer {
         }
         crash_point("crash_inserted");
         let started = Instant::now();
+        fail::fail_point!("buffer_sync");
         self.store.flush()?;
         crash_point("crash_flushed");
         let meters = &self.log.board.buffer_meters;
@@ -318,6 +321,7 @@ impl Writer {
                 return Ok(false);
             }
             self.log.news.ring();
+            self.log.progress.beat();
             self.log.space.wait(FULL_PAUSE);
         }
     }

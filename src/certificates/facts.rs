@@ -33,12 +33,15 @@ impl CertificateFacts {
 /// Every certificate of a PEM file, in its order: in a chain the leaf is the first.
 pub fn read(path: &Path) -> Result<Vec<CertificateFacts>, CertificateError> {
     let wrong = |problem: String| CertificateError::Parse { path: path.to_owned(), problem };
-    let facts = |der: &[u8]| {
-        let (_, certificate) =
-            x509_parser::parse_x509_certificate(der).map_err(|error| wrong(error.to_string()))?;
-        facts(&certificate).map_err(wrong)
-    };
-    tls::certificates("certificate", path)?.iter().map(|der| facts(der)).collect()
+    let found = tls::certificates("certificate", path)?;
+    found.iter().map(|der| parse(der).map_err(wrong)).collect()
+}
+
+/// One certificate in DER.
+pub fn parse(der: &[u8]) -> Result<CertificateFacts, String> {
+    let (_, certificate) =
+        x509_parser::parse_x509_certificate(der).map_err(|error| error.to_string())?;
+    facts(&certificate)
 }
 
 fn facts(certificate: &X509Certificate<'_>) -> Result<CertificateFacts, String> {

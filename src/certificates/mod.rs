@@ -14,7 +14,7 @@ mod shelf;
 
 use std::path::PathBuf;
 
-pub use facts::{CertificateFacts, read};
+pub use facts::{CertificateFacts, parse, read};
 pub use shelf::{Change, Shelf, Wish};
 
 use crate::tls::TlsError;

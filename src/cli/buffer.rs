@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 
-use super::Exit;
+use super::{ConfigArg, Exit};
 use crate::buffer::BufferError;
 use crate::buffer::inspect::{self, GenerationReport, Hole, Inspection, Verification};
 use crate::domain::{Sequence, SequenceRange, StreamName};
@@ -14,14 +14,8 @@ use crate::domain::{Sequence, SequenceRange, StreamName};
 /// Look into the buffer: read only, also beside a running node.
 #[derive(Debug, Args)]
 pub struct BufferArguments {
-    /// The configuration that names the state directory
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        default_value = "/etc/telemetry/telemetry.toml"
-    )]
-    pub config: PathBuf,
+    #[command(flatten)]
+    pub config: ConfigArg,
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -54,7 +48,7 @@ pub enum BufferCommand {
 pub fn run(args: &BufferArguments) -> anyhow::Result<Exit> {
     let state_dir = match &args.state_dir {
         Some(state_dir) => state_dir.clone(),
-        None => super::settings(&args.config)?.node.state_dir,
+        None => super::settings(&args.config.config)?.node.state_dir,
     };
     let fine = look(&args.command, &state_dir, args.json)?;
     Ok(if fine { Exit::Fine } else { Exit::Failed })

@@ -13,8 +13,8 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use comfy_table::Table;
 
-use super::Exit;
 use super::client::{self, OrderError};
+use super::{ConfigArg, Exit};
 use crate::buffer::DeadLetterFilter;
 use crate::config::Settings;
 use crate::domain::{Arrival, DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, StreamName};
@@ -22,14 +22,8 @@ use crate::http::{CONTROL_SOCKET, ReplayRequest, ReplayResult};
 
 #[derive(Args, Debug)]
 pub struct DlqArgs {
-    /// The configuration; conf.d/*.toml beside it is read too
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        default_value = "/etc/telemetry/telemetry.toml"
-    )]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigArg,
     #[command(subcommand)]
     order: DlqOrder,
 }
@@ -147,7 +141,7 @@ fn parse_key(text: &str) -> Result<DeadLetterKey, String> {
 }
 
 pub fn run(args: &DlqArgs) -> anyhow::Result<Exit> {
-    let settings = super::settings(&args.config)?;
+    let settings = super::settings(&args.config.config)?;
     match &args.order {
         DlqOrder::List { filter, json } => list(&settings, filter, *json),
         DlqOrder::Show { letter, json } => show(&settings, letter, *json),

@@ -53,7 +53,12 @@ pub struct Cli {
 #[derive(clap::Args, Debug, Clone)]
 pub struct ConfigArg {
     /// The configuration; conf.d/*.toml beside it is read too
-    #[arg(long, value_name = "FILE", default_value = "/etc/telemetry/telemetry.toml")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        default_value = "/etc/telemetry/telemetry.toml"
+    )]
     pub config: PathBuf,
 }
 

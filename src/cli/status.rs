@@ -73,8 +73,8 @@ impl Way {
         if let Some(address) = args.address {
             let tls = args.ca_file.as_ref().map(|ca_file| TlsSettings {
                 ca_file: Some(ca_file.clone()),
-                client_certificate: None,
                 server_name: args.server_name.clone(),
+                ..TlsSettings::default()
             });
             return Ok(Way::Listener(Listener { address, token, tls }));
         }

@@ -1,26 +1,18 @@
 //! `telemetry token`: who may ask the node over HTTP, and what.
 
-use std::path::PathBuf;
-
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::Table;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 
-use super::Exit;
+use super::{ConfigArg, Exit};
 use crate::http::{Scope, Token, TokenFile};
 
 #[derive(Args, Debug)]
 pub struct TokenArgs {
-    /// The configuration; conf.d/*.toml beside it is read too
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        default_value = "/etc/telemetry/telemetry.toml"
-    )]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigArg,
     #[command(subcommand)]
     order: TokenOrder,
 }
@@ -106,7 +98,7 @@ fn parse_note(text: &str) -> Result<String, String> {
 }
 
 pub fn run(args: &TokenArgs) -> anyhow::Result<Exit> {
-    let settings = super::settings(&args.config)?;
+    let settings = super::settings(&args.config.config)?;
     let file = TokenFile::of(&settings.node.state_dir);
     match &args.order {
         TokenOrder::Create { scope, expires, note, json } => {

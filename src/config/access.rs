@@ -8,7 +8,7 @@ use super::password::{self, Password};
 use super::schema::*;
 use super::section::Section;
 use super::settings::{CertificateFiles, TlsSettings};
-use crate::domain::Secret;
+use crate::domain::{Presented, Secret};
 
 pub const PASSWORD_REFUSED: (&str, &str) = (
     "password",
@@ -85,6 +85,7 @@ pub fn tls(section: &Section, context: &mut Context<'_>) -> TlsSettings {
         ca_file,
         client_certificate: certificate.zip(key),
         server_name: section.optional_text("server_name"),
+        presented: Presented::default(),
     }
 }
 

@@ -148,7 +148,7 @@ pub fn database(section: &Section, context: &mut Context<'_>) -> DatabaseSetting
         password,
         migrator,
         tls_mode,
-        tls,
+        tls: if tls_mode == DatabaseTls::Off { tls } else { Some(tls.unwrap_or_default()) },
         schema: section.text("schema"),
         connections_max: section.integer("connections_max"),
         connect_timeout: section.duration("connect_timeout_seconds"),

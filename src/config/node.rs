@@ -132,6 +132,13 @@ pub static HTTP: Group = Group {
             "Of one token and address, where tokens are demanded. Above it the answer is 429 \
              with the seconds to wait.",
         ),
+        integer(
+            "connections_per_peer_max",
+            (1, 512),
+            64,
+            "Open at a time from one address (an IPv6 /64 counts as one). Further ones are closed \
+             at once. Raise it behind a proxy: there all come from one address.",
+        ),
         optional_section("tls", &HTTP_TLS, "plain HTTP"),
     ],
     refused: &[],
@@ -278,6 +285,7 @@ pub fn http(root: &Section, context: &mut Context<'_>) -> Option<HttpSettings> {
         certificate,
         guarded: exposed || section.boolean("loopback_needs_token"),
         requests_per_minute_max: section.integer("requests_per_minute_max"),
+        connections_per_peer_max: section.integer("connections_per_peer_max"),
     })
 }
 

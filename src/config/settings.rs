@@ -7,7 +7,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 
 use super::password::Password;
-use crate::domain::{NodeName, SinkName, StreamName};
+use crate::domain::{NodeName, Presented, SinkName, StreamName};
 
 /// Everything `telemetry run` needs.
 #[derive(Debug, Clone)]
@@ -24,15 +24,25 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Every certificate the configuration names, by who is on the other side.
-    pub fn certificate_files(&self) -> Vec<NamedCertificate> {
+    /// Whom the node connects to over TLS, as the board calls them.
+    fn tls_peers(&self) -> impl Iterator<Item = (String, &TlsSettings)> {
         let brokers = self.brokers.iter().map(|(name, of)| (format!("mqtt:{name}"), &of.tls));
         let clusters = self.clusters.iter().map(|(name, of)| (format!("kafka:{name}"), &of.tls));
         let databases =
             self.databases.iter().map(|(name, of)| (format!("postgresql:{name}"), &of.tls));
+        let all = brokers.chain(clusters).chain(databases);
+        all.filter_map(|(peer, tls)| Some((peer, tls.as_ref()?)))
+    }
+
+    /// What these presented when the node connected. Kafka's library does not tell.
+    pub fn presented_certificates(&self) -> Vec<(String, Vec<u8>)> {
+        self.tls_peers().filter_map(|(peer, tls)| Some((peer, tls.presented.der()?))).collect()
+    }
+
+    /// Every certificate the configuration names, by who is on the other side.
+    pub fn certificate_files(&self) -> Vec<NamedCertificate> {
         let mut found = Vec::new();
-        for (peer, tls) in brokers.chain(clusters).chain(databases) {
-            let Some(tls) = tls else { continue };
+        for (peer, tls) in self.tls_peers() {
             let named = |path: &PathBuf, authority| NamedCertificate {
                 peer: peer.clone(),
                 path: path.clone(),
@@ -101,6 +111,7 @@ pub struct HttpSettings {
     pub guarded: bool,
     /// Of one token and address.
     pub requests_per_minute_max: u32,
+    pub connections_per_peer_max: usize,
 }
 
 /// PEM files of a certificate (with its chain) and its private key.
@@ -194,7 +205,7 @@ pub struct BrokerSettings {
     pub packet_bytes_max: usize,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct TlsSettings {
     /// PEM file of the authority; none = the public web authorities.
     pub ca_file: Option<PathBuf>,
@@ -202,6 +213,8 @@ pub struct TlsSettings {
     pub client_certificate: Option<(PathBuf, PathBuf)>,
     /// The name the server's certificate must carry; none = the host connected to.
     pub server_name: Option<String>,
+    /// Not from the file: what was met under these settings.
+    pub presented: Presented,
 }
 
 impl TlsSettings {

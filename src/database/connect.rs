@@ -33,11 +33,7 @@ async fn open(settings: &DatabaseSettings) -> Result<Client, DatabaseError> {
             Ok(client)
         }
         DatabaseTls::VerifyFull => {
-            let tls = settings.tls.clone().unwrap_or(crate::config::TlsSettings {
-                ca_file: None,
-                client_certificate: None,
-                server_name: None,
-            });
+            let tls = settings.tls.clone().unwrap_or_default();
             let rustls = crate::tls::client_config(&tls)?;
             let connector = MakeRustlsConnect::new(rustls.as_ref().clone());
             let (client, connection) = config.connect(connector).await.map_err(refused(target))?;

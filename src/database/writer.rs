@@ -430,14 +430,14 @@ impl Runner {
     fn well(&mut self) {
         self.backoff.reset();
         self.in_doubt = false;
-        let before = self.view.status().state;
-        if before == SinkState::Delivering {
+        if self.view.status().state == SinkState::Delivering {
             return;
         }
         self.show(SinkState::Delivering, None);
-        if before == SinkState::Held {
+        if let Some(correlation_id) = self.view.hold.end() {
             tracing::info!(
                 event = "sink_released",
+                %correlation_id,
                 stream = %self.sink.stream.name,
                 sink = %self.sink.table.sink,
                 "the sink delivers again"
@@ -558,6 +558,7 @@ impl Runner {
             tracing::error!(
                            event = "sink_held",
             runbook = Runbook::SinkHeld.page(),
+                           correlation_id = %self.view.hold.id(),
                            stream = %self.sink.stream.name,
                            sink = %self.sink.table.sink,
                            error = %text,

@@ -8,7 +8,7 @@ use futures_util::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::buffer::{BufferError, DeadLetterFilter, State};
-use crate::domain::{Changes, DeadLetter, DeadLetterKey};
+use crate::domain::{Changes, CorrelationId, DeadLetter, DeadLetterKey};
 use crate::observe::Board;
 use crate::part::{OrderPart, PartOrder};
 
@@ -52,6 +52,7 @@ async fn parts(board: web::Data<Board>) -> HttpResponse {
 
 async fn order_part(
     state: web::Data<ControlState>,
+    correlation_id: web::ReqData<CorrelationId>,
     path: web::Path<(String, String)>,
 ) -> HttpResponse {
     let (name, order) = path.into_inner();
@@ -61,7 +62,8 @@ async fn order_part(
         "resume" => PartOrder::Resume,
         other => return refused(format!("no order {other:?}: restart, pause, resume")),
     };
-    match state.supervisor.send(OrderPart { name: name.clone(), order }).await {
+    let correlation_id = correlation_id.into_inner();
+    match state.supervisor.send(OrderPart { name: name.clone(), order, correlation_id }).await {
         Ok(true) => HttpResponse::Ok().json(serde_json::json!({ "part": name, "order": order })),
         Ok(false) => HttpResponse::NotFound()
             .json(serde_json::json!({ "error": format!("no part is called {name:?}") })),
@@ -171,6 +173,7 @@ async fn list(state: web::Data<ControlState>, request: web::Json<ReplayRequest>)
 /// sink has it; killed between the two, the next replay finds it delivered and only removes it.
 async fn replay(
     state: web::Data<ControlState>,
+    correlation_id: web::ReqData<CorrelationId>,
     request: web::Json<ReplayRequest>,
     http: HttpRequest,
 ) -> HttpResponse {
@@ -202,6 +205,7 @@ async fn replay(
     match (&request.payload, results.first()) {
         (Some(payload), Some(result)) => tracing::info!(
             event = "dead_letter_fixed",
+            correlation_id = %*correlation_id,
             by,
             letter = %result.key,
             payload = cut(payload),
@@ -210,6 +214,7 @@ async fn replay(
         ),
         _ => tracing::info!(
             event = "dead_letters_replayed",
+            correlation_id = %*correlation_id,
             by,
             first = results.first().map(|result| result.key.to_string()),
             delivered,
@@ -227,6 +232,7 @@ fn cut(payload: &str) -> &str {
 
 async fn purge(
     state: web::Data<ControlState>,
+    correlation_id: web::ReqData<CorrelationId>,
     request: web::Json<ReplayRequest>,
     http: HttpRequest,
 ) -> HttpResponse {
@@ -243,6 +249,7 @@ async fn purge(
             }
             tracing::warn!(
                 event = "dead_letters_purged",
+                correlation_id = %*correlation_id,
                 by = Peer::of(&http),
                 first,
                 purged,

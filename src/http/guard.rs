@@ -3,7 +3,6 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::body::MessageBody;
@@ -18,13 +17,11 @@ use super::limiter::Limiter;
 use super::routes::{Access, Scope, access};
 use super::tokens::{Granted, TokenFile, Verifier};
 use crate::config::HttpSettings;
-use crate::observe::{HttpMeters, HttpRefusal};
+use crate::domain::CorrelationId;
+use crate::observe::{HttpMeters, HttpRefusal, Seldom};
 
 /// A body must be there by then.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Between two lines in the log about refused requests.
-const REFUSALS_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Whom a handler answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,13 +38,7 @@ pub struct Guard {
     verifier: Verifier,
     limiter: Limiter,
     meters: HttpMeters,
-    told: Mutex<RefusalsLog>,
-}
-
-#[derive(Debug, Default)]
-struct RefusalsLog {
-    at: Option<Instant>,
-    held_back: u64,
+    told: Seldom,
 }
 
 /// Why a request is not answered.
@@ -64,7 +55,7 @@ impl Guard {
             verifier: Verifier::new(TokenFile::of(state_dir)),
             limiter: Limiter::new(settings.requests_per_minute_max),
             meters,
-            told: Mutex::default(),
+            told: Seldom::default(),
         }
     }
 
@@ -102,7 +93,9 @@ impl Guard {
             return Err(Refused::Because(HttpRefusal::Scope));
         }
         if needed == Scope::Operate {
-            tracing::info!(event = "http_order", token = granted.id, method = %request.method(),
+            let extensions = request.extensions();
+            let correlation_id = extensions.get::<CorrelationId>().map(CorrelationId::as_str);
+            tracing::info!(event = "http_order", correlation_id, token = granted.id, method = %request.method(),
                 path = request.path(), "an order over HTTP");
         }
         Ok(Caller::Known)
@@ -111,13 +104,7 @@ impl Guard {
     /// Counted each time, told at most once a minute: whoever knocks must not fill the log.
     fn tell(&self, request: &ServiceRequest, because: HttpRefusal) {
         self.meters.refused(because).inc();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.held_back += 1;
-        if told.at.is_some_and(|at| at.elapsed() < REFUSALS_LOG_INTERVAL) {
-            return;
-        }
-        told.at = Some(Instant::now());
-        let requests = std::mem::take(&mut told.held_back);
+        let Some(requests) = self.told.due() else { return };
         let peer = request.peer_addr().map(|address| address.ip().to_string());
         tracing::warn!(
             event = "http_refused",

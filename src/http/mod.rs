@@ -5,6 +5,8 @@
 
 mod certificate;
 mod control;
+mod correlation;
+mod crowd;
 mod guard;
 mod limiter;
 mod probes;

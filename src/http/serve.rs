@@ -12,6 +12,8 @@ use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 
 use super::control::{self, ControlState, Peer};
+use super::correlation::correlate;
+use super::crowd::Crowd;
 use super::guard::{Guard, guard};
 use super::{certificate, probes};
 use crate::config::HttpSettings;
@@ -87,6 +89,7 @@ fn open_tcp(
     state: ControlState,
 ) -> Opened<SocketAddr> {
     let shared = web::Data::new(Guard::new(settings, state_dir, board.http_meters.clone()));
+    let crowd = Crowd::new(settings.connections_per_peer_max, board.http_meters.clone());
     let state = web::Data::new(state);
     let listen = settings.listen;
     let problem = |problem| HttpError::Listen { listen, problem };
@@ -98,6 +101,7 @@ fn open_tcp(
             .app_data(web::JsonConfig::default().limit(BODY_BYTES_MAX))
             .app_data(web::PayloadConfig::new(BODY_BYTES_MAX))
             .wrap(from_fn(guard))
+            .wrap(from_fn(correlate))
             .configure(probes::routes)
             .configure(control::routes)
     })
@@ -105,7 +109,8 @@ fn open_tcp(
     .max_connections(CONNECTIONS_MAX)
     .client_request_timeout(HEAD_TIMEOUT)
     .shutdown_timeout(1)
-    .disable_signals();
+    .disable_signals()
+    .on_connect(move |connection, data| crowd.receive(connection, data));
     let listener = bounded_listener(listen).map_err(problem)?;
     let server = match &settings.certificate {
         None => server.listen(listener),
@@ -139,6 +144,7 @@ fn open_socket(path: PathBuf, board: Arc<Board>, state: ControlState) -> Opened<
             .app_data(web::Data::from(board.clone()))
             .app_data(state.clone())
             .app_data(web::JsonConfig::default().limit(BODY_BYTES_MAX))
+            .wrap(from_fn(correlate))
             .configure(probes::routes)
             .configure(control::routes)
     })

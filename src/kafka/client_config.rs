@@ -192,8 +192,7 @@ mod tests {
     #[test]
     fn a_password_reaches_librdkafka_and_no_log() {
         let mut settings = settings();
-        settings.tls =
-            Some(TlsSettings { ca_file: None, client_certificate: None, server_name: None });
+        settings.tls = Some(TlsSettings::default());
         settings.sasl = Some(SaslSettings {
             mechanism: SaslMechanism::ScramSha512,
             username: "node".to_owned(),

@@ -149,7 +149,7 @@ impl ClusterHealth {
     pub fn library_log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         let serious = (level as i32) <= (RDKafkaLogLevel::Warning as i32);
         if serious && !QUIET_FACILITIES.contains(&facility) && self.is_first(facility) {
-            tracing::warn!(target: "librdkafka", cluster = %self.cluster, facility, "{text}");
+            tracing::warn!(target: "librdkafka", event = "kafka_library", cluster = %self.cluster, facility, "{text}");
         } else {
             tracing::debug!(target: "librdkafka", cluster = %self.cluster, facility, "{text}");
         }

@@ -173,12 +173,14 @@ impl Ledger {
             (old, SinkState::Held) if old != SinkState::Held => {
                 let why = trouble.as_deref().unwrap_or_default();
                 tracing::error!(event = "sink_held",
- runbook = Runbook::SinkHeld.page(), %stream, %sink, why, "a person must act");
-            }
-            (SinkState::Held, SinkState::Delivering) => {
-                tracing::info!(event = "sink_released", %stream, %sink, "delivering again");
+ runbook = Runbook::SinkHeld.page(), correlation_id = %self.view.hold.id(), %stream, %sink, why, "a person must act");
             }
             _ => tracing::debug!(event = "sink_state", %stream, %sink, state = state.code()),
+        }
+        if state == SinkState::Delivering
+            && let Some(correlation_id) = self.view.hold.end()
+        {
+            tracing::info!(event = "sink_released", %correlation_id, %stream, %sink, "delivering again");
         }
         self.view.update(|status| {
             status.state = state;

@@ -117,6 +117,7 @@ impl Migrator {
             told.waiting = true;
             tracing::warn!(
                 event = "migration_waiting",
+                correlation_id = view.outage().current().map(tracing::field::display),
                 database = self.database,
                 waited_seconds = told.since.elapsed().as_secs(),
                 %error,

@@ -3,6 +3,7 @@
 mod assembly;
 mod blueprint;
 mod clock;
+mod disk;
 mod part_actor;
 mod reload;
 mod replay;

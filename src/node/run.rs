@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::assembly::Assembly;
 use super::clock;
+use super::disk;
 use super::reload::{self, Loader, ReloadOrder, Reloader};
 use super::replay::replay;
 use super::service;
@@ -159,16 +160,19 @@ impl Node {
             }
             () = watchdog => Ok(()),
             never = clock::watch(&self.board) => never,
+            never = disk::watch(&self.buffer, self.settings.supervision.stall_timeout) => never,
             () = service::keep_telling(&self.board) => Ok(()),
             () = self.reloader.obey(reloads, hangup) => Ok(()),
         }
     }
 
-    /// Only real progress feeds it: a supervisor that does not answer, or a part that stays stalled, does not.
+    /// Only real progress feeds it: a supervisor that does not answer, a part that stays stalled, or a disk that hangs
+    /// does not.
     async fn feed_watchdog(&self, interval: Duration) {
         loop {
             let alive = tokio::time::timeout(interval, self.supervisor.send(GetAlive)).await;
-            if matches!(alive, Ok(Ok(true))) {
+            let hangs = disk::hangs(&self.buffer, self.settings.supervision.stall_timeout);
+            if matches!(alive, Ok(Ok(true))) && !hangs {
                 service::alive();
             }
             tokio::time::sleep(interval).await;

@@ -361,11 +361,11 @@ impl Handler<OrderPart> for Supervisor {
 
     fn handle(
         &mut self,
-        OrderPart { name, order }: OrderPart,
+        OrderPart { name, order, correlation_id }: OrderPart,
         context: &mut Self::Context,
     ) -> bool {
         let Some(part) = self.parts.get_mut(&name) else { return false };
-        tracing::info!(event = "part_ordered", part = %name, ?order, "an order from a person");
+        tracing::info!(event = "part_ordered", %correlation_id, part = %name, ?order, "an order from a person");
         match order {
             PartOrder::Pause | PartOrder::Resume => {
                 part.paused.send_replace(order == PartOrder::Pause);

@@ -12,9 +12,10 @@ use super::dependency::{DependencyStatus, DependencyView};
 use super::expiry::CertificateStatus;
 use super::http_meters::HttpMeters;
 use super::metrics::{BufferMeters, Exposition, SinkMeters, StreamMeters};
+use super::seldom::Seldom;
 use crate::config::{BreakerSettings, Settings, StreamSettings};
 use crate::domain::{
-    Arrival, Books, DeadLetter, DeadLetterKey, Runbook, Sequence, SinkName, StreamName,
+    Arrival, Books, DeadLetter, DeadLetterKey, Incident, Runbook, Sequence, SinkName, StreamName,
 };
 
 /// Everything the node knows of itself at this moment.
@@ -520,22 +521,15 @@ pub struct SinkStatus {
     pub dead_letters: u64,
 }
 
-/// Between two lines in the log about dead letters of one sink: one alarm, not thousands.
-const LETTERS_LOG_INTERVAL: Duration = Duration::from_secs(60);
-
 /// A sink's line on the board.
 #[derive(Debug)]
 pub struct SinkView {
     pub meters: SinkMeters,
     kind: SinkKind,
+    /// While a person is waited for.
+    pub hold: Incident,
     status: Mutex<SinkStatus>,
-    letters: Mutex<LettersLog>,
-}
-
-#[derive(Debug, Default)]
-struct LettersLog {
-    told: Option<Instant>,
-    held_back: u64,
+    letters_told: Seldom,
 }
 
 impl SinkView {
@@ -550,19 +544,19 @@ impl SinkView {
             last_success: None,
             dead_letters: 0,
         };
-        SinkView { meters, kind, status: Mutex::new(status), letters: Mutex::default() }
+        SinkView {
+            meters,
+            kind,
+            hold: Incident::default(),
+            status: Mutex::new(status),
+            letters_told: Seldom::default(),
+        }
     }
 
     /// The cursor has passed a dead letter: counted by reason, and told at most once a minute.
     pub fn set_aside(&self, letter: &DeadLetter) {
         self.meters.dead_letter_reason(letter.reason).inc();
-        let mut log = lock(&self.letters);
-        log.held_back += 1;
-        if log.told.is_some_and(|told| told.elapsed() < LETTERS_LOG_INTERVAL) {
-            return;
-        }
-        log.told = Some(Instant::now());
-        let letters = std::mem::take(&mut log.held_back);
+        let Some(letters) = self.letters_told.due() else { return };
         let DeadLetterKey { sink, stream, sequence } = &letter.key;
         tracing::warn!(
                    event = "dead_lettered",

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::board::lock;
 use crate::breaker::{Breaker, BreakerState, BreakerStatus};
 use crate::config::BreakerSettings;
-use crate::domain::{Arrival, Runbook};
+use crate::domain::{Arrival, CorrelationId, Incident, Runbook};
 
 /// Something outside: a broker, a Kafka cluster, a database.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -23,6 +23,8 @@ pub struct DependencyStatus {
     pub migration: Option<MigrationState>,
     pub migrations_pending: u64,
     pub breaker: BreakerShown,
+    /// Of the outage that goes on, as in the log.
+    pub correlation_id: Option<CorrelationId>,
 }
 
 /// The breaker that all parts using the dependency share.
@@ -52,6 +54,7 @@ pub struct DependencyView {
     name: String,
     status: Mutex<DependencyStatus>,
     breaker: Arc<Breaker>,
+    outage: Arc<Incident>,
     /// Since when it does not answer.
     lost: Mutex<Option<Instant>>,
     /// Failed attempts since the last line in the log.
@@ -60,10 +63,12 @@ pub struct DependencyView {
 
 impl DependencyView {
     pub fn new(name: &str, breaker: BreakerSettings) -> Self {
+        let outage = Arc::new(Incident::default());
         DependencyView {
             name: name.to_owned(),
             status: Mutex::default(),
-            breaker: Breaker::new(name, breaker),
+            breaker: Breaker::new(name, breaker, outage.clone()),
+            outage,
             lost: Mutex::default(),
             attempts: AtomicU64::default(),
         }
@@ -73,9 +78,15 @@ impl DependencyView {
         &self.breaker
     }
 
+    /// What goes on while it does not answer.
+    pub fn outage(&self) -> &Incident {
+        &self.outage
+    }
+
     pub fn status(&self) -> DependencyStatus {
         let mut status = lock(&self.status).clone();
         status.breaker = shown(self.breaker.status());
+        status.correlation_id = self.outage.current();
         status
     }
 
@@ -94,12 +105,14 @@ impl DependencyView {
         status.trouble = None;
         drop(status);
         let dependency = self.name.as_str();
+        let correlation_id = self.outage.end().map(tracing::field::display);
         match lock(&self.lost).take() {
             Some(lost) => {
                 let away_seconds = lost.elapsed().as_secs();
                 let attempts = self.attempts.swap(0, Ordering::Relaxed);
                 tracing::info!(
                     event = "dependency_reached",
+                    correlation_id,
                     dependency,
                     away_seconds,
                     attempts,
@@ -126,6 +139,7 @@ impl DependencyView {
             tracing::warn!(
                 event = "dependency_lost",
                 runbook = Runbook::DependencyDown.page(),
+                correlation_id = %self.outage.id(),
                 dependency = self.name,
                 error = why,
                 "it does not answer: messages are kept and it is tried again, quietly"

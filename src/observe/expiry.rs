@@ -1,5 +1,5 @@
-//! How long the certificates the configuration names are still good: read from the files every minute, so that a
-//! renewal shows, told in the log when a threshold is passed.
+//! How long certificates are still good, those the configuration names and those that brokers and databases presented:
+//! looked at again and again, so that a renewal shows, told in the log when a threshold is passed.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use super::Board;
 use crate::certificates;
 use crate::config::{NamedCertificate, Settings};
 
-const INTERVAL: Duration = Duration::from_secs(60);
+const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Below this a renewal should be on its way.
 const SOON_DAYS: i64 = 30;
@@ -25,7 +25,8 @@ const VERY_SOON_DAYS: i64 = 7;
 /// The first to expire of the certificates one connection needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CertificateStatus {
-    pub file: PathBuf,
+    /// None: the other side presented it.
+    pub file: Option<PathBuf>,
     /// None: the file cannot be read.
     pub expires: Option<Timestamp>,
     pub trouble: Option<String>,
@@ -54,15 +55,17 @@ impl CertificateStatus {
 
     /// For people.
     pub fn story(&self, peer: &str, now: Timestamp) -> String {
-        let file = self.file.display();
-        let renew = "`telemetry certs renew` signs it anew";
+        let (whose, renew) = match &self.file {
+            Some(file) => (file.display().to_string(), "`telemetry certs renew` signs it anew"),
+            None => ("as it presented it".to_owned(), "renew it there"),
+        };
         match (self.expires, &self.trouble) {
             (Some(at), _) if self.nearness(now) == Nearness::Over => {
-                format!("a certificate of {peer} expired at {at:.0} ({file}): {renew}")
+                format!("a certificate of {peer} expired at {at:.0} ({whose}): {renew}")
             }
             (Some(at), _) => {
                 let days = (at.as_second() - now.as_second()).div_euclid(86_400);
-                format!("a certificate of {peer} expires in {days} days ({file}): {renew}")
+                format!("a certificate of {peer} expires in {days} days ({whose}): {renew}")
             }
             (None, trouble) => {
                 format!("a certificate of {peer}: {}", trouble.as_deref().unwrap_or("unreadable"))
@@ -76,19 +79,26 @@ pub fn read_certificates(files: &[NamedCertificate]) -> BTreeMap<String, Certifi
     let mut found: BTreeMap<String, CertificateStatus> = BTreeMap::new();
     for named in files {
         let status = status(named);
-        let first = found.get(&named.peer).is_none_or(|known| status.expires < known.expires);
-        if first {
-            found.insert(named.peer.clone(), status);
-        }
+        keep_first(&mut found, &named.peer, status);
     }
     found
+}
+
+fn keep_first(
+    found: &mut BTreeMap<String, CertificateStatus>,
+    peer: &str,
+    status: CertificateStatus,
+) {
+    if found.get(peer).is_none_or(|known| status.expires < known.expires) {
+        found.insert(peer.to_owned(), status);
+    }
 }
 
 /// Of a chain the first counts, which is the leaf; of a list of authorities the last to expire, for one of them is
 /// enough.
 fn status(named: &NamedCertificate) -> CertificateStatus {
-    let file = named.path.clone();
-    match certificates::read(&file) {
+    let file = Some(named.path.clone());
+    match certificates::read(&named.path) {
         Ok(found) => {
             let expires = found.iter().map(|facts| facts.expires);
             let expires =
@@ -103,9 +113,17 @@ fn status(named: &NamedCertificate) -> CertificateStatus {
 pub async fn watch_certificates(mut settings: watch::Receiver<Arc<Settings>>, board: Arc<Board>) {
     let mut told: BTreeMap<String, Nearness> = BTreeMap::new();
     loop {
-        let files = settings.borrow_and_update().certificate_files();
+        let current = settings.borrow_and_update().clone();
+        let files = current.certificate_files();
         // Small files, but a file system may hang.
-        if let Ok(found) = tokio::task::spawn_blocking(move || read_certificates(&files)).await {
+        if let Ok(mut found) = tokio::task::spawn_blocking(move || read_certificates(&files)).await
+        {
+            for (peer, der) in current.presented_certificates() {
+                // What the handshake took can be parsed.
+                let Ok(facts) = certificates::parse(&der) else { continue };
+                let (file, expires) = (None, Some(facts.expires));
+                keep_first(&mut found, &peer, CertificateStatus { file, expires, trouble: None });
+            }
             told.retain(|peer, _| found.contains_key(peer));
             tell(&found, &mut told);
             board.set_certificates(found);
@@ -142,7 +160,7 @@ mod tests {
     fn the_end_is_far_soon_very_soon_or_past() {
         let now = Timestamp::now();
         let at = |hours: i64| CertificateStatus {
-            file: "x.crt".into(),
+            file: Some("x.crt".into()),
             expires: Some(now + hours.hours()),
             trouble: None,
         };

@@ -26,9 +26,11 @@ impl HttpRefusal {
 }
 
 /// What the HTTP listener counts.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct HttpMeters {
     pub(super) refused: [Counter; HttpRefusal::ALL.len()],
+    /// Of peers that had too many.
+    pub refused_connections: Counter,
 }
 
 impl HttpMeters {

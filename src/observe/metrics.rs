@@ -154,6 +154,7 @@ const COUNTERS: &[(&str, &str)] = &[
     ("part_restarts", "Fresh starts of a part after a failure"),
     ("part_stalls", "Times a part had work and made no progress"),
     ("http_refused_requests", "Requests refused before they were looked at, by reason"),
+    ("http_refused_connections", "Connections closed at once because their peer had too many"),
 ];
 
 const HISTOGRAMS: &[(&str, &str, Buckets)] = &[
@@ -218,7 +219,7 @@ const FLOAT_GAUGES: &[(&str, &str)] = &[
     ("sink_last_success_timestamp_seconds", "Last time the sink took a batch; 0 = never"),
     (
         "certificate_expiry_timestamp_seconds",
-        "When the first certificate this connection needs expires; 0 = it cannot be read",
+        "When the first certificate of this connection expires, ours or the one it presents; 0 = it cannot be read",
     ),
 ];
 
@@ -339,7 +340,10 @@ impl Exposition {
         let refused = |because: HttpRefusal| {
             self.counter("http_refused_requests", &[("reason", because.code())])
         };
-        HttpMeters { refused: HttpRefusal::ALL.map(refused) }
+        HttpMeters {
+            refused: HttpRefusal::ALL.map(refused),
+            refused_connections: self.counter("http_refused_connections", &[]),
+        }
     }
 
     pub fn stream_meters(&self, stream: &StreamName) -> StreamMeters {

@@ -3,12 +3,14 @@
 
 mod board;
 mod dependency;
+pub mod events;
 mod expiry;
 pub mod health;
 mod http_meters;
 mod logging;
 mod metrics;
 mod process;
+mod seldom;
 
 pub use board::{
     Board, BufferStatus, DisconnectReason, NodeStatus, PartState, PartStatus, Redelivery, Silence,
@@ -19,3 +21,4 @@ pub use expiry::{CertificateStatus, Nearness, read_certificates, watch_certifica
 pub use http_meters::{HttpMeters, HttpRefusal};
 pub use logging::{LogControl, start_logging, tell_error};
 pub use metrics::{BufferMeters, SinkMeters, StreamMeters};
+pub use seldom::Seldom;

@@ -10,7 +10,7 @@ use super::inlet::Inlet;
 use super::notes::Notes;
 use super::unacknowledged::Intake;
 use crate::config::StreamSettings;
-use crate::domain::{ErrorClass, Runbook, Sequence};
+use crate::domain::{CorrelationId, ErrorClass, Incident, Runbook, Sequence};
 use crate::observe::{DependencyView, DisconnectReason, Silence, StreamView};
 
 /// What was heard of the broker before a connection ended.
@@ -33,6 +33,9 @@ pub struct Signs {
     heard: Heard,
     /// The limit of silence last told.
     silence: Option<&'static str>,
+    quiet: Incident,
+    /// Since the connection was lost: the broker's outage, or trouble of this stream alone.
+    away: Option<CorrelationId>,
     session_present: bool,
     active: bool,
     /// The trouble last logged: the same again is not news.
@@ -58,6 +61,8 @@ impl Signs {
             notes,
             heard,
             silence: None,
+            quiet: Incident::default(),
+            away: None,
             session_present: false,
             active: false,
             trouble: None,
@@ -85,12 +90,21 @@ impl Signs {
             Some(Silence { severity, limit_seconds, .. }) => tracing::warn!(
                 event = "stream_silent",
                 runbook = Runbook::StreamSilent.page(),
+                correlation_id = %self.quiet.id(),
                 stream,
                 severity,
                 limit_seconds,
                 "subscribed, and no message for longer than the configuration allows"
             ),
-            None => tracing::info!(event = "stream_heard", stream, "messages come again"),
+            None => {
+                let correlation_id = self.quiet.end().map(tracing::field::display);
+                tracing::info!(
+                    event = "stream_heard",
+                    correlation_id,
+                    stream,
+                    "messages come again"
+                );
+            }
         }
         self.silence = severity;
     }
@@ -119,13 +133,20 @@ impl Signs {
         if error.is_of_broker() {
             self.dependency.unreachable(&text);
         }
-        if self.trouble.replace(error.kind()) == Some(error.kind()) {
+        let correlation_id = self.away.get_or_insert_with(|| match error.is_of_broker() {
+            true => self.dependency.outage().id(),
+            false => CorrelationId::new(),
+        });
+        // One line per loss, whatever it looks like at each attempt; another one when a person must look.
+        let known = self.trouble.is_some() && error.class() != ErrorClass::Standing;
+        if known || self.trouble.replace(error.kind()) == Some(error.kind()) {
             return;
         }
         match error.class() {
             ErrorClass::Standing => tracing::error!(
                 event = "stream_input_active",
                 runbook = Runbook::StreamNotSubscribed.page(),
+                %correlation_id,
                 active = false,
                 stream,
                 broker,
@@ -135,6 +156,7 @@ impl Signs {
             _ => tracing::warn!(
                 event = "stream_input_active",
                 runbook = Runbook::StreamNotSubscribed.page(),
+                %correlation_id,
                 active = false,
                 stream,
                 broker,
@@ -186,6 +208,7 @@ impl Watcher for Signs {
             let stream = self.stream.as_str();
             tracing::warn!(
                 event = "session_new",
+                correlation_id = self.away.as_ref().map(tracing::field::display),
                 stream,
                 "the broker had no session for this stream, so what was published while it was \
                  disconnected is not delivered; check the broker's persistence and session expiry"
@@ -205,6 +228,7 @@ impl Watcher for Signs {
         let stream = self.stream.as_str();
         tracing::info!(
             event = "stream_input_active",
+            correlation_id = self.away.take().map(tracing::field::display),
             active = true,
             stream,
             topic_filter = self.filter,

@@ -157,6 +157,7 @@ fn settings(folder: &std::path::Path, streams: &[&str], bootstrap: String) -> Se
             certificate: None,
             guarded: false,
             requests_per_minute_max: 600,
+            connections_per_peer_max: 64,
         },
         log: LogSettings { format: LogFormat::Text, filter: "info".to_owned() },
         supervision: SupervisionSettings {

@@ -43,6 +43,7 @@ fn node(database: &TestDatabase) -> Settings {
             certificate: None,
             guarded: false,
             requests_per_minute_max: 600,
+            connections_per_peer_max: 64,
         },
         log: LogSettings { format: LogFormat::Text, filter: "info".to_owned() },
         supervision: SupervisionSettings {

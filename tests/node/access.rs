@@ -168,6 +168,59 @@ fn a_body_has_a_bound_and_a_head_has_a_deadline() {
     assert!(answer.is_empty() || answer.contains("408"), "{answer}");
 }
 
+#[test]
+fn one_address_may_not_take_all_connections() {
+    let world = guarded(&format!("{UNLIMITED}connections_per_peer_max = 8\n"));
+    let port = world.node.http_port();
+    let knock = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        // A connection that is closed at once may not even take the request.
+        let _ = stream.write_all(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n");
+        let mut answer = [0; 12];
+        let answered = stream.read_exact(&mut answer).is_ok() && answer == *b"HTTP/1.1 200";
+        answered.then_some(stream)
+    };
+    // What asked until the node was up may still be counted.
+    let mut held = Vec::new();
+    eventually(SOON, "eight places", || {
+        held.extend(knock());
+        held.len() == 8
+    });
+    assert!(knock().is_none(), "the ninth is let in");
+    held.pop();
+    eventually(SOON, "a place is given back with its connection", || knock().is_some());
+    drop(held);
+    let (_, read) = create(&world, "read");
+    eventually(SOON, "the refusals are counted", || {
+        let metrics = request_as(port, Some(&read), "GET", "/metrics", "");
+        let counted = "\ntelemetry_http_refused_connections_total";
+        let line = |body: &str| Some(body.split_once(counted)?.1.lines().next()?.to_owned());
+        let count = |body: &str| line(body)?.split(' ').next_back()?.parse::<u64>().ok();
+        metrics.is_ok_and(|metrics| count(&metrics.body).is_some_and(|count| count > 0))
+    });
+    assert_eq!(world.node.log_text().matches("http_crowded").count(), 1, "told once a minute");
+}
+
+#[test]
+fn an_order_and_what_it_does_bear_one_id() {
+    let world = guarded(UNLIMITED);
+    let (_, operate) = create(&world, "operate");
+    let mut stream = TcpStream::connect(("127.0.0.1", world.node.http_port())).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let request = format!(
+        "POST /parts/stream:energy/pause HTTP/1.0\r\nAuthorization: Bearer {operate}\r\n\
+         X-Correlation-ID: change-4711\r\nContent-Length: 0\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.to_lowercase().contains("x-correlation-id: change-4711\r\n"), "{answer}");
+    assert_eq!(world.told("change-4711"), ["http_order", "part_ordered"]);
+    let own = request_as(world.node.http_port(), None, "GET", "/ping", "").unwrap();
+    assert!(own.head.to_lowercase().contains("x-correlation-id: "), "{}", own.head);
+}
+
 fn status_over_https(world: &World, files: &CertificateFiles, token: &std::path::Path) -> bool {
     let address = format!("127.0.0.1:{}", world.node.http_port());
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_telemetry"))

@@ -162,3 +162,28 @@ fn the_expiry_is_a_metric_also_of_a_broker_nobody_uses() {
             .contains(r#"telemetry_certificate_expiry_timestamp_seconds{peer="mqtt:spare"} "#)
     });
 }
+
+#[test]
+fn a_certificate_that_others_present_is_watched_as_our_own() {
+    let certificates = Certificates::generate_for_days(5).unwrap();
+    let world = World::start(Changes { certificates: Some(certificates), ..Changes::default() });
+    let peers = ["mqtt:home", "postgresql:telemetry", "postgresql:homelab_settings"];
+    for peer in peers {
+        eventually(SOON, format!("the end of the certificate of {peer} is told"), || {
+            let log = world.node.log_text();
+            let told = |line: &str| line.contains(r#""event":"certificate_expires""#);
+            log.lines()
+                .any(|line| told(line) && line.contains(&format!("{peer} expires in 4 days")))
+        });
+    }
+    let health = world.node.get("/health").unwrap().json().unwrap();
+    assert!(health["because"].to_string().contains("as it presented it"), "{health:#}");
+    let metrics = world.node.get("/metrics").unwrap().body;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    for peer in peers {
+        let series = format!("telemetry_certificate_expiry_timestamp_seconds{{peer=\"{peer}\"}} ");
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&series)).unwrap();
+        let days = (line.parse::<f64>().unwrap() - now.as_secs_f64()) / 86_400.0;
+        assert!((4.9..=5.0).contains(&days), "{peer}: {days}");
+    }
+}

@@ -106,12 +106,22 @@ fn a_broker_restart_is_followed_by_a_new_subscription_even_without_its_session_s
     eventually(SOON, "the streams stop knocking", || {
         dependency(&world, "mqtt:home")["breaker"]["trips"] == 1
     });
+    let outage = dependency(&world, "mqtt:home")["correlation_id"].clone();
     world.mosquitto.restart().unwrap();
     world.subscribed();
     assert_eq!(dependency(&world, "mqtt:home")["breaker"]["state"], "closed");
     publisher.publish("energy", "saveeye/telemetry", reading(2));
     publisher.flush(SOON).unwrap();
     eventually(SOON, "the second reading", || counters(&world).len() == 2);
+    assert_eq!(dependency(&world, "mqtt:home")["correlation_id"], json!(null), "it is over");
+    let told = world.told(outage.as_str().unwrap());
+    let count = |event: &str| told.iter().filter(|told| *told == event).count();
+    assert_eq!(told[0], "dependency_lost", "{told:?}");
+    for event in ["dependency_lost", "breaker_opened", "dependency_reached", "session_new"] {
+        assert_eq!(count(event), 1, "{event} in {told:?}");
+    }
+    assert_eq!(count("stream_input_active"), 10, "five went and five came: {told:?}");
+    assert_eq!(told.len(), 14, "{told:?}");
 }
 
 /// What the node says of something outside.

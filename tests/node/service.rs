@@ -1,7 +1,7 @@
 //! What the service manager is told, read at its end of the socket.
 
 use std::os::unix::net::UnixDatagram;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rig::{Folder, Signal, eventually};
 
@@ -9,6 +9,9 @@ use crate::world::{Changes, SOON, World};
 
 /// `drain_timeout_seconds` of the example, and what may pass after it.
 const STOP_LIMIT: Duration = Duration::from_secs(20 + 5);
+
+/// Of a sync that does not return.
+const HANG: Duration = Duration::from_secs(20);
 
 struct Manager {
     socket: UnixDatagram,
@@ -22,19 +25,70 @@ impl Manager {
         Manager { socket, heard: Vec::new() }
     }
 
+    fn collect(&mut self) {
+        let mut buffer = [0; 4096];
+        while let Ok(length) = self.socket.recv(&mut buffer) {
+            self.heard.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+        }
+    }
+
     /// Waits until it has heard this; messages before it are forgotten.
     #[track_caller]
     fn hears(&mut self, words: &str) -> String {
         eventually(SOON, format!("the service manager hears {words}"), || {
-            let mut buffer = [0; 4096];
-            while let Ok(length) = self.socket.recv(&mut buffer) {
-                self.heard.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
-            }
+            self.collect();
             self.heard.iter().any(|message| message.contains(words))
         });
         let place = self.heard.iter().position(|message| message.contains(words)).unwrap();
         self.heard.drain(..=place).next_back().unwrap()
     }
+}
+
+#[test]
+fn a_disk_that_hangs_is_told_and_does_not_feed_the_watchdog() {
+    let folder = Folder::new(None, "manager").unwrap();
+    let path = folder.join("notify");
+    let mut manager = Manager::listen(&path);
+    let mut world = World::prepare(Changes {
+        // The second group is not synced for a while, and every one after it is.
+        failpoints: format!("buffer_sync=1*off->1*sleep({})->off", HANG.as_millis()),
+        extra: "[supervision]\nstall_timeout_seconds = 5\n".to_owned(),
+        environment: vec![("WATCHDOG_USEC".to_owned(), "1000000".to_owned())],
+        notify_socket: path.display().to_string(),
+        ..Changes::default()
+    });
+    world.node.start().unwrap();
+    world.subscribed();
+    let publisher = world.publisher();
+    let publish = |count: u64| {
+        let reading = format!(
+            r#"{{"saveeyeDeviceSerialNumber": "SE-1", "activeActualConsumption": {{"total": 1}},
+                "activeTotalConsumption": {{"total": {count}}}}}"#
+        );
+        publisher.publish("energy", "saveeye/telemetry", reading);
+    };
+    publish(1);
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "the first is durable", || {
+        world.sink("energy", "energy_consumption")["pending"] == 0
+    });
+    manager.hears("WATCHDOG=1");
+    publish(2);
+    let hung = Instant::now();
+    eventually(SOON, "the hang is told", || world.node.log_text().contains("buffer_stalled"));
+    // What was said before the limit.
+    manager.collect();
+    manager.heard.clear();
+    while hung.elapsed() < HANG - Duration::from_secs(5) {
+        manager.collect();
+        let fed = manager.heard.iter().any(|message| message.contains("WATCHDOG=1"));
+        assert!(!fed, "fed after {:?}", hung.elapsed());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    eventually(SOON, "it is over", || world.node.log_text().contains("buffer_moves"));
+    manager.hears("WATCHDOG=1");
+    world.drained(SOON);
+    assert_eq!(world.count("telemetry", "energy_consumption"), 2);
 }
 
 #[test]

@@ -48,6 +48,8 @@ pub struct Changes {
     pub extra: String,
     /// TOML of `[http]`; where it has `{port}` the listener is all its own.
     pub http: String,
+    /// Broker and databases speak TLS alone, with this certificate.
+    pub certificates: Option<Certificates>,
     /// Settings of the database server.
     pub database_settings: &'static [(&'static str, &'static str)],
     /// Sets FAILPOINTS for the node.
@@ -63,7 +65,8 @@ impl World {
     pub fn prepare(changes: Changes) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let folder = Folder::new(None, "node").unwrap();
-        let mut broker = MosquittoOptions::default();
+        let mut broker =
+            MosquittoOptions { tls: changes.certificates.clone(), ..MosquittoOptions::default() };
         if changes.flooded {
             broker.autosave_on_changes = false;
             broker.max_inflight_messages = 4096;
@@ -77,9 +80,12 @@ impl World {
         let publish_port = plain_port.unwrap_or(mosquitto.port());
         let settings = changes.database_settings.iter();
         let settings = settings.map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        let postgres =
-            Postgres::start_with(PostgresOptions { settings, ..PostgresOptions::default() })
-                .unwrap();
+        let postgres = Postgres::start_with(PostgresOptions {
+            settings,
+            tls: changes.certificates.clone(),
+            ..PostgresOptions::default()
+        })
+        .unwrap();
         for database in ["telemetry", "homelab_settings"] {
             postgres.create_database(database).unwrap();
         }
@@ -102,6 +108,15 @@ impl World {
         homelab.set(&["brokers", "home", "reconnect_max_ms"], 2000);
         for database in ["telemetry", "homelab_settings"] {
             homelab.set(&["databases", database, "retry_max_ms"], 1000);
+        }
+        if let Some(certificates) = &changes.certificates {
+            let files = certificates.write(&folder.path().join("tls")).unwrap();
+            let authority = files.authority.display().to_string();
+            homelab.set(&["brokers", "home", "tls", "ca_file"], authority.as_str());
+            for database in ["telemetry", "homelab_settings"] {
+                homelab.set(&["databases", database, "tls_mode"], "verify_full");
+                homelab.set(&["databases", database, "tls", "ca_file"], authority.as_str());
+            }
         }
         match &prefix {
             None => homelab.without_kafka(),
@@ -193,6 +208,14 @@ impl World {
 
     pub fn count(&self, database: &str, table: &str) -> u64 {
         self.postgres.count(database, table).unwrap()
+    }
+
+    /// The events of one story in the node's log, in their order.
+    pub fn told(&self, correlation_id: &str) -> Vec<String> {
+        let log = self.node.log_text();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let of_it = lines.filter(|line| line["correlation_id"] == correlation_id);
+        of_it.filter_map(|line| Some(line["event"].as_str()?.to_owned())).collect()
     }
 
     /// The books of one sink from `/streams`; null before they are known.

@@ -1,12 +1,16 @@
 //! A throw-away authority and what it signed: never stored beside the source.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, date_time_ymd,
 };
+use time::OffsetDateTime;
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// PEM texts: an authority, a server certificate for `localhost` and 127.0.0.1, and a client certificate.
 #[derive(Debug, Clone)]
@@ -50,10 +54,23 @@ impl Certificates {
     /// # Errors
     /// When a certificate cannot be made.
     pub fn generate_expired() -> Result<Self> {
-        Self::make(&["localhost", "127.0.0.1"], Some(2020))
+        let year = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 12, 31));
+        Self::make(&["localhost", "127.0.0.1"], Some(year))
     }
 
-    fn make(names: &[&str], server_year: Option<i32>) -> Result<Self> {
+    /// For `localhost` and 127.0.0.1; the server's is good for so many days yet, the authority's for long.
+    ///
+    /// # Errors
+    /// When a certificate cannot be made.
+    pub fn generate_for_days(days: u32) -> Result<Self> {
+        let end = OffsetDateTime::from(SystemTime::now() + DAY * days);
+        Self::make(&["localhost", "127.0.0.1"], Some((date_time_ymd(2020, 1, 1), end)))
+    }
+
+    fn make(
+        names: &[&str],
+        server_validity: Option<(OffsetDateTime, OffsetDateTime)>,
+    ) -> Result<Self> {
         let authority_key = KeyPair::generate().context("make the authority's key")?;
         let mut authority = named(Vec::new(), "telemetry rig authority")?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -65,9 +82,8 @@ impl Certificates {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
         let mut server = named(names, "telemetry rig server")?;
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        if let Some(year) = server_year {
-            server.not_before = date_time_ymd(year, 1, 1);
-            server.not_after = date_time_ymd(year, 12, 31);
+        if let Some((begin, end)) = server_validity {
+            (server.not_before, server.not_after) = (begin, end);
         }
         let server_key = KeyPair::generate().context("make the server's key")?;
         let server = server.signed_by(&server_key, &issuer).context("sign the server")?;

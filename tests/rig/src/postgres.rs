@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 use crate::background::{block_on, spawn};
+use crate::certificates::Certificates;
 use crate::daemon::Daemon;
 use crate::paths::Folder;
 use crate::ports::free_port;
@@ -32,6 +33,8 @@ pub struct PostgresOptions {
     pub folder: Option<PathBuf>,
     /// Settings of `postgresql.conf`, which win over the rig's own.
     pub settings: Vec<(String, String)>,
+    /// Speaks TLS as well, with this server certificate.
+    pub tls: Option<Certificates>,
 }
 
 /// A running (or stopped) cluster.
@@ -78,13 +81,18 @@ impl Postgres {
         if !data.join("PG_VERSION").exists() {
             cluster::make(&folder, &data)?;
         }
+        let mut wanted = options.settings.clone();
+        if let Some(certificates) = &options.tls {
+            cluster::secure(&data, certificates)?;
+            wanted.push(("ssl".to_owned(), "on".to_owned()));
+        }
         let port = free_port();
         let daemon =
             Daemon::new("postgres", cluster::program("postgres")?, folder.join("postgres.log"))
                 .privileges(privileges)
                 .working_folder(folder.path())
                 .arguments(["-D".into(), data.into_os_string()])
-                .arguments(settings(port, &options.settings))
+                .arguments(settings(port, &wanted))
                 // SIGTERM would wait for every client to leave.
                 .stop_signal(Signal::INT);
         Ok(Self { daemon, port, folder })

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use super::{PASSWORD, SUPERUSER};
+use crate::certificates::Certificates;
 use crate::paths::{Folder, target};
 
 /// Who runs the server when we are root, which PostgreSQL refuses to be.
@@ -38,6 +39,21 @@ pub(super) fn make(folder: &Folder, data: &Path) -> Result<()> {
     let mut copy = Command::new("cp");
     copy.args(["--archive", "--reflink=auto"]).arg(&template).arg(data);
     succeeded(&mut copy)
+}
+
+/// The server's certificate and key where PostgreSQL looks for them, its own and nobody else's to read.
+pub(super) fn secure(data: &Path, certificates: &Certificates) -> Result<()> {
+    let texts = [&certificates.server_certificate, &certificates.server_key];
+    for (name, text) in ["server.crt", "server.key"].into_iter().zip(texts) {
+        let file = data.join(name);
+        std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600))
+            .with_context(|| format!("protect {}", file.display()))?;
+        if let Some((user, group)) = server_user()? {
+            give(&file, user, group)?;
+        }
+    }
+    Ok(())
 }
 
 /// One per version, user and password.

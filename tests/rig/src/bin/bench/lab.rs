@@ -104,6 +104,7 @@ impl Lab {
             folder: at("postgres"),
             // Checkpoints would fall into some runs and not into others.
             settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+            ..PostgresOptions::default()
         })?;
         let kafka = Kafka::start_with(KafkaOptions {
             folder: at("kafka"),

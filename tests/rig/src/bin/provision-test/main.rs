@@ -6,14 +6,13 @@ mod node;
 mod servers;
 mod site;
 
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Parser;
-use rig::{Container, on_signal};
+use rig::{Container, Step, on_stage, play};
 
 use site::Site;
 
@@ -34,10 +33,8 @@ struct Options {
     isolated: bool,
 }
 
-type Step = (&'static str, fn(&mut Site) -> Result<String>);
-
 /// In this order: each begins where the one before has left the machine.
-const STEPS: [Step; 15] = [
+const STEPS: [Step<Site>; 15] = [
     ("check mode on a bare host", node::bare_check),
     ("from a bare host to a ready node", node::provision),
     ("messages flow", node::flow),
@@ -60,50 +57,16 @@ const QUICK_STEPS: usize = 5;
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let outcome = if options.isolated { run(&options) } else { isolate() };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("provision-test: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// What needs the real network is fetched; then the program goes on in a network of its own, where the ports are free and
-/// nothing can leave. Never returns when that works.
-fn isolate() -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        let error =
-            own_program(Command::new("sudo").arg("--preserve-env=CARGO_TARGET_DIR"), false)?.exec();
-        bail!("booting a machine needs root, and sudo cannot be run: {error}");
-    }
-    let base = Container::base().context("the machine's file system")?;
-    archive::fetch(&base).context("the packages the playbooks install")?;
-    let mut command = Command::new("unshare");
-    let error = own_program(command.args(["--net", "--mount", "--"]), true)?.exec();
-    bail!("run unshare (Debian: util-linux): {error}")
-}
-
-fn own_program(command: &mut Command, isolated: bool) -> Result<&mut Command> {
-    let program = std::env::current_exe().context("find this program")?;
-    Ok(command
-        .arg(program)
-        .args(std::env::args_os().skip(1))
-        .args(isolated.then_some("--isolated")))
+    let fetch = || {
+        let base = Container::base().context("the machine's file system")?;
+        archive::fetch(&base).context("the packages the playbooks install")
+    };
+    on_stage("provision-test", options.isolated, fetch, || run(&options))
 }
 
 fn run(options: &Options) -> Result<()> {
-    on_signal(|| std::process::exit(130))?;
     let began = Instant::now();
     let mut site = Site::begin(&options.package, &options.newer)?;
     println!("a bare Debian 12 is booted after {:.1} s", began.elapsed().as_secs_f64());
-    let steps = if options.quick { &STEPS[..QUICK_STEPS] } else { &STEPS[..] };
-    for (name, step) in steps {
-        let started = Instant::now();
-        let found = step(&mut site).with_context(|| format!("{name}\n{}", site.story()))?;
-        println!("ok  {name:<45} {:>5.1} s  {found}", started.elapsed().as_secs_f64());
-    }
-    println!("{} steps passed in {:.0} s", steps.len(), began.elapsed().as_secs_f64());
-    Ok(())
+    play(&mut site, if options.quick { &STEPS[..QUICK_STEPS] } else { &STEPS[..] })
 }

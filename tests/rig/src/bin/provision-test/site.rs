@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rig::{Container, Folder, get, repository, until};
+use rig::{Container, Folder, Scene, get, repository, until};
 
 use crate::archive;
 
@@ -40,7 +40,6 @@ impl Site {
     /// The machine booted, with nothing but ssh; the example inventory with its address in it.
     pub fn begin(package: &Path, newer: &Path) -> Result<Self> {
         let folder = Folder::new(None, "provision")?;
-        succeeded(Command::new("ip").args(["link", "set", "lo", "up"]))?;
         let key = folder.join("key");
         succeeded(
             Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key),
@@ -189,9 +188,10 @@ impl Site {
             statement,
         ])
     }
+}
 
-    /// What belongs into every error.
-    pub fn story(&self) -> String {
+impl Scene for Site {
+    fn story(&self) -> String {
         let ask = |words: &[&str]| match self.machine.output(words) {
             Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
             Err(error) => format!("{error:#}"),

@@ -8,7 +8,7 @@ use rig::{Publisher, PublisherOptions, until};
 use crate::world::{CAUGHT_UP_WITHIN, MQTT_PASSWORD, MQTT_USER, SOON, World};
 
 /// What must be there for systemd, shells and people; the pages of single commands and the documents come on top.
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
     "/etc/telemetry/telemetry.toml",
     "/usr/bin/telemetry",
     "/usr/lib/systemd/system/telemetry.service",
@@ -21,6 +21,7 @@ const FILES: [&str; 14] = [
     "/usr/share/doc/telemetry/examples/homelab/telemetry.toml",
     "/usr/share/fish/vendor_completions.d/telemetry.fish",
     "/usr/share/man/man1/telemetry.1.gz",
+    "/usr/share/telemetry/prometheus/telemetry.rules.yml",
     "/usr/share/telemetry/migrations/telemetry/0001_energy_consumption.sql",
     "/usr/share/zsh/vendor-completions/_telemetry",
 ];

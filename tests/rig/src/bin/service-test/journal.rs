@@ -2,63 +2,75 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rig::until;
 use serde_json::Value;
 
-use crate::world::{SOON, World};
+use crate::world::{DATABASES, SOON, World};
 
 /// Priorities of syslog.
 const WARNING: &str = "4";
 const INFO: &str = "6";
 
+/// Of one outage: a line when it begins and one when the breaker opens, for each database that notices.
+const WARNINGS_MAX: usize = 4;
+
 pub fn outage(world: &mut World) -> Result<String> {
+    let before = cursor(world)?;
     world.postgres.stop()?;
     let line = until(SOON, "the unit's line tells who waits", || {
         let line = world.property("StatusText")?;
         Ok((line.contains("5 of 5") && line.contains(" waiting")).then_some(line))
     })?;
+    until(SOON, "the breaker opens", || {
+        let since = entries(world, &["--after-cursor", &before])?;
+        Ok(since.iter().any(|entry| entry.is("EVENT", "breaker_opened")).then_some(()))
+    })?;
     world.postgres.restart()?;
-    until(SOON, "the journal tells that the database is back", || {
-        let entries = entries(world)?;
-        let lost = entries.iter().rposition(|entry| entry.is("EVENT", "dependency_lost"));
-        let lost = lost.context("no outage in the journal")?;
-        let back = |entry: &Entry| {
-            entry.is("EVENT", "dependency_reached")
-                && entry.0.get("DEPENDENCY") == entries[lost].0.get("DEPENDENCY")
-        };
-        Ok(entries[lost..].iter().any(back).then_some(()))
+    let story = until(SOON, "the journal tells that the database is back", || {
+        let since = entries(world, &["--after-cursor", &before])?;
+        let opened = since.iter().find(|entry| entry.is("EVENT", "breaker_opened"));
+        let id = opened.and_then(|entry| entry.text("CORRELATION_ID")).context("no id")?;
+        // What a person types who has read one line of it.
+        let story = entries(world, &[&format!("CORRELATION_ID={id}")])?;
+        let over = story.last().is_some_and(|entry| entry.is("EVENT", "dependency_reached"));
+        Ok(over.then_some(story))
     })?;
     world.wait_ready(SOON)?;
-    let entries = entries(world)?;
-    let lost = find(&entries, "dependency_lost")?;
-    ensure!(lost.is("PRIORITY", WARNING), "an outage is no warning: {lost:?}");
-    ensure!(
-        lost.is("DEPENDENCY", "postgresql:telemetry")
-            || lost.is("DEPENDENCY", "postgresql:homelab_settings"),
-        "{lost:?}"
-    );
-    ensure!(lost.is("SYSLOG_IDENTIFIER", "telemetry"), "{lost:?}");
-    ensure!(find(&entries, "node_started")?.is("PRIORITY", INFO), "a start is no information");
-    let subscribed = find(&entries, "stream_input_active")?;
-    ensure!(subscribed.0.contains_key("STREAM"), "a stream's event has no STREAM=: {subscribed:?}");
-    let told = world.machine.run(&["journalctl", "-u", "telemetry", "-o", "cat", "--no-pager"])?;
-    ensure!(
-        !told.contains("already exists, skipping"),
-        "the database's own notices are in the journal"
-    );
-    let warnings = world.machine.run(&[
-        "journalctl",
-        "-u",
-        "telemetry",
-        "-p",
-        "warning",
-        "-o",
-        "cat",
-        "--no-pager",
-    ])?;
-    ensure!(!warnings.contains("subscribed"), "{warnings}");
-    Ok(format!("while it lasted: {line}"))
+    let told: Vec<_> = story.iter().filter_map(|entry| entry.text("EVENT")).collect();
+    ensure!(told == ["dependency_lost", "breaker_opened", "dependency_reached"], "{told:?}");
+    fields(world, &story)?;
+    let warnings = entries(world, &["-p", "warning", "--after-cursor", &before])?;
+    let told: Vec<_> = warnings.iter().filter_map(|entry| entry.text("EVENT")).collect();
+    let known = |event: &&str| ["dependency_lost", "breaker_opened"].contains(event);
+    ensure!(told.iter().all(known) && told.len() <= WARNINGS_MAX, "{told:?}");
+    let all = world.machine.run(&["journalctl", "-u", "telemetry", "-o", "cat", "--no-pager"])?;
+    ensure!(!all.contains("already exists, skipping"), "the database's notices are in the journal");
+    Ok(format!("{} warnings; while it lasted: {line}", warnings.len()))
+}
+
+/// Fields, and priorities, as people ask for them.
+fn fields(world: &World, story: &[Entry]) -> Result<()> {
+    let [lost, .., reached] = story else { bail!("too short: {story:?}") };
+    ensure!(lost.is("PRIORITY", WARNING) && reached.is("PRIORITY", INFO), "{story:?}");
+    for (name, value) in [("SYSLOG_IDENTIFIER", "telemetry"), ("RUNBOOK", "dependency-down")] {
+        ensure!(lost.is(name, value), "not {name}={value}: {lost:?}");
+    }
+    let databases = DATABASES.map(|name| format!("postgresql:{name}"));
+    let dependency = lost.text("DEPENDENCY").unwrap_or_default();
+    ensure!(databases.iter().any(|name| name == dependency), "{lost:?}");
+    let of_plug = entries(world, &["EVENT=stream_input_active", "STREAM=plug"])?;
+    ensure!(of_plug.iter().all(|entry| entry.is("STREAM", "plug")), "{of_plug:?}");
+    let begin = of_plug.first().context("no line of the stream plug")?;
+    ensure!(begin.is("PRIORITY", INFO), "{begin:?}");
+    Ok(())
+}
+
+/// Where the journal ends now.
+fn cursor(world: &World) -> Result<String> {
+    let last = ["journalctl", "-u", "telemetry", "-n", "1", "-o", "json", "--no-pager"];
+    let last: Value = serde_json::from_str(&world.machine.run(&last)?).context("the last entry")?;
+    Ok(last["__CURSOR"].as_str().context("an entry without a cursor")?.to_owned())
 }
 
 #[derive(Debug)]
@@ -66,30 +78,19 @@ struct Entry(BTreeMap<String, Value>);
 
 impl Entry {
     fn is(&self, field: &str, value: &str) -> bool {
-        self.0.get(field).and_then(Value::as_str) == Some(value)
+        self.text(field) == Some(value)
+    }
+
+    fn text(&self, field: &str) -> Option<&str> {
+        self.0.get(field).and_then(Value::as_str)
     }
 }
 
-/// What the node itself wrote.
-fn entries(world: &World) -> Result<Vec<Entry>> {
-    let words = [
-        "journalctl",
-        "-u",
-        "telemetry",
-        "SYSLOG_IDENTIFIER=telemetry",
-        "-o",
-        "json",
-        "--no-pager",
-    ];
-    let text = world.machine.run(&words)?;
+/// What the node itself wrote, of what `journalctl -u telemetry` with these words shows.
+fn entries(world: &World, words: &[&str]) -> Result<Vec<Entry>> {
+    let node = ["-u", "telemetry", "SYSLOG_IDENTIFIER=telemetry", "-o", "json", "--no-pager"];
+    let text = world.machine.run(&[&["journalctl"], &node[..], words].concat())?;
     text.lines()
         .map(|line| Ok(Entry(serde_json::from_str(line).with_context(|| line.to_owned())?)))
         .collect()
-}
-
-fn find<'a>(entries: &'a [Entry], event: &str) -> Result<&'a Entry> {
-    entries
-        .iter()
-        .find(|entry| entry.is("EVENT", event))
-        .with_context(|| format!("no EVENT={event} in the journal"))
 }

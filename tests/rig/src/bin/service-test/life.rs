@@ -10,13 +10,11 @@ use crate::world::{CAUGHT_UP_WITHIN, DRAIN, HTTP_PORT, MQTT_PASSWORD, MQTT_USER,
 
 /// From `kill -9` until systemd has the node back: two seconds of them are `RestartSec=`.
 const BACK_WITHIN: Duration = Duration::from_secs(3);
-/// `WatchdogSec=`, the restart, and a busy machine.
-const WATCHDOG_WITHIN: Duration = Duration::from_secs(30 + 20);
 /// `TimeoutStopSec=`.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 const LOAD_FOR: Duration = Duration::from_secs(10);
 const RATE_MIN: f64 = 950.0;
-const SECOND_PORT: u16 = 9465;
+pub const SECOND_PORT: u16 = 9465;
 
 pub fn unconfigured(world: &mut World) -> Result<String> {
     let started = world.machine.output(&["systemctl", "start", "telemetry"])?;
@@ -157,20 +155,6 @@ pub fn killed(world: &mut World) -> Result<String> {
     ensure!(back < BACK_WITHIN, "back after {back:.1?} only");
     world.wait_ready(SOON)?;
     Ok(format!("started again after {back:.1?}, ready after {:.1?}", began.elapsed()))
-}
-
-pub fn frozen(world: &mut World) -> Result<String> {
-    let before = world.count("NRestarts")?;
-    let began = Instant::now();
-    world.machine.run(&["systemctl", "kill", "--kill-whom=main", "--signal=STOP", "telemetry"])?;
-    let back = until(WATCHDOG_WITHIN, "the watchdog has restarted it", || {
-        let back = world.count("NRestarts")? > before && world.property("ActiveState")? == "active";
-        Ok(back.then(|| began.elapsed()))
-    })?;
-    let said = world.machine.run(&["journalctl", "-u", "telemetry", "-o", "cat", "--no-pager"])?;
-    ensure!(said.contains("Failed with result 'watchdog'"), "the journal has no result 'watchdog'");
-    world.wait_ready(SOON)?;
-    Ok(format!("Result=watchdog, back after {back:.1?}"))
 }
 
 pub fn stopped(world: &mut World) -> Result<String> {

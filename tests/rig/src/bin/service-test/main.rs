@@ -1,22 +1,23 @@
 //! `make service-test`: the package as people get it, on a booted Debian 12 with a real systemd, under load. One machine
 //! goes through a whole life, from installation to purge; what is published meanwhile is compared with what arrived.
 
+mod hang;
 mod install;
 mod journal;
 mod life;
 mod load;
+mod newcomer;
 mod sandbox;
 mod secrets;
 mod world;
 
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Parser;
-use rig::{Container, Kafka, on_signal};
+use rig::{Container, Kafka, Step, on_stage, play};
 
 use world::World;
 
@@ -34,10 +35,9 @@ struct Options {
     isolated: bool,
 }
 
-type Step = (&'static str, fn(&mut World) -> Result<String>);
-
 /// In this order: each begins where the one before has left the machine.
-const STEPS: [Step; 18] = [
+const STEPS: [Step<World>; 20] = [
+    ("a newcomer follows docs/install.md", newcomer::follow),
     ("install: nothing is enabled or started", install::fresh),
     ("no configuration: says so, exit 78, no loop", life::unconfigured),
     ("configure, enable and start", life::start),
@@ -45,7 +45,8 @@ const STEPS: [Step; 18] = [
     ("a second node beside it (template unit)", life::second_node),
     ("reload, good and bad", life::reloaded),
     ("kill -9", life::killed),
-    ("SIGSTOP: the watchdog", life::frozen),
+    ("SIGSTOP: the watchdog", hang::process),
+    ("a disk that stands still: the watchdog", hang::disk),
     ("an outage, told in the journal", journal::outage),
     ("sandbox in force", sandbox::in_force),
     ("secrets stay secret", secrets::stay_secret),
@@ -60,56 +61,16 @@ const STEPS: [Step; 18] = [
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let outcome = if options.isolated { run(&options) } else { isolate() };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("service-test: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// What needs the real network is fetched; then the program goes on in a network of its own, where the ports are free and
-/// nothing can leave. Never returns when that works.
-fn isolate() -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        let error =
-            own_program(Command::new("sudo").arg("--preserve-env=CARGO_TARGET_DIR"), false)?.exec();
-        bail!("booting a machine needs root, and sudo cannot be run: {error}");
-    }
-    Container::base().context("the machine's file system")?;
-    Kafka::fetch().context("Kafka")?;
-    let mut command = Command::new("unshare");
-    let error = own_program(command.args(["--net", "--mount", "--"]), true)?.exec();
-    bail!("run unshare (Debian: util-linux): {error}")
-}
-
-fn own_program(command: &mut Command, isolated: bool) -> Result<&mut Command> {
-    let program = std::env::current_exe().context("find this program")?;
-    Ok(command
-        .arg(program)
-        .args(std::env::args_os().skip(1))
-        .args(isolated.then_some("--isolated")))
+    let fetch = || {
+        Container::base().context("the machine's file system")?;
+        Kafka::fetch().context("Kafka")
+    };
+    on_stage("service-test", options.isolated, fetch, || run(&options))
 }
 
 fn run(options: &Options) -> Result<()> {
-    on_signal(|| std::process::exit(130))?;
-    let up = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .status()
-        .context("run ip (Debian: iproute2)")?;
-    if !up.success() {
-        bail!("a network of our own cannot be set up here ({up})");
-    }
     let began = Instant::now();
     let mut world = World::begin(&options.package, &options.newer)?;
     println!("Debian 12 is booted, servers are up after {:.1} s", began.elapsed().as_secs_f64());
-    for (name, step) in STEPS {
-        let started = Instant::now();
-        let found = step(&mut world).with_context(|| format!("{name}\n{}", world.story()))?;
-        println!("ok  {name:<45} {:>5.1} s  {found}", started.elapsed().as_secs_f64());
-    }
-    println!("{} steps passed in {:.0} s", STEPS.len(), began.elapsed().as_secs_f64());
-    Ok(())
+    play(&mut world, &STEPS)
 }

@@ -1,12 +1,12 @@
 //! The machine, the servers around it, and what is asked of both again and again.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rig::{
-    Container, Folder, Homelab, Kafka, Mosquitto, MosquittoOptions, PASSWORD, Postgres, Streams,
-    get, until,
+    Container, Disk, FileSystem, Folder, Homelab, Kafka, Mosquitto, MosquittoOptions, PASSWORD,
+    Postgres, Scene, Streams, get, until,
 };
 use toml_edit::value;
 
@@ -22,7 +22,9 @@ pub const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
 pub const DRAIN: Duration = Duration::from_secs(6);
 pub const MQTT_USER: &str = "node";
 pub const MQTT_PASSWORD: &str = "made-up-4Jh8sW1";
-const DATABASES: [&str; 2] = ["telemetry", "homelab_settings"];
+/// Where the machine has the disk that may stand still.
+pub const DISK: &str = "/srv/disk";
+pub const DATABASES: [&str; 2] = ["telemetry", "homelab_settings"];
 const STORY_LINES: &str = "40";
 
 pub struct World {
@@ -32,7 +34,10 @@ pub struct World {
     pub mosquitto: Mosquitto,
     pub postgres: Postgres,
     pub kafka: Kafka,
-    /// File names below /packages on the machine.
+    /// Another file system, which may stand still: [`DISK`] on the machine.
+    pub disk: Disk,
+    /// Their folder here, and their file names, which are below /packages on the machine.
+    pub packages: PathBuf,
     pub package: String,
     pub newer: String,
     folder: Folder,
@@ -56,14 +61,29 @@ impl World {
         }
         let packages =
             package.canonicalize().with_context(|| format!("find {}", package.display()))?;
-        let packages = packages.parent().context("the packages' folder")?;
-        let machine = Container::boot(
+        let packages = packages.parent().context("the packages' folder")?.to_owned();
+        let disk =
+            Disk::open(&folder.join("disk"), FileSystem::Ext4).context("a disk of its own")?;
+        let bind = format!("--bind={}:{DISK}", disk.mount_point().display());
+        let machine = Container::boot_with(
             "telemetry-service-test",
             &folder.join("machine.log"),
-            &[(packages, "/packages")],
+            &[(&packages, "/packages")],
+            &[&bind],
         )?;
         let (package, newer) = (file_name(package)?, file_name(newer)?);
-        Ok(World { load: None, machine, mosquitto, postgres, kafka, package, newer, folder })
+        Ok(World {
+            load: None,
+            machine,
+            mosquitto,
+            postgres,
+            kafka,
+            disk,
+            packages,
+            package,
+            newer,
+            folder,
+        })
     }
 
     /// The example's five streams between the servers, with every secret as a credential.
@@ -156,9 +176,10 @@ impl World {
     pub fn load(&self) -> Result<&Load> {
         self.load.as_ref().context("the load has not begun")
     }
+}
 
-    /// What belongs into every error: the unit's state and its last lines.
-    pub fn story(&self) -> String {
+impl Scene for World {
+    fn story(&self) -> String {
         let ask = |words: &[&str]| match self.machine.output(words) {
             Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
             Err(error) => format!("{error:#}"),

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use rig::{
-    Homelab, Kafka, KafkaOptions, Mosquitto, MosquittoOptions, Node, Postgres, PostgresOptions,
-    Proxy, Streams, free_port, until,
+    Disk, FileSystem, Homelab, Kafka, KafkaOptions, Mosquitto, MosquittoOptions, Node, Postgres,
+    PostgresOptions, Proxy, Streams, free_port, until,
 };
 
-use crate::disk::{Disk, FileSystem};
 use crate::traffic::{POISON, STREAMS};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);

@@ -4,7 +4,6 @@
 
 mod chronicle;
 mod collect;
-mod disk;
 mod faults;
 mod lab;
 mod oracle;
@@ -19,9 +18,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use rig::{on_signal, target};
+use rig::{Disk, FileSystem, on_signal, target};
 
-use disk::{Disk, FileSystem};
 use lab::Lab;
 use report::Report;
 use round::Run;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use rig::until;
+
+use crate::wait::until;
 
 /// Between the end of the last process that had files open and a file system that nobody uses.
 const UNUSED_WITHIN: Duration = Duration::from_secs(10);
@@ -140,11 +141,30 @@ impl Disk {
         attempt?;
         Ok(filling)
     }
+
+    /// Nothing is written to it, and no write returns, until the answer is dropped.
+    ///
+    /// # Errors
+    /// When the file system cannot be frozen.
+    pub fn freeze(&self) -> Result<Frozen> {
+        let frozen = Frozen(self.mount_point());
+        run("fsfreeze", &["--freeze", &text(&frozen.0)])?;
+        Ok(frozen)
+    }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
         Disk::clear(&self.folder);
+    }
+}
+
+/// A file system that stands still.
+pub struct Frozen(PathBuf);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = run("fsfreeze", &["--unfreeze", &text(&self.0)]);
     }
 }
 

@@ -1,0 +1,119 @@
+//! What stands still is ended by the watchdog and comes back.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rig::{MqttOptions, Publisher, PublisherOptions, Streams, get, until};
+
+use crate::life::SECOND_PORT;
+use crate::world::{DISK, MQTT_PASSWORD, MQTT_USER, SOON, World};
+
+/// `WatchdogSec=`, the restart, and a busy machine.
+const WATCHDOG_WITHIN: Duration = Duration::from_secs(30 + 20);
+const UNIT: &str = "telemetry@frozen";
+/// Of the node on the disk that may stand still; all that is published on this stream goes to it.
+const STALL: Duration = Duration::from_secs(5);
+const PUBLISHED: u64 = 300;
+
+pub fn process(world: &mut World) -> Result<String> {
+    let before = world.count("NRestarts")?;
+    let began = Instant::now();
+    world.machine.run(&["systemctl", "kill", "--kill-whom=main", "--signal=STOP", "telemetry"])?;
+    let back = until(WATCHDOG_WITHIN, "the watchdog has restarted it", || {
+        let back = world.count("NRestarts")? > before && world.property("ActiveState")? == "active";
+        Ok(back.then(|| began.elapsed()))
+    })?;
+    let said = journal(world, "telemetry")?;
+    ensure!(said.contains("Failed with result 'watchdog'"), "the journal has no result 'watchdog'");
+    world.wait_ready(SOON)?;
+    Ok(format!("Result=watchdog, back after {back:.1?}"))
+}
+
+/// A write that never returns gives no error. The buffer's writer hangs in it for real, everything else goes on.
+pub fn disk(world: &mut World) -> Result<String> {
+    begin(world)?;
+    let publisher = publisher(world);
+    publish(&publisher, 0);
+    publisher.flush(SOON)?;
+    wait_kept(PUBLISHED)?;
+    let frozen = world.disk.freeze()?;
+    let began = Instant::now();
+    publish(&publisher, PUBLISHED);
+    until(SOON, "the node tells that the disk does not answer", || {
+        Ok(journal(world, UNIT)?.contains("the disk does not answer").then_some(()))
+    })?;
+    ensure!(get(SECOND_PORT, "/health/live").is_ok(), "only the disk stands still");
+    until(WATCHDOG_WITHIN, "the watchdog has had enough", || {
+        Ok(journal(world, UNIT)?.contains("Watchdog timeout").then_some(()))
+    })?;
+    let ended = began.elapsed();
+    // Until now the process waits inside the kernel, where no signal reaches it.
+    drop(frozen);
+    until(SOON, "it is back", || {
+        let restarts = world.machine.run(&["systemctl", "show", UNIT, "-P", "NRestarts"])?;
+        let ready = get(SECOND_PORT, "/health/ready").is_ok_and(|answer| answer.status == 200);
+        Ok((restarts != "0" && ready).then_some(()))
+    })?;
+    let said = journal(world, UNIT)?;
+    ensure!(said.contains("Failed with result 'watchdog'"), "no result 'watchdog':\n{said}");
+    publisher.flush(SOON)?;
+    wait_kept(2 * PUBLISHED)?;
+    world.machine.run(&["systemctl", "stop", UNIT])?;
+    Ok(format!("Result=watchdog {ended:.1?} after the disk stood still; nothing lost"))
+}
+
+/// A node of its own on the other disk, with little patience.
+fn begin(world: &World) -> Result<()> {
+    let mut homelab = world.homelab()?;
+    homelab.keep_stream("plug")?;
+    homelab.without_kafka();
+    homelab.set(&["node", "name"], "frozen");
+    homelab.set(&["node", "state_dir"], format!("{DISK}/state"));
+    homelab.set(&["supervision", "stall_timeout_seconds"], STALL.as_secs() as i64);
+    homelab.set(&["http", "listen"], format!("127.0.0.1:{SECOND_PORT}"));
+    world.configure(&homelab, "/etc/telemetry/nodes/frozen/telemetry.toml")?;
+    world.give_secrets(&format!("{UNIT}.service"))?;
+    let drop_in = format!("[Service]\nReadWritePaths={DISK}\nWatchdogSec=10s\n");
+    world.machine.write(&format!("/etc/systemd/system/{UNIT}.service.d/disk.conf"), &drop_in)?;
+    world.machine.run(&["chown", "telemetry:", DISK])?;
+    world.machine.run(&["systemctl", "daemon-reload"])?;
+    world.machine.run(&["systemctl", "start", UNIT])?;
+    until(SOON, "it is subscribed", || {
+        Ok(streams().is_ok_and(|streams| streams.all_subscribed()).then_some(()))
+    })
+}
+
+fn publisher(world: &World) -> Publisher {
+    let mut mqtt = MqttOptions::new(world.mosquitto.port(), "plugs");
+    mqtt.login = Some((MQTT_USER.to_owned(), MQTT_PASSWORD.to_owned()));
+    Publisher::with(PublisherOptions { mqtt, window: 100 })
+}
+
+fn publish(publisher: &Publisher, first: u64) {
+    for number in first..first + PUBLISHED {
+        let state = serde_json::json!({"POWER": "ON", "UptimeSec": number});
+        publisher.publish("plug", &format!("tele/plug-{}/STATE", number % 5), state.to_string());
+    }
+}
+
+fn streams() -> Result<Streams> {
+    let answer = get(SECOND_PORT, "/streams")?;
+    serde_json::from_str(&answer.body).context("/streams")
+}
+
+/// Waits until this many are durable and every sink has dealt with them.
+fn wait_kept(wanted: u64) -> Result<()> {
+    let mut kept = 0;
+    until(SOON, "all that was published is kept and delivered", || {
+        let streams = streams().unwrap_or_default();
+        let plug = streams.stream("plug");
+        kept = plug.map_or(0, |plug| plug.status.sequence);
+        Ok((kept >= wanted && plug.is_some_and(|plug| plug.is_drained())).then_some(()))
+    })?;
+    ensure!(kept == wanted, "{kept} kept of {wanted}");
+    Ok(())
+}
+
+fn journal(world: &World, unit: &str) -> Result<String> {
+    world.machine.run(&["journalctl", "-u", unit, "-o", "cat", "--no-pager"])
+}
