@@ -114,6 +114,8 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 pub use block::Block;
+#[cfg(any(test, fuzzing))]
+pub use block::fuzz as fuzz_block;
 pub use error::BufferError;
 pub use log::Loss;
 pub use probe::{Load, probe};
