@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::replay::Replayers;
 use super::supervisor::{PartSpec, Side};
+use super::thread;
 use crate::buffer::Buffer;
 use crate::config::{Settings, StreamSettings, TableSettings};
 use crate::database::{BatchWriter, Pool, TableSink};
@@ -72,7 +73,7 @@ fn database_parts(context: &Context, sinks: &TableSinks) -> Vec<PartSpec> {
         if sinks.is_empty() {
             continue;
         }
-        let arbiter = Arbiter::new().handle();
+        let arbiter = thread::arbiter();
         let (gate, migrated) = watch::channel(MigrationState::Waiting);
         // Before the migrator's thread runs: a database nobody has looked at yet must not count as migrated.
         let view = context.board.dependency(&format!("postgresql:{name}"));
@@ -115,7 +116,7 @@ fn kafka_parts(context: &Context, replayers: &Replayers) -> Vec<PartSpec> {
         parts.push(PartSpec::new(
             format!("kafka:{name}"),
             Side::Delivery,
-            Arbiter::new().handle(),
+            thread::arbiter(),
             move || {
                 let producer = KafkaProducer::new(KafkaParts {
                     cluster: name.clone(),
@@ -136,7 +137,7 @@ fn kafka_parts(context: &Context, replayers: &Replayers) -> Vec<PartSpec> {
 /// Streams are spread over a few threads on which nothing blocks.
 fn stream_parts(context: &Context) -> Vec<PartSpec> {
     let threads = context.settings.node.stream_threads.min(context.settings.streams.len()).max(1);
-    let arbiters: Vec<_> = (0..threads).map(|_| Arbiter::new().handle()).collect();
+    let arbiters: Vec<_> = (0..threads).map(|_| thread::arbiter()).collect();
     let streams = context.settings.streams.values().zip(arbiters.iter().cycle());
     let spec = |(stream, arbiter): (&StreamSettings, &ArbiterHandle)| {
         let broker = context.settings.brokers[&stream.broker].clone();

@@ -8,5 +8,6 @@ mod restart;
 mod run;
 mod service;
 mod supervisor;
+mod thread;
 
 pub use run::run;

@@ -14,6 +14,7 @@ use super::clock;
 use super::replay::{Replayers, replay};
 use super::service;
 use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
+use super::thread;
 use crate::buffer::Buffer;
 use crate::config::Settings;
 use crate::domain::Sequence;
@@ -38,7 +39,7 @@ const STOP_RESERVE: Duration =
 /// must then end non-zero, so that systemd starts it again.
 pub fn run(settings: Settings) -> anyhow::Result<()> {
     install_panic_log();
-    System::new().block_on(async {
+    thread::system().block_on(async {
         let mut signals = Signals::listen()?;
         let node = Node::start(settings).await?;
         let verdict = node.until_told(&mut signals).await;
