@@ -20,7 +20,7 @@ use crate::domain::{
     Arrival, Delivered, Durable, LogIdentity, Runbook, Sequence, SequenceRange, SinkName,
     StreamName,
 };
-use crate::observe::{Board, StreamView};
+use crate::observe::{Board, Edge, EdgeMeter, StreamView};
 
 /// Every critical section leaves its value whole, so a panic elsewhere does not spoil it.
 pub(super) fn lock<T>(cell: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -36,6 +36,7 @@ pub(super) struct StreamCell {
     pub durable: watch::Sender<Durable>,
     /// One per batch that may wait at the writer.
     pub permits: Arc<Semaphore>,
+    pub queued: EdgeMeter,
     /// `None` for a stream that is in the log and no longer configured.
     pub view: Option<Arc<StreamView>>,
 }
@@ -47,6 +48,7 @@ impl StreamCell {
             prefix: generation::key_prefix(&name),
             durable: watch::Sender::new(Durable(durable)),
             permits: Arc::new(Semaphore::new(APPEND_QUEUE_BATCHES)),
+            queued: board.stream_edge(Edge::AppendQueue, &name, APPEND_QUEUE_BATCHES),
             view,
             name,
         }

@@ -127,7 +127,7 @@ use crate::config::BufferSettings;
 use crate::domain::{
     Arrival, Delivered, DeliveryFlags, Durable, LogIdentity, Sequence, SinkName, StreamName,
 };
-use crate::observe::Board;
+use crate::observe::{Board, Edge};
 use log::{Bell, Index, Log, StreamCell, lock};
 use recovery::Recovered;
 use state_store::StateStore;
@@ -205,7 +205,10 @@ impl Buffer {
             cells,
             index: Mutex::new(index),
             marks: Mutex::new(recovered.marks.clone()),
-            tail: Mutex::new(tail::Tail::new(settings.tail_bytes_max)),
+            tail: Mutex::new(tail::Tail::new(
+                settings.tail_bytes_max,
+                board.edge(Edge::Tail, settings.tail_bytes_max),
+            )),
             handles: Mutex::new(reader::Handles::new()),
             failure: watch::Sender::new(None),
             draining: AtomicBool::new(false),

@@ -6,6 +6,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
+use super::copies::{Copier, CopierParts};
 use super::error::KafkaError;
 use super::health::ClusterHealth;
 use super::lane::{Lane, LaneParts};
@@ -15,7 +16,7 @@ use super::reports::LANES_MAX;
 use super::session::Cluster;
 use crate::buffer::Buffer;
 use crate::config::{ClusterSettings, KafkaSinkSettings, StreamSettings};
-use crate::observe::Board;
+use crate::observe::{Board, Edge};
 use crate::part::{Control, Part, PartResult, Phase};
 use crate::retry::Backoff;
 
@@ -30,7 +31,7 @@ pub struct KafkaParts {
     pub board: Arc<Board>,
 }
 
-/// Delivers every stream routed to one cluster.
+/// Delivers every stream routed to one cluster, and the copies of dead letters it is to have.
 pub struct KafkaProducer {
     cluster: Arc<Cluster>,
     routes: Vec<(StreamSettings, KafkaSinkSettings)>,
@@ -50,10 +51,12 @@ impl KafkaProducer {
                 let sink = stream.kafka.clone().filter(|sink| sink.cluster == cluster)?;
                 Some((stream, sink))
             })
-            .take(LANES_MAX)
+            .take(LANES_MAX - 1)
             .collect();
         let health = Arc::new(ClusterHealth::new(&cluster, &board));
-        let cluster = Arc::new(Cluster::new(cluster, settings, routes.len(), health));
+        // One more for the copies.
+        let lanes = routes.len() + 1;
+        let cluster = Arc::new(Cluster::new(cluster, settings, lanes, health));
         let mut targets = Vec::new();
         let mut replayed = Vec::new();
         for (lane, (stream, sink)) in routes.iter().enumerate() {
@@ -68,7 +71,7 @@ impl KafkaProducer {
                 books: sender,
             });
         }
-        let replayer = KafkaReplayer::new(cluster.clone(), buffer.identity(), targets);
+        let replayer = KafkaReplayer::new(cluster.clone(), &buffer, targets);
         KafkaProducer { cluster, routes, replayed, replayer, buffer, board }
     }
 
@@ -81,7 +84,19 @@ impl KafkaProducer {
 impl Part for KafkaProducer {
     async fn run(self, control: Control) -> PartResult {
         let KafkaProducer { cluster, routes, replayed, replayer: _, buffer, board } = self;
+        let copies = cluster.settings.dead_letters.clone();
         let topic = routes.first().map(|(_, sink)| sink.topic.clone());
+        let topic = topic.or_else(|| copies.as_ref().map(|copies| copies.topic.clone()));
+        let copier = copies.map(|topic| {
+            Copier::new(CopierParts {
+                lane: routes.len(),
+                cluster: cluster.clone(),
+                topic,
+                state: buffer.state(),
+                log: buffer.identity(),
+                control: control.clone(),
+            })
+        });
         let mut lanes = FuturesUnordered::new();
         for (index, ((stream, sink), replayed)) in routes.into_iter().zip(replayed).enumerate() {
             let ledger = LedgerParts {
@@ -93,18 +108,27 @@ impl Part for KafkaProducer {
                 replayed,
             };
             let cluster = cluster.clone();
+            let bound = cluster.settings.in_flight_max;
+            let in_flight = board.sink_edge(Edge::InFlight, &stream.name, &sink.sink, bound);
             // Of its own: a lane that hangs is noticed although the others beat.
             let mut control = control.clone();
             control.progress = control.progress.child();
-            let parts = LaneParts { index, cluster, stream, sink, ledger, control };
+            let parts = LaneParts { index, cluster, stream, sink, ledger, in_flight, control };
             lanes.push(async move { Lane::open(parts).await?.run().await });
         }
-        let work = async {
+        let streams = async {
             while let Some(ended) = lanes.next().await {
                 ended?;
             }
             Ok::<_, KafkaError>(())
         };
+        let copying = async {
+            match copier {
+                Some(copier) => copier.run().await,
+                None => Ok(()),
+            }
+        };
+        let work = async { tokio::try_join!(streams, copying).map(drop) };
         tokio::select! {
             done = work => done?,
             () = watch_health(&cluster, topic, control.clone()) => {}

@@ -8,8 +8,9 @@ use tokio::time::timeout;
 use super::error::KafkaError;
 use super::ledger::Replayed;
 use super::outbox::Outbox;
-use super::reports::{Reports, opaque};
+use super::reports::opaque;
 use super::session::{Cluster, Session};
+use crate::buffer::{Buffer, State};
 use crate::config::StreamSettings;
 use crate::domain::{DeadLetter, LogIdentity, Sequence};
 use crate::mapping::{Fault, Outcome};
@@ -18,7 +19,7 @@ use crate::observe::SinkView;
 /// What became of a replayed dead letter.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ReplayOutcome {
-    /// Confirmed by the brokers; the books already count it as delivered. The letter may be removed.
+    /// Confirmed by the brokers; the letter is gone and the books count it as delivered.
     Delivered,
     /// The current mapping leaves it out.
     Filtered,
@@ -47,19 +48,22 @@ pub struct KafkaReplayer {
 struct Inner {
     cluster: Arc<Cluster>,
     log: LogIdentity,
+    state: State,
     targets: Vec<ReplayTarget>,
     session: Mutex<Option<Arc<Session>>>,
 }
 
 impl KafkaReplayer {
-    pub(super) fn new(cluster: Arc<Cluster>, log: LogIdentity, targets: Vec<ReplayTarget>) -> Self {
+    pub(super) fn new(cluster: Arc<Cluster>, buffer: &Buffer, targets: Vec<ReplayTarget>) -> Self {
+        let (log, state) = (buffer.identity(), buffer.state());
         KafkaReplayer {
-            inner: Arc::new(Inner { cluster, log, targets, session: Mutex::default() }),
+            inner: Arc::new(Inner { cluster, log, state, targets, session: Mutex::default() }),
         }
     }
 
-    /// Delivers the letter with its original arrival time and `telemetry-id`. A crash between the confirmation and
-    /// the removal of the letter repeats the record under the same `telemetry-id`.
+    /// Delivers the letter with its original arrival time and `telemetry-id`. It leaves the store and enters the books in
+    /// one step behind the confirmation: a crash before repeats the record under the same `telemetry-id`, and neither
+    /// a crash nor a second replay counts it twice.
     pub async fn replay(&self, letter: &DeadLetter) -> Result<ReplayOutcome, KafkaError> {
         let inner = &self.inner;
         let stream = &letter.key.stream;
@@ -78,8 +82,10 @@ impl KafkaReplayer {
             Outcome::Dead(fault) => return Ok(ReplayOutcome::Dead(fault)),
         }
         inner.deliver(target, &mut outbox, letter).await?;
-        place.send(Replayed);
-        target.view.meters.replayed_messages.inc();
+        if inner.state.remove_replayed(&letter.key).await? {
+            place.send(Replayed);
+            target.view.meters.replayed_messages.inc();
+        }
         Ok(ReplayOutcome::Delivered)
     }
 }
@@ -108,7 +114,7 @@ impl Inner {
             .map_err(|(error, _)| KafkaError::of(DOING, &target.topic, &error))?;
         let limit = self.cluster.settings.message_timeout;
         // A session whose report stays out is not used again: its late report would be taken for another's.
-        timeout(limit, reported(&reports))
+        timeout(limit, reports.all_reported())
             .await
             .map_err(|_| KafkaError::TimedOut { doing: DOING, limit })?;
         let failure = reports.window().failure();
@@ -121,15 +127,5 @@ impl Inner {
                 code: failure.code,
             }),
         }
-    }
-}
-
-async fn reported(reports: &Reports) {
-    loop {
-        reports.take_news();
-        if reports.window().pending() == 0 {
-            return;
-        }
-        reports.changed().await;
     }
 }

@@ -108,7 +108,7 @@ fn kafka_parts(context: &Context, replayers: &Replayers) -> Vec<PartSpec> {
             stream.kafka.as_ref().is_some_and(|kafka| kafka.cluster == *name)
         };
         let streams: Vec<_> = context.settings.streams.values().filter(routed).cloned().collect();
-        if streams.is_empty() {
+        if streams.is_empty() && settings.dead_letters.is_none() {
             continue;
         }
         let (name, settings, context) = (name.clone(), settings.clone(), context.clone());

@@ -101,6 +101,7 @@ impl Node {
             // No sink may let go of records before their stream has read them.
             buffer.remembered(stream, Sequence::ZERO);
         }
+        buffer.state().copy_dead_letters_to(settings.dead_letter_clusters()).await?;
         board.update_node(|node| node.log_identity = buffer.identity().to_string());
         let supervisor = Supervisor::new(settings.supervision.clone(), board.clone()).start();
         let context = assembly::Context {

@@ -3,6 +3,7 @@
 
 mod board;
 mod dependency;
+mod edges;
 mod expiry;
 pub mod health;
 mod http_meters;
@@ -15,6 +16,7 @@ pub use board::{
     SinkKind, SinkState, SinkStatus, SinkView, StreamStatus, StreamView,
 };
 pub use dependency::{BreakerShown, DependencyStatus, DependencyView, MigrationState};
+pub use edges::{Edge, EdgeMeter, Entered};
 pub use expiry::{CertificateStatus, Nearness, read_certificates, watch_certificates};
 pub use http_meters::{HttpMeters, HttpRefusal};
 pub use logging::{start_logging, tell_error};
