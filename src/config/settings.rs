@@ -24,6 +24,12 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The clusters that get a copy of each dead letter.
+    pub fn dead_letter_clusters(&self) -> Vec<String> {
+        let wanting = self.clusters.iter().filter(|(_, cluster)| cluster.dead_letters.is_some());
+        wanting.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Whom the node connects to over TLS, as the board calls them.
     fn tls_peers(&self) -> impl Iterator<Item = (String, &TlsSettings)> {
         let brokers = self.brokers.iter().map(|(name, of)| (format!("mqtt:{name}"), &of.tls));
@@ -261,8 +267,18 @@ pub struct ClusterSettings {
     pub cursor_save_interval: Duration,
     pub retry: BackoffSettings,
     pub breaker: BreakerSettings,
+    /// Where a copy of each dead letter of the node goes.
+    pub dead_letters: Option<DeadLetterTopic>,
     /// Any further librdkafka property, as it is.
     pub properties: IndexMap<String, String>,
+}
+
+/// A topic for copies of dead letters, of every stream and sink.
+#[derive(Debug, Clone)]
+pub struct DeadLetterTopic {
+    pub topic: String,
+    /// Make the topic when it is missing.
+    pub ensure: Option<TopicSettings>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -210,6 +210,8 @@ impl Reloader {
         for key in before.parts.keys().filter(|key| !blueprint.parts.contains_key(*key)) {
             self.supervisor.send(ForgetPart(key.name())).await?;
         }
+        let copied_to = settings.dead_letter_clusters();
+        assembly.buffer.state().copy_dead_letters_to(copied_to).await?;
         assembly.configure(settings, blueprint);
         for key in fresh {
             self.supervisor.send(AddPart(assembly.build(&key))).await?;

@@ -11,6 +11,7 @@ mod kill;
 mod outages;
 mod parts;
 mod reload;
+mod scale;
 mod secrets;
 mod service;
 mod stop;
