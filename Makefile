@@ -21,10 +21,12 @@ EXPOSURE_MAX := 12
 DURATION ?=
 KAFKA ?= yes
 RATE ?= 10
-# torture: rounds, the seed of the first, and a part of the list of faults (words of their names, by commas).
+# torture: rounds, the seed of the first, a part of the list of faults (words of their names, by commas), and what the
+# node's state is on (ext4, xfs).
 ROUNDS ?= 40
 SEED ?= 1
 FAULTS ?=
+FILESYSTEM ?= ext4
 # bench, service-test: 1 = a short form.
 QUICK ?=
 # fuzz: mapping, block or configuration, and for how long.
@@ -44,6 +46,7 @@ demo: ## five home-automation streams through the node, live (DURATION=30, KAFKA
 test: setup lint build ## everything continuous integration runs
 	cargo test --workspace
 	$(MAKE) --no-print-directory torture
+	$(MAKE) --no-print-directory torture ROUNDS=1 FAULTS=power-cut-ten FILESYSTEM=xfs
 	$(MAKE) --no-print-directory deb service-test QUICK=1
 	$(MAKE) --no-print-directory bench QUICK=1
 	$(MAKE) --no-print-directory demo DURATION=20
@@ -66,9 +69,9 @@ bench: ## measures with a baseline beside each (QUICK=1: under two minutes)
 	@$(RELEASE)
 	@exec $(TARGET)/release/bench --node $(TARGET)/release/telemetry $(if $(filter 1,$(QUICK)),--quick)
 
-torture: build ## faults under load: nothing lost, doubled or stuck (ROUNDS=40, SEED=1, FAULTS=kafka,power)
+torture: build ## faults under load: nothing lost, doubled or stuck (ROUNDS=40, SEED=1, FAULTS=kafka,power, FILESYSTEM=xfs)
 	@exec $(TARGET)/debug/torture --node $(TARGET)/debug/telemetry --rounds $(ROUNDS) --seed $(SEED) \
-	  $(if $(FAULTS),--faults $(FAULTS))
+	  --filesystem $(FILESYSTEM) $(if $(FAULTS),--faults $(FAULTS))
 
 # Seeds are read, what is found goes to fuzz/corpus. Without the address sanitizer: the node has no unsafe code, and the C
 # libraries it links would have to be built with it too.

@@ -46,6 +46,17 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), BufferError> {
     Ok(())
 }
 
+/// Removes a file, which may be gone already, and syncs its folder.
+pub(super) fn remove_file(path: &Path) -> Result<(), BufferError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(BufferError::io("remove", path, error));
+        }
+        _ => {}
+    }
+    path.parent().map_or(Ok(()), sync)
+}
+
 /// Removes a folder with all that is in it, and syncs its parent.
 pub(super) fn remove_folder(folder: &Path) -> Result<(), BufferError> {
     match fs::remove_dir_all(folder) {
@@ -55,6 +66,25 @@ pub(super) fn remove_folder(folder: &Path) -> Result<(), BufferError> {
         _ => {}
     }
     folder.parent().map_or(Ok(()), sync)
+}
+
+/// Reads every file in a folder, which may be missing, to its end: an error comes out here, and what follows is read
+/// from memory.
+pub(super) fn read_through(folder: &Path) -> Result<(), BufferError> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|error| BufferError::io("list", folder, error))?,
+    };
+    for entry in entries {
+        let read = entry.and_then(|entry| {
+            if entry.file_type()?.is_file() {
+                io::copy(&mut File::open(entry.path())?, &mut io::sink())?;
+            }
+            Ok(())
+        });
+        read.map_err(|error| BufferError::io("read", folder, error))?;
+    }
+    Ok(())
 }
 
 /// Bytes of all files below a folder; what vanishes meanwhile counts nothing.

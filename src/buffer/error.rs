@@ -29,6 +29,8 @@ pub enum BufferError {
         path.display()
     )]
     Corrupt { path: PathBuf, reason: String },
+    #[error("{} holds generation {number}, or another one says so: the next start sorts them out", path.display())]
+    Misplaced { path: PathBuf, number: u64 },
     #[error(
         "dead letters fill their quota of {quota_bytes} bytes: replay, export or purge some (telemetry dlq), or \
          raise buffer.dead_letter_quota"

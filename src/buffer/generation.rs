@@ -33,6 +33,9 @@ pub(super) struct Header {
 /// What a sealed generation holds, beside it in a small file, so that a start need not open it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Contents {
+    /// Of the generation; 0 in what earlier versions wrote.
+    #[serde(default)]
+    pub number: u64,
     pub ranges: BTreeMap<StreamName, SequenceRange>,
     /// Numbers within the ranges that are not there.
     pub holes: Vec<(StreamName, SequenceRange)>,
@@ -95,6 +98,10 @@ pub(super) fn read_header(store: &Store) -> Result<Header, BufferError> {
 
 pub(super) fn write_sidecar(folder: &Path, contents: &Contents) -> Result<(), BufferError> {
     disk::write_json(&folder.join(SIDECAR), contents)
+}
+
+pub(super) fn remove_sidecar(folder: &Path) -> Result<(), BufferError> {
+    disk::remove_file(&folder.join(SIDECAR))
 }
 
 /// `None` when there is none or it is damaged: then the generation itself is read.
@@ -260,7 +267,8 @@ pub(super) fn read(
 
 /// Reads and checks every block: what the generation holds, and the numbers missing within.
 pub(super) fn verify(store: &Store) -> Result<Contents, BufferError> {
-    let mut contents = Contents { next: read_header(store)?.next, ..Contents::default() };
+    let Header { number, next, .. } = read_header(store)?;
+    let mut contents = Contents { number, next, ..Contents::default() };
     let mut unnamed = false;
     walk(store, &[1], |prefix, found| {
         let name = prefix.strip_suffix(&[0]).and_then(|name| std::str::from_utf8(name).ok());

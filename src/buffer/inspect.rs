@@ -17,7 +17,7 @@ use super::log::{Loss, Marks};
 use super::recovery::IdentityFile;
 use super::state_store::StateStore;
 use super::store::Store;
-use super::{BufferError, DeadLetterFilter, disk};
+use super::{BufferError, DeadLetterFilter, disk, reached};
 use crate::domain::{
     Arrival, Books, DeadLetter, LogIdentity, Record, Sequence, SequenceRange, SinkName, StreamName,
 };
@@ -177,6 +177,8 @@ pub fn verify(state_dir: &Path) -> Result<Verification, BufferError> {
     identity(&buffer)?;
     let mut generations: Vec<GenerationReport> = Vec::new();
     let mut missing = Vec::new();
+    // First: a running node goes on meanwhile.
+    let reached = reached::read(&buffer)?;
     let marks: Marks = disk::read_json(&buffer.join("marks"))?.unwrap_or_default();
     let mut next: BTreeMap<StreamName, Sequence> = BTreeMap::new();
     for (stream, dropped) in marks.dropped {
@@ -195,6 +197,12 @@ pub fn verify(state_dir: &Path) -> Result<Verification, BufferError> {
         let inside = found.holes.iter().filter(|hole| within(&found.streams, hole));
         missing.extend(inside.map(|hole| Hole { stream: hole.stream.clone(), range: hole.range }));
         generations.push(found);
+    }
+    for (stream, last) in reached {
+        let first = next.get(&stream).copied().unwrap_or(Sequence(1));
+        if first <= last {
+            missing.push(Hole { stream, range: SequenceRange { first, last } });
+        }
     }
     Ok(Verification { generations, missing })
 }
@@ -305,6 +313,10 @@ fn examine(number: u64, folder: PathBuf) -> GenerationReport {
     let contents = Copy::of(&folder).and_then(|copy| {
         let store = Store::open(&copy.folder)?;
         generation::verify(&store)
+    });
+    let contents = contents.and_then(|contents| match contents.number {
+        held if held == number => Ok(contents),
+        held => Err(BufferError::Misplaced { path: folder.clone(), number: held }),
     });
     report(number, folder, sealed, contents)
 }

@@ -23,6 +23,9 @@ pub(super) fn run(log: &Log) {
         }
         if shown.is_none_or(|at| at.elapsed() >= ROUND) {
             shown = Some(Instant::now());
+            if let Err(error) = log.reached.sync() {
+                return log.fail(&error);
+            }
             show(log, &mut warned);
         }
         log.news.wait(ROUND);

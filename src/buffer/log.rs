@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
 use super::generation::{self, Contents};
+use super::reached::Reached;
 use super::reader::Handles;
 use super::store::Store;
 use super::tail::Tail;
@@ -267,6 +268,7 @@ pub(super) struct Log {
     pub cells: RwLock<BTreeMap<StreamName, Arc<StreamCell>>>,
     pub index: Mutex<Index>,
     pub marks: Mutex<Marks>,
+    pub reached: Reached,
     pub tail: Mutex<Tail>,
     pub handles: Mutex<Handles>,
     pub failure: watch::Sender<Option<String>>,

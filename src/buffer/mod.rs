@@ -34,7 +34,8 @@
 //!
 //! A number must not be given out twice even when the newest generation is unreadable after a crash. So numbers are
 //! set aside in the file `marks`, 65,536 at a time, before they are used; a start that cannot read the newest
-//! generation goes on behind them. An orderly stop writes the exact numbers, so nothing is skipped then.
+//! generation goes on behind them. An orderly stop writes the exact numbers, so nothing is skipped then. A newest
+//! generation that opens and has lost its end does not say so: the file `reached` (`reached.rs`) does.
 //!
 //! # Reading
 //!
@@ -63,7 +64,12 @@
 //! the board, logged as an error, and every sink that comes by is told by [`Chunk::lost`]. An error in the generation
 //! being written ends the process; the next start verifies it and, if need be, sets it aside. After a crash the loss
 //! is then reported up to the numbers set aside, which is too much rather than too little. A full disk, a missing
-//! permission or too many open files are no damage: nothing is moved for them.
+//! permission or too many open files are no damage: nothing is moved for them. What cannot be read is read again before
+//! it is called unreadable, and never by sled first (`store.rs`).
+//!
+//! A missing or damaged `identity` is made again from the generations, which all carry it; `marks` from what they hold.
+//! Generations that stand in each other's place are put right (`misplaced.rs`). A log or a state database that is gone
+//! as a whole is told as an error: nobody can count what was in it.
 //!
 //! # State
 //!
@@ -79,6 +85,7 @@
 //!  <state_dir>/state/                         books, dead letters, notes
 //!  <state_dir>/buffer/identity                which log this is
 //!  <state_dir>/buffer/marks                   numbers set aside, numbers dropped
+//!  <state_dir>/buffer/reached                 how far each stream was durable when it was last answered
 //!  <state_dir>/buffer/losses                  what the disk lost
 //!  <state_dir>/buffer/generation-000001/      one sled database, sealed.json beside its files
 //!  <state_dir>/buffer/quarantine/             what could not be read
@@ -91,8 +98,10 @@ mod generation;
 pub mod inspect;
 mod janitor;
 mod log;
+mod misplaced;
 pub mod offline;
 mod probe;
+mod reached;
 mod reader;
 mod recovery;
 mod state;
@@ -182,6 +191,7 @@ impl Buffer {
         disk::release_ballast(&state_dir.join("ballast"), settings.ballast_bytes)?;
         let identity = recovery::identity(&folder)?;
         let state = recovery::state(state_dir, &quarantine, settings)?;
+        recovery::check_log(&state, identity)?;
         recovery::check_shim(&state)?;
         let cursors = Cursors::of(&state)?;
         let mut recovered = recovery::Recovery {
@@ -190,6 +200,7 @@ impl Buffer {
             identity,
             configured: &streams.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(),
             delivered: cursors.furthest.clone(),
+            reached: reached::read(&folder)?,
             on_read: &|read| board.update_buffer(|status| status.generations = read),
         }
         .run()?;
@@ -200,6 +211,9 @@ impl Buffer {
         };
         let cells = recovered.streams.iter().map(cell).collect();
         let index = index(&mut recovered, &folder, cursors);
+        let at = |(name, next): (&StreamName, &Sequence)| (name.clone(), Sequence(next.0 - 1));
+        let positions = recovered.contents.next.iter().map(at).collect();
+        let reached = reached::Reached::open(&folder, positions)?;
         let log = Arc::new(Log {
             folder,
             settings: settings.clone(),
@@ -207,6 +221,7 @@ impl Buffer {
             cells: RwLock::new(cells),
             index: Mutex::new(index),
             marks: Mutex::new(recovered.marks.clone()),
+            reached,
             tail: Mutex::new(tail::Tail::new(
                 settings.tail_bytes_max,
                 board.edge(Edge::Tail, settings.tail_bytes_max),
@@ -423,7 +438,7 @@ fn index(recovered: &mut Recovered, folder: &Path, cursors: Cursors) -> Index {
         sinks: BTreeMap::new(),
         remembered: BTreeMap::new(),
         unconfigured: cursors.nearest,
-        losses: disk::read_json(&folder.join("losses")).ok().flatten().unwrap_or_default(),
+        losses: std::mem::take(&mut recovered.noted),
         quarantined: std::fs::read_dir(folder.join("quarantine"))
             .map_or(0, |entries| entries.count() as u64),
         retired: Vec::new(),

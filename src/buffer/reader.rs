@@ -54,7 +54,10 @@ impl Handles {
             self.open.pop_lru();
         }
         let store = Store::open(folder)?;
-        generation::read_header(&store)?;
+        let held = generation::read_header(&store)?.number;
+        if held != number {
+            return Err(BufferError::Misplaced { path: folder.to_owned(), number: held });
+        }
         self.open.put(number, store.clone());
         Ok(store)
     }
@@ -142,6 +145,7 @@ pub(super) fn fetch(
     position: Sequence,
     bytes_max: usize,
 ) -> Result<Chunk, BufferError> {
+    let mut tried = None;
     loop {
         if let Some(stopped) = log.stopped() {
             return Err(stopped);
@@ -160,6 +164,18 @@ pub(super) fn fetch(
             Ok(Some(stretch)) => return Ok(chunk(log, cell, number, stretch)),
             // Dropped between the look into the index and the opening: look again.
             Ok(None) => {}
+            // A drive may fail to read once; what it then cached is given up with the handle.
+            Err(error) if error.is_damage() && tried != Some(number) => {
+                tracing::warn!(event = "read_failed", generation = number, error = %error,
+                    "a generation could not be read: once more");
+                lock(&log.handles).forget(number);
+                tried = Some(number);
+            }
+            Err(BufferError::Misplaced { path, number }) => {
+                // Without its small file the next start looks into it.
+                generation::remove_sidecar(&path)?;
+                log.fail(&BufferError::Misplaced { path, number });
+            }
             Err(error) if error.is_damage() => give_up(log, number, &error),
             Err(error) => return Err(error),
         }

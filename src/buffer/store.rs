@@ -19,8 +19,10 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens or makes the database in `folder`. Opening writes: sled mends a torn end.
+    /// Opens or makes the database in `folder`. Opening writes: sled mends a torn end, and takes a read that fails for
+    /// one, so whatever the drive cannot read must be found before.
     pub(super) fn open(folder: &Path) -> Result<Store, BufferError> {
+        disk::read_through(folder)?;
         let config = sled::Config::new()
             .path(folder)
             .cache_capacity(CACHE_BYTES)

@@ -189,6 +189,8 @@ impl Writer {
         let meters = &self.log.board.buffer_meters;
         meters.sync_duration.observe(started.elapsed().as_secs_f64());
         meters.group_messages.observe(messages as f64);
+        let last = |stream: &Appended| Some((stream.cell.name.clone(), stream.range()?.last));
+        self.log.reached.advance(appended.iter().filter_map(last))?;
         self.publish(appended)?;
         for waiting in answers {
             // The stream may have gone; its messages are kept all the same.
@@ -303,7 +305,7 @@ impl Writer {
         self.number = number;
         self.store = store;
         let next = header.next;
-        self.contents = Contents { next, ..Contents::default() };
+        self.contents = Contents { number, next, ..Contents::default() };
         self.log.news.ring();
         Ok(())
     }

@@ -54,6 +54,7 @@ pub struct Daemon {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     privileges: Vec<String>,
+    through: Vec<String>,
     folder: Option<PathBuf>,
     log: PathBuf,
     stop_signal: Signal,
@@ -69,6 +70,7 @@ impl Daemon {
             arguments: Vec::new(),
             environment: Vec::new(),
             privileges: Vec::new(),
+            through: Vec::new(),
             folder: None,
             log: log.into(),
             stop_signal: Signal::TERM,
@@ -108,6 +110,12 @@ impl Daemon {
         self
     }
 
+    /// A program that runs the process, with its arguments; the process must stay our child.
+    pub(crate) fn through(mut self, words: Vec<String>) -> Self {
+        self.through = words;
+        self
+    }
+
     pub(crate) fn stop_signal(mut self, signal: Signal) -> Self {
         self.stop_signal = signal;
         self
@@ -130,6 +138,7 @@ impl Daemon {
         command
             .args(&self.privileges)
             .args(["--pdeathsig", "KILL", "--"])
+            .args(&self.through)
             .arg(&self.program)
             .args(&self.arguments)
             .envs(self.environment.iter().cloned())

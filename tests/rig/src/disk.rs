@@ -1,19 +1,57 @@
-//! A disk of the node's own: an ext4 file system in a file. What the node did not make durable is not in the file, so a
-//! copy of it is what a power cut leaves.
+//! A disk of the node's own: a file system in a file. A power cut shuts the file system down while the node writes, as
+//! the kernel's own tests of its file systems do: from that instant nothing reaches the file, not even the journal, and
+//! every call fails. What is there when it is mounted again is what had been made durable.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use rig::until;
 
-/// Room for the log, the state store and the ballast.
-const IMAGE_BYTES: u64 = 192 << 20;
+/// Between the end of the last process that had files open and a file system that nobody uses.
+const UNUSED_WITHIN: Duration = Duration::from_secs(10);
+/// A file system keeps some of what it calls free for itself.
+const FILL_STEP_BYTES: u64 = 1 << 20;
+const FILL_STEPS_MAX: u64 = 64;
+
+/// What the node's state is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FileSystem {
+    Ext4,
+    Xfs,
+}
+
+impl FileSystem {
+    fn name(self) -> &'static str {
+        match self {
+            FileSystem::Ext4 => "ext4",
+            FileSystem::Xfs => "xfs",
+        }
+    }
+
+    /// Room for the log, the state store and the ballast; mkfs.xfs makes nothing below 300 MB.
+    fn image_bytes(self) -> u64 {
+        match self {
+            FileSystem::Ext4 => 192 << 20,
+            FileSystem::Xfs => 320 << 20,
+        }
+    }
+
+    fn make(self, image: &str) -> Result<()> {
+        let force = match self {
+            FileSystem::Ext4 => "-F",
+            FileSystem::Xfs => "-f",
+        };
+        run(&format!("mkfs.{}", self.name()), &["-q", force, image]).map(drop)
+    }
+}
 
 /// Mounted as long as the value lives.
 #[derive(Debug)]
 pub struct Disk {
     folder: PathBuf,
-    cuts: u32,
 }
 
 impl Disk {
@@ -21,12 +59,12 @@ impl Disk {
     ///
     /// # Errors
     /// When the system does not allow it.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let disk = Disk { folder: folder.to_owned(), cuts: 0 };
+    pub fn open(folder: &Path, filesystem: FileSystem) -> Result<Self> {
+        let disk = Disk { folder: folder.to_owned() };
         std::fs::create_dir_all(disk.mount_point()).context("make the mount point")?;
         let image = std::fs::File::create(disk.image()).context("make the image")?;
-        image.set_len(IMAGE_BYTES).context("size the image")?;
-        run("mkfs.ext4", &["-q", "-F", &text(&disk.image())])?;
+        image.set_len(filesystem.image_bytes()).context("size the image")?;
+        filesystem.make(&text(&disk.image()))?;
         disk.mount()?;
         Ok(disk)
     }
@@ -42,7 +80,7 @@ impl Disk {
     }
 
     fn image(&self) -> PathBuf {
-        self.folder.join(format!("image-{}", self.cuts))
+        self.folder.join("image")
     }
 
     /// Without a page cache of its own the file holds what the file system has written, and nothing else.
@@ -55,17 +93,30 @@ impl Disk {
         mounted.map(drop)
     }
 
-    /// The power goes: the processes are dead already, and what is not in the file is lost.
+    /// The power goes, whatever runs.
     ///
     /// # Errors
-    /// When the copy cannot be made or mounted.
-    pub fn cut(&mut self) -> Result<()> {
-        let before = self.image();
-        self.cuts += 1;
-        run("cp", &["--sparse=always", &text(&before), &text(&self.image())])?;
-        run("umount", &["-l", &text(&self.mount_point())])?;
-        std::fs::remove_file(before).context("remove the old image")?;
-        self.mount()
+    /// When the kernel does not do it.
+    pub fn lose_power(&self) -> Result<()> {
+        run("xfs_io", &["-x", "-c", "shutdown", &text(&self.mount_point())]).map(drop)
+    }
+
+    /// The power is back, and every process that had files open is dead.
+    ///
+    /// # Errors
+    /// When the file system cannot be mounted.
+    pub fn restore_power(&self) -> Result<()> {
+        until(UNUSED_WITHIN, "the file system given up", || {
+            Ok(run("umount", &[&text(&self.mount_point())]).is_ok().then_some(()))
+        })?;
+        self.mount()?;
+        // Its removal may not have reached the disk before the power went.
+        drop(self.filling());
+        Ok(())
+    }
+
+    fn filling(&self) -> Filling {
+        Filling(self.mount_point().join("filling"))
     }
 
     /// Takes all space but so many bytes, until the answer is dropped.
@@ -73,12 +124,20 @@ impl Disk {
     /// # Errors
     /// When the file system cannot be asked.
     pub fn fill(&self, left: u64) -> Result<Filling> {
-        let filling = Filling(self.mount_point().join("filling"));
+        let filling = self.filling();
         let free = run("stat", &["-f", "-c", "%a %S", &text(&self.mount_point())])?;
         let numbers: Vec<u64> =
             free.split(' ').map(str::parse).collect::<Result<_, _>>().context("free space")?;
-        let bytes = numbers.iter().product::<u64>().saturating_sub(left);
-        run("fallocate", &["-l", &bytes.max(1).to_string(), &text(&filling.0)])?;
+        let bytes = numbers.iter().product::<u64>().saturating_sub(left).max(1);
+        let mut attempt = Ok(String::new());
+        for step in 0..FILL_STEPS_MAX {
+            let bytes = bytes.saturating_sub(step * FILL_STEP_BYTES).max(1).to_string();
+            attempt = run("fallocate", &["-l", &bytes, &text(&filling.0)]);
+            if attempt.is_ok() {
+                break;
+            }
+        }
+        attempt?;
         Ok(filling)
     }
 

@@ -35,7 +35,7 @@ pub use certificates::{CertificateFiles, Certificates};
 pub use config::render;
 pub use container::Container;
 pub use daemon::Daemon;
-pub use disk::{Disk, Filling, Frozen};
+pub use disk::{Disk, FileSystem, Filling, Frozen};
 pub use homelab::{Homelab, TableSink};
 pub use http::{Response, get, request, request_as};
 pub use kafka::{Follower, Kafka, KafkaOptions, KafkaSecurity, Record};

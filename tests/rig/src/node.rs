@@ -44,6 +44,18 @@ impl Node {
         self
     }
 
+    /// As another user: options of `setpriv`.
+    pub fn privileges(mut self, options: &[&str]) -> Self {
+        self.daemon = self.daemon.privileges(options.iter().map(|&option| option.into()).collect());
+        self
+    }
+
+    /// Run by another program, e.g. strace, which must leave the node our child; empty = by itself.
+    pub fn through(mut self, words: Vec<String>) -> Self {
+        self.daemon = self.daemon.through(words);
+        self
+    }
+
     /// What FAILPOINTS says from the next start on; empty = nothing.
     pub fn set_failpoints(&mut self, points: &str) {
         self.daemon.set_environment("FAILPOINTS", points);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use rig::{
-    Disk, Homelab, Kafka, KafkaOptions, Mosquitto, MosquittoOptions, Node, Postgres,
+    Disk, FileSystem, Homelab, Kafka, KafkaOptions, Mosquitto, MosquittoOptions, Node, Postgres,
     PostgresOptions, Proxy, Streams, free_port, until,
 };
 
@@ -35,7 +35,7 @@ pub struct Lab {
 impl Lab {
     /// # Errors
     /// When a server does not start.
-    pub fn open(folder: &Path, binary: &Path) -> Result<Self> {
+    pub fn open(folder: &Path, binary: &Path, filesystem: FileSystem) -> Result<Self> {
         let at = |name: &str| Some(folder.join(name));
         let kafka = start_kafka(at("kafka"));
         let postgres = Postgres::start_with(PostgresOptions {
@@ -51,7 +51,7 @@ impl Lab {
         let to_broker = Proxy::start(mosquitto.port())?;
         let to_database = Proxy::start(postgres.port())?;
         let http_port = free_port();
-        let disk = own_disk(folder);
+        let disk = own_disk(folder, filesystem);
         let state = disk.as_ref().map_or_else(|| folder.to_owned(), Disk::mount_point);
         let mut homelab = configuration(&state.join("state"), http_port)?;
         homelab.broker(to_broker.port());
@@ -110,8 +110,8 @@ impl Lab {
     }
 }
 
-fn own_disk(folder: &Path) -> Option<Disk> {
-    match Disk::open(&folder.join("disk")) {
+fn own_disk(folder: &Path, filesystem: FileSystem) -> Option<Disk> {
+    match Disk::open(&folder.join("disk"), filesystem) {
         Ok(disk) => Some(disk),
         Err(error) => {
             println!("No disk of the node's own, so no power cuts: {error:#}");

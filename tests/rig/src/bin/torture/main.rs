@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use rig::{Disk, on_signal, target};
+use rig::{Disk, FileSystem, on_signal, target};
 
 use lab::Lab;
 use report::Report;
@@ -38,6 +38,9 @@ struct Options {
     /// Only faults whose name contains one of these, separated by commas.
     #[arg(long, default_value = "")]
     faults: String,
+    /// What the node's state is on.
+    #[arg(long, value_enum, default_value = "ext4")]
+    filesystem: FileSystem,
     /// Print the list of faults and end.
     #[arg(long)]
     list: bool,
@@ -74,7 +77,7 @@ fn run(options: &Options) -> Result<bool> {
     }
     let began = Instant::now();
     println!("Private servers below {}", folder.display());
-    let mut run = Run::new(Lab::open(&folder, &options.node)?)?;
+    let mut run = Run::new(Lab::open(&folder, &options.node, options.filesystem)?)?;
     let mut report = Report::new(&faults);
     for seed in options.seed..options.seed + options.rounds {
         let plan = plan::of(seed, &faults);
@@ -101,5 +104,9 @@ fn command(options: &Options, seed: u64) -> String {
     } else {
         format!(" FAULTS={}", options.faults)
     };
-    format!("make torture ROUNDS=1 SEED={seed}{list}")
+    let filesystem = match options.filesystem {
+        FileSystem::Ext4 => "",
+        FileSystem::Xfs => " FILESYSTEM=xfs",
+    };
+    format!("make torture ROUNDS=1 SEED={seed}{list}{filesystem}")
 }

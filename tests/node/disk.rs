@@ -1,0 +1,215 @@
+//! A disk that fails under the running node: calls of the real binary answer with an error, one at a time. And places
+//! it must not write to: another user's, another node's, none at all.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use rig::{Folder, Node, eventually, until};
+use serde_json::json;
+
+use crate::world::{Changes, SOON, World};
+
+const SETTINGS: &str = "[buffer]\ngeneration_bytes = 1048576\ntail_bytes_max = 1048576\n";
+/// Debian's `nobody`.
+const STRANGER: u32 = 65_534;
+
+fn reading(count: u64) -> String {
+    json!({"saveeyeDeviceSerialNumber": "SE-1", "activeActualConsumption": {"total": 500},
+        "activeTotalConsumption": {"total": count}, "pad": noise(count)})
+    .to_string()
+}
+
+/// Text that no compression makes small.
+fn noise(seed: u64) -> String {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        format!("{state:016x}")
+    };
+    (0..60).map(|_| next()).collect()
+}
+
+/// Calls on these files, or on any.
+fn tracer(log: &Path, inject: &str, files: &[PathBuf]) -> Vec<String> {
+    let call = inject.split(':').next().unwrap();
+    let log = log.display().to_string();
+    // -D: the node stays our child. Only the one call stops it.
+    let words = ["strace", "-D", "-f", "--seccomp-bpf", "-y", "-qq", "-o", &log];
+    let filters = ["-e", &format!("trace={call}"), "-e", &format!("inject={inject}")];
+    let files = files.iter().flat_map(|file| ["-P".to_owned(), file.display().to_string()]);
+    words.iter().chain(filters.iter()).map(|word| (*word).to_owned()).chain(files).collect()
+}
+
+/// The calls on the file whose call failed first, from that one on.
+fn after_the_failure(log: &Path) -> Vec<String> {
+    let text = fs::read_to_string(log).unwrap();
+    let mut lines = text.lines().skip_while(|line| !line.contains("(INJECTED)")).peekable();
+    let file = lines.peek().and_then(|line| line.split_once('<')?.1.split_once('>'));
+    let file = file.expect("a call was made to fail").0.to_owned();
+    lines.filter(|line| line.contains(&format!("<{file}>"))).map(str::to_owned).collect()
+}
+
+fn judge(world: &World, publisher: &rig::Publisher, count: u64) {
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "all rows", || world.count("telemetry", "energy_consumption") >= count);
+    world.drained(SOON);
+    let rows = "SELECT active_energy_total::bigint FROM energy_consumption";
+    let rows = world.postgres.query("telemetry", rows).unwrap();
+    let arrived: Vec<String> = rows.into_iter().flatten().flatten().collect();
+    let number = |entry: &rig::Entry| {
+        let value: serde_json::Value = serde_json::from_slice(&entry.payload).unwrap();
+        value["activeTotalConsumption"]["total"].to_string()
+    };
+    let comparison = publisher.ledger().compare(number, arrived.iter().map(String::as_str));
+    assert!(comparison.is_exact(), "{comparison:?}");
+}
+
+#[test]
+fn the_first_write_or_sync_that_fails_ends_the_process_and_is_never_retried() {
+    let folder = Folder::new(None, "disk").unwrap();
+    for inject in [
+        "fdatasync:error=EIO:when=20",
+        "fsync:error=EIO:when=4",
+        "pwrite64:error=EIO:when=30",
+        "pwrite64:error=ENOSPC:when=30",
+    ] {
+        let log = folder.join("calls");
+        let mut world =
+            World::prepare(Changes { extra: SETTINGS.to_owned(), ..Changes::default() });
+        // Once, that the broker knows the node; a start also takes some of the calls that are counted.
+        world.node.start().unwrap();
+        world.node.wait_ready(SOON).unwrap();
+        world.subscribed();
+        world.node.kill();
+        let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config().to_owned());
+        let port = world.node.http_port();
+        let mut failing = Node::new(binary, &config, port).through(tracer(&log, inject, &[]));
+        failing.spawn().unwrap();
+        let publisher = world.publisher();
+        let mut count = 0;
+        let ended = until(SOON, "the node to end over its disk", || {
+            for _ in 0..20 {
+                publisher.publish("energy", "saveeye/telemetry", reading(count));
+                count += 1;
+            }
+            failing.daemon().exit_status()
+        });
+        let status = ended.unwrap_or_else(|error| panic!("{inject}: {error:#}"));
+        assert_eq!(status.code(), Some(1), "{inject}: {status}");
+        assert!(failing.log_text().contains("buffer_failed"), "{inject}");
+        if inject.contains("sync") {
+            let calls = after_the_failure(&log);
+            let again = calls.iter().skip(1).find(|line| line.ends_with(" = 0"));
+            assert_eq!(again, None, "{inject}: synced again after {}", calls[0]);
+        }
+        world.node.start().unwrap();
+        world.subscribed();
+        judge(&world, &publisher, count);
+    }
+}
+
+#[test]
+fn a_read_that_fails_once_costs_nothing() {
+    let folder = Folder::new(None, "disk").unwrap();
+    let mut world = World::prepare(Changes { extra: SETTINGS.to_owned(), ..Changes::default() });
+    world.node.start().unwrap();
+    world.subscribed();
+    eventually(SOON, "the table is there", || {
+        world.postgres.count("telemetry", "energy_consumption").is_ok()
+    });
+    world.postgres.stop().unwrap();
+    let publisher = world.publisher();
+    let count = 4_000;
+    for number in 0..count {
+        publisher.publish("energy", "saveeye/telemetry", reading(number));
+    }
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "all kept", || {
+        let all = world.node.streams().unwrap_or_default();
+        let streams = all["streams"].as_array().cloned().unwrap_or_default();
+        streams.iter().any(|line| line["name"] == "energy" && line["status"]["sequence"] == count)
+    });
+    world.node.kill();
+    world.postgres.restart().unwrap();
+    let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config().to_owned());
+    let port = world.node.http_port();
+    let state = world.node.config().with_file_name("state");
+    let number = |number| state.join(format!("buffer/generation-{number:06}/db"));
+    let files: Vec<_> = (1..20).map(number).filter(|file| file.exists()).collect();
+    assert!(files.len() > 2, "{files:?}");
+    // The first of every thread: of the start, and of the thread that reads. sled's own reads (pread64) come after and
+    // are answered from memory; it takes one that fails for the end of its file, and what is behind it is gone.
+    let tracer = tracer(&folder.join("calls"), "read:error=EIO:when=1", &files);
+    world.node = Node::new(binary, config, port).through(tracer);
+    world.node.start().unwrap();
+    world.subscribed();
+    judge(&world, &publisher, count);
+    assert!(!state.join("buffer/quarantine").exists(), "nothing is unreadable");
+    assert!(fs::read_to_string(folder.join("calls")).unwrap().contains("(INJECTED)"));
+}
+
+fn give(path: &Path, owner: u32) {
+    chown(path, Some(owner), Some(owner)).unwrap();
+    if path.is_dir() {
+        fs::read_dir(path).unwrap().for_each(|entry| give(&entry.unwrap().path(), owner));
+    }
+}
+
+/// Ends with 1 and says this.
+fn assert_refuses(node: &mut Node, said: &[&str]) {
+    let before = node.log_text().len();
+    node.spawn().unwrap();
+    let ended = until(SOON, "the node to refuse", || node.daemon().exit_status()).unwrap();
+    let log = node.log_text()[before..].to_owned();
+    assert_eq!(ended.code(), Some(1), "{log}");
+    let last = log.lines().last().unwrap_or_default();
+    assert!(said.iter().all(|said| last.contains(said)), "{last}");
+}
+
+#[test]
+fn files_of_another_user_are_refused_by_name_and_left_alone() {
+    let mut world = World::prepare(Changes::default());
+    give(&world.node.config().with_file_name("database-password"), STRANGER);
+    let state = world.node.config().with_file_name("state");
+    let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config().to_owned());
+    let user = STRANGER.to_string();
+    let port = world.node.http_port();
+    world.node = Node::new(binary, config, port).privileges(&[
+        "--reuid",
+        &user,
+        "--regid",
+        &user,
+        "--clear-groups",
+    ]);
+    // The folder above is root's: it cannot be made.
+    assert_refuses(&mut world.node, &["state", "Permission denied"]);
+    fs::create_dir(&state).unwrap();
+    assert_refuses(&mut world.node, &["state", "Permission denied", "owner"]);
+    give(&state, STRANGER);
+    world.node.start().unwrap();
+    world.subscribed();
+    assert!(world.node.stop(SOON).unwrap().success());
+    for file in ["state/db", "buffer/marks", "buffer/reached", "buffer/generation-000001/db"] {
+        let file: PathBuf = state.join(file);
+        chown(&file, Some(0), Some(0)).unwrap();
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        assert_refuses(&mut world.node, &["Permission denied", "owner"]);
+        assert!(!state.join("buffer/quarantine").exists(), "{}: no damage", file.display());
+        give(&file, STRANGER);
+    }
+    world.node.start().unwrap();
+    world.subscribed();
+}
+
+#[test]
+fn a_second_node_on_the_same_directory_ends_and_the_first_goes_on() {
+    let world = World::start(Changes::default());
+    let second = world.node.command(&["run"]).unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&[second.stdout, second.stderr].concat()).into_owned();
+    assert!(said.contains("held by another process"), "{said}");
+    let publisher = world.publisher();
+    publisher.publish("energy", "saveeye/telemetry", reading(1));
+    judge(&world, &publisher, 1);
+}
