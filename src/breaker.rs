@@ -222,6 +222,10 @@ impl Breaker {
         self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub fn settings(&self) -> BreakerSettings {
+        self.circuit().settings
+    }
+
     /// Leave to make one call, whose outcome the permit is told.
     pub fn pass(self: &Arc<Self>) -> Result<Permit, Resting> {
         match self.circuit().pass(Instant::now()) {

@@ -51,6 +51,12 @@ impl Control {
         Control { phase, paused, progress }
     }
 
+    /// For one of several things this part does side by side, which may be told to end alone: it hears of `phase`, pauses
+    /// with the part, and its progress is watched by itself.
+    pub fn child(&self, phase: watch::Receiver<Phase>) -> Control {
+        Control { phase, paused: self.paused.clone(), progress: self.progress.child() }
+    }
+
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
@@ -115,7 +121,7 @@ impl Progress {
     }
 
     /// The progress of one of several things this part does side by side; it lives as long as the part.
-    pub fn child(&self) -> Arc<Progress> {
+    fn child(&self) -> Arc<Progress> {
         let child = Arc::new(Progress::default());
         self.children.lock().unwrap_or_else(PoisonError::into_inner).push(child.clone());
         child

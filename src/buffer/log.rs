@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -37,26 +37,32 @@ pub(super) struct StreamCell {
     pub durable: watch::Sender<Durable>,
     /// One per batch that may wait at the writer.
     pub permits: Arc<Semaphore>,
-    /// `None` for a stream that is in the log and no longer configured.
-    pub view: Option<Arc<StreamView>>,
+    /// `None` for a stream that is in the log and not configured.
+    view: Mutex<Option<Arc<StreamView>>>,
 }
 
 impl StreamCell {
-    pub(super) fn new(name: StreamName, durable: Sequence, board: &Board) -> Self {
-        let view = board.streams().find(|(found, _)| **found == name).map(|(_, view)| view.clone());
+    pub(super) fn new(name: StreamName, durable: Sequence) -> Self {
         StreamCell {
             prefix: generation::key_prefix(&name),
             durable: watch::Sender::new(Durable(durable)),
             permits: Arc::new(Semaphore::new(APPEND_QUEUE_BATCHES)),
-            view,
+            view: Mutex::default(),
             name,
         }
+    }
+
+    /// Where it is shown from now on.
+    fn show_on(&self, view: Option<Arc<StreamView>>) {
+        *lock(&self.view) = view;
+        let durable = self.durable.borrow().0;
+        self.publish(durable);
     }
 
     /// Tells everyone that the stream is durable up to here.
     pub(super) fn publish(&self, durable: Sequence) {
         self.durable.send_replace(Durable(durable));
-        if let Some(view) = &self.view {
+        if let Some(view) = &*lock(&self.view) {
             view.update(|status| status.sequence = durable);
         }
     }
@@ -122,6 +128,25 @@ impl Index {
     pub(super) fn open_store(&self, number: u64) -> Option<Store> {
         let open = self.current.iter().chain(&self.retired);
         open.filter(|(found, _)| *found == number).map(|(_, store)| store.clone()).next()
+    }
+
+    /// A sink that stays keeps its position. The nearest position of a stream that goes holds its records back, as at a
+    /// start without it.
+    pub(super) fn configure(&mut self, streams: &[(StreamName, Vec<SinkName>)]) {
+        let mut before = std::mem::take(&mut self.sinks);
+        for (name, sinks) in streams {
+            let known = before.remove(name).unwrap_or_default();
+            let at = |sink: &SinkName| (sink.clone(), known.get(sink).copied().flatten());
+            self.sinks.insert(name.clone(), sinks.iter().map(at).collect());
+            self.unconfigured.remove(name);
+        }
+        for (name, sinks) in before {
+            self.remembered.remove(&name);
+            if let Some(nearest) = sinks.into_values().map(Option::unwrap_or_default).min() {
+                self.unconfigured.insert(name, nearest);
+            }
+        }
+        self.warn_of_unconfigured();
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -236,7 +261,8 @@ pub(super) struct Log {
     pub settings: BufferSettings,
     pub board: Arc<Board>,
     pub identity: LogIdentity,
-    pub cells: BTreeMap<StreamName, Arc<StreamCell>>,
+    /// Of every stream that is configured, or was, or is in the log.
+    pub cells: RwLock<BTreeMap<StreamName, Arc<StreamCell>>>,
     pub index: Mutex<Index>,
     pub marks: Mutex<Marks>,
     pub tail: Mutex<Tail>,
@@ -256,6 +282,33 @@ pub(super) struct Log {
 }
 
 impl Log {
+    pub(super) fn cell(&self, stream: &StreamName) -> Option<Arc<StreamCell>> {
+        self.cells.read().unwrap_or_else(PoisonError::into_inner).get(stream).cloned()
+    }
+
+    pub(super) fn close_permits(&self) {
+        let cells = self.cells.read().unwrap_or_else(PoisonError::into_inner);
+        cells.values().for_each(|cell| cell.permits.close());
+    }
+
+    /// These streams with these sinks are configured from now on.
+    pub(super) fn configure(&self, streams: &[(StreamName, Vec<SinkName>)]) {
+        let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
+        for (name, _) in streams {
+            cells
+                .entry(name.clone())
+                .or_insert_with(|| Arc::new(StreamCell::new(name.clone(), Sequence::ZERO)));
+        }
+        let views: BTreeMap<_, _> = self.board.streams().into_iter().collect();
+        for (name, cell) in cells.iter() {
+            cell.show_on(views.get(name).cloned());
+        }
+        drop(cells);
+        lock(&self.index).configure(streams);
+        // What a sink that is gone held back may go.
+        self.news.ring();
+    }
+
     pub(super) fn ballast(&self) -> PathBuf {
         self.folder.with_file_name("ballast")
     }
@@ -292,9 +345,7 @@ impl Log {
             status.accepting = false;
             status.refusing_because = Some(error.to_string());
         });
-        for cell in self.cells.values() {
-            cell.permits.close();
-        }
+        self.close_permits();
         self.space.ring();
         self.news.ring();
     }
@@ -308,10 +359,6 @@ impl Log {
         let index = lock(&self.index);
         let (bytes, generations) = (index.bytes(), index.generations.len() as u64);
         drop(index);
-        for cell in self.cells.values() {
-            let durable = cell.durable.borrow().0;
-            cell.publish(durable);
-        }
         self.board.update_buffer(|status| {
             status.accepting = true;
             status.refusing_because = None;

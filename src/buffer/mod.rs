@@ -106,7 +106,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, RwLock, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -193,16 +193,16 @@ impl Buffer {
         .run()?;
         let cell = |name: &StreamName| {
             let next = recovered.contents.next.get(name).copied().unwrap_or(Sequence(1));
-            let cell = StreamCell::new(name.clone(), Sequence(next.0 - 1), &board);
+            let cell = StreamCell::new(name.clone(), Sequence(next.0 - 1));
             (name.clone(), Arc::new(cell))
         };
         let cells = recovered.streams.iter().map(cell).collect();
-        let index = index(&mut recovered, &folder, streams, cursors);
+        let index = index(&mut recovered, &folder, cursors);
         let log = Arc::new(Log {
             folder,
             settings: settings.clone(),
             identity,
-            cells,
+            cells: RwLock::new(cells),
             index: Mutex::new(index),
             marks: Mutex::new(recovered.marks.clone()),
             tail: Mutex::new(tail::Tail::new(settings.tail_bytes_max)),
@@ -216,6 +216,7 @@ impl Buffer {
             space: Bell::default(),
             board,
         });
+        log.configure(streams);
         log.show_opened();
         log.lose(recovered.losses.clone());
         log.show_losses(&lock(&log.index));
@@ -256,8 +257,14 @@ impl Buffer {
         self.log.identity
     }
 
+    /// These streams and sinks are configured from now on: [`Buffer::open`] while it is open. Nothing that was kept is
+    /// touched: the records of a stream that is left out stay until it is configured again, where a sink still owes them.
+    pub fn configure(&self, streams: &[(StreamName, Vec<SinkName>)]) {
+        self.log.configure(streams);
+    }
+
     fn cell(&self, stream: &StreamName) -> Arc<StreamCell> {
-        self.log.cells.get(stream).cloned().expect("every configured stream was named to open")
+        self.log.cell(stream).expect("every configured stream was named to open or configure")
     }
 
     /// The way in for one stream. One appender per stream is alive at a time.
@@ -370,9 +377,7 @@ impl Buffer {
         index.current = None;
         index.retired.clear();
         drop(index);
-        for cell in self.log.cells.values() {
-            cell.permits.close();
-        }
+        self.log.close_permits();
         *lock(&self.directory) = None;
     }
 
@@ -405,31 +410,19 @@ impl Cursors {
     }
 }
 
-fn index(
-    recovered: &mut Recovered,
-    folder: &Path,
-    streams: &[(StreamName, Vec<SinkName>)],
-    cursors: Cursors,
-) -> Index {
-    let unknown = |(name, sinks): &(StreamName, Vec<SinkName>)| {
-        (name.clone(), sinks.iter().map(|sink| (sink.clone(), None)).collect())
-    };
-    let sinks: BTreeMap<StreamName, BTreeMap<_, _>> = streams.iter().map(unknown).collect();
-    let mut unconfigured = cursors.nearest;
-    unconfigured.retain(|stream, _| !sinks.contains_key(stream));
-    let index = Index {
+/// Nothing is configured yet.
+fn index(recovered: &mut Recovered, folder: &Path, cursors: Cursors) -> Index {
+    Index {
         generations: std::mem::take(&mut recovered.entries),
         current: Some((recovered.number, recovered.store.clone())),
-        sinks,
+        sinks: BTreeMap::new(),
         remembered: BTreeMap::new(),
-        unconfigured,
+        unconfigured: cursors.nearest,
         losses: disk::read_json(&folder.join("losses")).ok().flatten().unwrap_or_default(),
         quarantined: std::fs::read_dir(folder.join("quarantine"))
             .map_or(0, |entries| entries.count() as u64),
         retired: Vec::new(),
-    };
-    index.warn_of_unconfigured();
-    index
+    }
 }
 
 /// A thread whose panic stops the buffer: nobody else would notice that nothing is answered any more.

@@ -26,6 +26,9 @@ pub struct CheckArguments {
     /// Topic of the explained message [default: the stream's filter, when it has no wildcard]
     #[arg(long, requires = "explain")]
     pub topic: Option<String>,
+    /// Show what a reload would change in the running node
+    #[arg(long, conflicts_with_all = ["effective", "explain"])]
+    pub diff: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -38,16 +41,17 @@ pub struct CheckArguments {
 }
 
 /// Runs the command and answers the exit code.
-pub fn check(arguments: &CheckArguments) -> Exit {
+pub fn check(arguments: &CheckArguments) -> anyhow::Result<Exit> {
     if arguments.print_docs {
         print!("{}", config::markdown());
-        return Exit::Fine;
+        return Ok(Exit::Fine);
     }
     if arguments.print_schema {
         println!("{:#}", config::json_schema());
-        return Exit::Fine;
+        return Ok(Exit::Fine);
     }
-    match load(&arguments.config) {
+    Ok(match load(&arguments.config) {
+        Ok(loaded) if arguments.diff => diff(&loaded, arguments)?,
         Ok(loaded) => match &arguments.explain {
             Some(stream) => explain(&loaded, stream, arguments),
             None => passed(&loaded, arguments),
@@ -60,7 +64,7 @@ pub fn check(arguments: &CheckArguments) -> Exit {
             }
             Exit::Configuration
         }
-    }
+    })
 }
 
 /// Configuration, mappings and the listener's certificate, checked together.
@@ -133,6 +137,16 @@ fn passed(loaded: &Loaded, arguments: &CheckArguments) -> Exit {
     let sinks: usize = settings.streams.values().map(|stream| stream.sinks().len()).sum();
     println!("{} is fine: {} streams, {sinks} sinks", loaded.file, settings.streams.len());
     Exit::Fine
+}
+
+fn diff(loaded: &Loaded, arguments: &CheckArguments) -> anyhow::Result<Exit> {
+    let changes = super::reload::compare(&loaded.settings, &arguments.config)?;
+    if arguments.json {
+        print_json(&json!({ "ok": true, "changes": changes }));
+    } else {
+        super::reload::print(&changes);
+    }
+    Ok(Exit::Fine)
 }
 
 fn explain(loaded: &Loaded, name: &str, arguments: &CheckArguments) -> Exit {

@@ -11,6 +11,7 @@ mod ledger;
 pub mod migrate;
 mod pages;
 mod parts;
+mod reload;
 mod run;
 mod simulate;
 mod status;
@@ -74,6 +75,7 @@ Ends with 0 after SIGTERM or Ctrl-C, 78 on a mistake in the configuration, 1 whe
   telemetry check --config telemetry.toml
   telemetry check --config telemetry.toml --effective
   telemetry check --config telemetry.toml --explain energy < message.json
+  telemetry check --diff
 
 Ends with 78 when the configuration has mistakes.")]
     Check(check::CheckArguments),
@@ -115,6 +117,15 @@ Works on a running and on a stopped node; fix and replay need the running one.")
 
 Works on a running and on a stopped node. Ends with 1 when a difference is not 0.")]
     Ledger(ledger::LedgerArgs),
+    /// Make the running node take its changed configuration, part by part
+    #[command(after_help = "Examples:
+  telemetry check --diff
+  telemetry reload
+  telemetry reload --json | jq '.parts'
+
+What `systemctl reload telemetry` runs. Ends with 78 when the configuration has mistakes and with 1 when the node does
+not take it; the old one goes on then.")]
+    Reload(reload::ReloadArgs),
     /// Show, pause or restart the parts of the running node
     #[command(after_help = "Examples:
   telemetry parts list
@@ -187,7 +198,7 @@ fn settings(config: &Path) -> anyhow::Result<Settings> {
 fn run_command(command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Run(args) => run::run(&args),
-        Command::Check(args) => Ok(check::check(&args)),
+        Command::Check(args) => check::check(&args),
         Command::Migrate(args) => {
             let settings = settings(&args.config)?;
             block_on(migrate::run(&args, &settings, &mut std::io::stdout().lock()))?
@@ -196,6 +207,7 @@ fn run_command(command: Command) -> anyhow::Result<Exit> {
         Command::Status(args) => status::run(&args),
         Command::Dlq(args) => dlq::run(&args),
         Command::Ledger(args) => ledger::run(&args),
+        Command::Reload(args) => reload::run(&args),
         Command::Parts(args) => parts::run(&args),
         Command::Buffer(args) => buffer::run(&args),
         Command::Doctor(args) => doctor::run(&args),

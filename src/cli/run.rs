@@ -1,5 +1,7 @@
 //! `telemetry run`: the node.
 
+use std::sync::Arc;
+
 use clap::Args;
 
 use super::{ConfigArg, Exit};
@@ -18,10 +20,11 @@ pub fn run(args: &RunArgs) -> anyhow::Result<Exit> {
             return Ok(Exit::Configuration);
         }
     };
-    crate::observe::start_logging(&loaded.settings.log)?;
+    let log = crate::observe::start_logging(&loaded.settings.log)?;
     for warning in &loaded.warnings {
         tracing::warn!(event = "configuration_warning", "{warning}");
     }
-    crate::node::run(loaded.settings)?;
+    let config = args.config.config.clone();
+    crate::node::run(&loaded, Arc::new(move || super::check::load(&config)), log)?;
     Ok(Exit::Fine)
 }

@@ -19,6 +19,11 @@ impl Password {
         Password { at_start, file: Some(file) }
     }
 
+    /// Where it may change while the process lives.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
     /// As its file has it now; as it was at the start when the file cannot be read, or is empty (being replaced).
     pub fn current(&self) -> Secret {
         let text = self.file.as_deref().and_then(|file| read(file).ok());

@@ -1,7 +1,7 @@
 //! The checked configuration: what cannot be wrong any more. Every other folder is built from these types and never
 //! sees the file. Defaults, units and consequences stand in `docs/configuration.md`, made from the raw form.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indexmap::IndexMap;
@@ -37,6 +37,23 @@ impl Settings {
     /// What these presented when the node connected. Kafka's library does not tell.
     pub fn presented_certificates(&self) -> Vec<(String, Vec<u8>)> {
         self.tls_peers().filter_map(|(peer, tls)| Some((peer, tls.presented.der()?))).collect()
+    }
+
+    /// What was presented under `before` is known under these too: whatever a reload leaves alone does not connect anew.
+    pub fn share_presented(&mut self, before: &Settings) {
+        let share = |new: Option<&mut TlsSettings>, old: Option<&TlsSettings>| {
+            if let (Some(new), Some(old)) = (new, old) {
+                new.presented = old.presented.clone();
+            }
+        };
+        for (name, broker) in &mut self.brokers {
+            let old = before.brokers.get(name);
+            share(broker.tls.as_mut(), old.and_then(|old| old.tls.as_ref()));
+        }
+        for (name, database) in &mut self.databases {
+            let old = before.databases.get(name);
+            share(database.tls.as_mut(), old.and_then(|old| old.tls.as_ref()));
+        }
     }
 
     /// Every certificate the configuration names, by who is on the other side.
@@ -159,7 +176,7 @@ pub struct BackoffSettings {
 }
 
 /// When the parts that use one dependency stop asking it all at once, and how often one of them tries.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerSettings {
     /// So many failures in a row open it.
     pub failures: u32,
@@ -215,6 +232,14 @@ pub struct TlsSettings {
     pub server_name: Option<String>,
     /// Not from the file: what was met under these settings.
     pub presented: Presented,
+}
+
+impl TlsSettings {
+    /// Every file it names.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let own = self.client_certificate.iter().flat_map(|(certificate, key)| [certificate, key]);
+        self.ca_file.iter().chain(own).map(PathBuf::as_path)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 //! Nothing here waits, reads or writes.
 
 mod books;
+mod change;
 mod correlation;
 mod dead_letter;
 mod error_class;
@@ -15,6 +16,7 @@ mod runbook;
 mod secret;
 
 pub use books::Books;
+pub use change::{Changes, PartChange, PartFate, SettingChange};
 pub use correlation::{CorrelationId, Incident};
 pub use dead_letter::{DeadLetter, DeadLetterKey, Reason, Stage};
 pub use error_class::ErrorClass;

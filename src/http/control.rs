@@ -8,7 +8,7 @@ use futures_util::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::buffer::{BufferError, DeadLetterFilter, State};
-use crate::domain::{CorrelationId, DeadLetter, DeadLetterKey};
+use crate::domain::{Changes, CorrelationId, DeadLetter, DeadLetterKey};
 use crate::observe::Board;
 use crate::part::{OrderPart, PartOrder};
 
@@ -22,6 +22,11 @@ const AUDIT_CHARACTERS_MAX: usize = 1024;
 pub type Replay =
     Arc<dyn Fn(DeadLetter) -> LocalBoxFuture<'static, Result<(), String>> + Send + Sync>;
 
+/// Takes the changed configuration, or only compares it with the one in force.
+pub type Reload = Arc<
+    dyn Fn(bool, CorrelationId) -> LocalBoxFuture<'static, Result<Changes, String>> + Send + Sync,
+>;
+
 /// What orders need.
 #[derive(Clone)]
 pub struct ControlState {
@@ -29,12 +34,14 @@ pub struct ControlState {
     pub letters: State,
     pub board: Arc<Board>,
     pub replay: Replay,
+    pub reload: Reload,
 }
 
 pub fn routes(config: &mut web::ServiceConfig) {
     config
         .route("/parts", web::get().to(parts))
         .route("/parts/{name:.*}/{order}", web::post().to(order_part))
+        .route("/reload", web::post().to(reload))
         .route("/dlq/list", web::post().to(list))
         .route("/dlq/replay", web::post().to(replay))
         .route("/dlq/purge", web::post().to(purge));
@@ -63,6 +70,27 @@ async fn order_part(
             .json(serde_json::json!({ "error": format!("no part is called {name:?}") })),
         Err(_) => HttpResponse::ServiceUnavailable()
             .json(serde_json::json!({ "error": "the node is stopping" })),
+    }
+}
+
+/// How to reload.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReloadRequest {
+    /// Only tell what would change.
+    pub compare: bool,
+}
+
+async fn reload(
+    state: web::Data<ControlState>,
+    correlation_id: web::ReqData<CorrelationId>,
+    request: web::Json<ReloadRequest>,
+) -> HttpResponse {
+    match (state.reload)(request.compare, correlation_id.into_inner()).await {
+        Ok(changes) => HttpResponse::Ok().json(changes),
+        Err(error) => {
+            HttpResponse::UnprocessableEntity().json(serde_json::json!({ "error": error }))
+        }
     }
 }
 

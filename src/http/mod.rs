@@ -14,7 +14,7 @@ mod routes;
 mod serve;
 mod tokens;
 
-pub use control::{ControlState, Replay, ReplayRequest, ReplayResult};
+pub use control::{ControlState, Reload, ReloadRequest, Replay, ReplayRequest, ReplayResult};
 pub use routes::{Access, ROUTES, Scope};
 pub use serve::{HttpError, Server, serve};
 pub use tokens::{Token, TokenError, TokenFile};

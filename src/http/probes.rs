@@ -75,13 +75,12 @@ struct SinkLine {
 
 fn stream_lines(board: &Board) -> Vec<StreamLine> {
     let now = crate::domain::Arrival::now();
-    let line = |(name, view): (&StreamName, &std::sync::Arc<crate::observe::StreamView>)| {
+    let line = |(name, view): (StreamName, std::sync::Arc<crate::observe::StreamView>)| {
         let status = view.status();
-        let sinks = board.sinks().filter(|(stream, _, _)| *stream == name);
-        let sinks = sinks.map(|(_, sink, view)| {
+        let sinks = board.sinks_of(&name).into_iter().map(|(sink, view)| {
             let sink_status = view.status();
             SinkLine {
-                sink: sink.clone(),
+                sink,
                 pending: sink_status.books.map(|books| status.sequence.since(books.cursor)),
                 difference: sink_status.books.map(|books| books.difference()),
                 status: sink_status,
@@ -90,15 +89,9 @@ fn stream_lines(board: &Board) -> Vec<StreamLine> {
         let sinks = sinks.collect();
         let age =
             status.last_message.map(|at| (now.as_micros() - at.as_micros()).max(0) as f64 / 1e6);
-        StreamLine {
-            name: name.clone(),
-            data_age_seconds: age,
-            silence: status.silence(),
-            status,
-            sinks,
-        }
+        StreamLine { name, data_age_seconds: age, silence: status.silence(), status, sinks }
     };
-    board.streams().map(line).collect()
+    board.streams().into_iter().map(line).collect()
 }
 
 async fn health(board: web::Data<Board>) -> HttpResponse {
@@ -106,10 +99,7 @@ async fn health(board: web::Data<Board>) -> HttpResponse {
         health: judge(&board),
         node: board.node(),
         buffer: board.buffer(),
-        dependencies: board
-            .dependencies()
-            .map(|(name, status)| (name.to_owned(), status))
-            .collect(),
+        dependencies: board.dependencies().into_iter().collect(),
         parts: board.parts(),
         streams: stream_lines(&board),
     };

@@ -34,7 +34,7 @@ const READ: Access = Access::Token(Scope::Read);
 const OPERATE: Access = Access::Token(Scope::Operate);
 
 /// (method, pattern, access) of all there is.
-pub const ROUTES: [(&str, &str, Access); 12] = [
+pub const ROUTES: [(&str, &str, Access); 13] = [
     ("GET", "/health/live", ANYONE),
     ("GET", "/ping", ANYONE),
     ("GET", "/health/ready", ANYONE),
@@ -44,6 +44,7 @@ pub const ROUTES: [(&str, &str, Access); 12] = [
     ("GET", "/streams", READ),
     ("GET", "/parts", READ),
     ("POST", "/parts/{name:.*}/{order}", OPERATE),
+    ("POST", "/reload", OPERATE),
     ("POST", "/dlq/list", OPERATE),
     ("POST", "/dlq/replay", OPERATE),
     ("POST", "/dlq/purge", OPERATE),

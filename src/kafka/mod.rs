@@ -30,5 +30,5 @@ mod window;
 pub use error::{Access, KafkaError};
 pub use outbox::TELEMETRY_ID_HEADER;
 pub use probe::probe;
-pub use producer::{KafkaParts, KafkaProducer};
+pub use producer::{KafkaParts, KafkaProducer, Routes, lane_basis};
 pub use replay::{KafkaReplayer, ReplayOutcome};

@@ -17,7 +17,7 @@ pub async fn probe(
 ) -> Vec<Finding> {
     let mut findings = Findings::about(format!("kafka:{name}"));
     let health = Arc::new(ClusterHealth::detached(name));
-    let cluster = Arc::new(Cluster::new(name.to_owned(), settings.clone(), 1, health));
+    let cluster = Arc::new(Cluster::new(name.to_owned(), settings.clone(), health));
     match cluster.shared() {
         Ok(session) => look(&cluster, &session, streams, &mut findings).await,
         Err(error) => findings.failed("settings", &error),

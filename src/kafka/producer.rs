@@ -1,31 +1,42 @@
 //! The supervised part: one per cluster, a lane per stream.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
+use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::error::KafkaError;
 use super::health::ClusterHealth;
 use super::lane::{Lane, LaneParts};
-use super::ledger::{CORRECTIONS_MAX, LedgerParts, Replayed};
+use super::ledger::{CORRECTIONS_MAX, LedgerParts};
 use super::replay::{KafkaReplayer, ReplayTarget};
 use super::reports::LANES_MAX;
 use super::session::Cluster;
 use crate::buffer::Buffer;
 use crate::config::{ClusterSettings, KafkaSinkSettings, StreamSettings};
+use crate::domain::StreamName;
 use crate::observe::Board;
 use crate::part::{Control, Part, PartResult, Phase};
 use crate::retry::Backoff;
+
+/// The streams routed to one cluster.
+pub type Routes = Arc<Vec<StreamSettings>>;
+
+/// What a stream's lane is made from, for comparing.
+pub fn lane_basis(stream: &StreamSettings) -> String {
+    format!("{:?} {:?}", stream.mapping, stream.kafka)
+}
 
 /// What a producer is made from.
 pub struct KafkaParts {
     /// Key in the configuration's `clusters`.
     pub cluster: String,
     pub settings: ClusterSettings,
-    /// The streams routed to the cluster; others are left out.
-    pub streams: Vec<StreamSettings>,
+    /// They may change while it runs: lanes come and go, the others are not touched.
+    pub routes: watch::Receiver<Routes>,
     pub buffer: Buffer,
     pub board: Arc<Board>,
 }
@@ -33,8 +44,7 @@ pub struct KafkaParts {
 /// Delivers every stream routed to one cluster.
 pub struct KafkaProducer {
     cluster: Arc<Cluster>,
-    routes: Vec<(StreamSettings, KafkaSinkSettings)>,
-    replayed: Vec<mpsc::Receiver<Replayed>>,
+    routes: watch::Receiver<Routes>,
     replayer: KafkaReplayer,
     buffer: Buffer,
     board: Arc<Board>,
@@ -43,33 +53,11 @@ pub struct KafkaProducer {
 impl KafkaProducer {
     /// Connects to nothing yet.
     pub fn new(parts: KafkaParts) -> Self {
-        let KafkaParts { cluster, settings, streams, buffer, board } = parts;
-        let routes: Vec<_> = streams
-            .into_iter()
-            .filter_map(|stream| {
-                let sink = stream.kafka.clone().filter(|sink| sink.cluster == cluster)?;
-                Some((stream, sink))
-            })
-            .take(LANES_MAX)
-            .collect();
+        let KafkaParts { cluster, settings, routes, buffer, board } = parts;
         let health = Arc::new(ClusterHealth::new(&cluster, &board));
-        let cluster = Arc::new(Cluster::new(cluster, settings, routes.len(), health));
-        let mut targets = Vec::new();
-        let mut replayed = Vec::new();
-        for (lane, (stream, sink)) in routes.iter().enumerate() {
-            let (sender, receiver) = mpsc::channel(CORRECTIONS_MAX);
-            replayed.push(receiver);
-            let view = board.sink(&stream.name, &sink.sink);
-            targets.push(ReplayTarget {
-                lane,
-                stream: stream.clone(),
-                topic: sink.topic.clone(),
-                view,
-                books: sender,
-            });
-        }
-        let replayer = KafkaReplayer::new(cluster.clone(), buffer.identity(), targets);
-        KafkaProducer { cluster, routes, replayed, replayer, buffer, board }
+        let cluster = Arc::new(Cluster::new(cluster, settings, health));
+        let replayer = KafkaReplayer::new(cluster.clone(), buffer.identity());
+        KafkaProducer { cluster, routes, replayer, buffer, board }
     }
 
     /// Delivers single dead letters while the producer runs.
@@ -79,57 +67,143 @@ impl KafkaProducer {
 }
 
 impl Part for KafkaProducer {
-    async fn run(self, control: Control) -> PartResult {
-        let KafkaProducer { cluster, routes, replayed, replayer: _, buffer, board } = self;
-        let topic = routes.first().map(|(_, sink)| sink.topic.clone());
-        let mut lanes = FuturesUnordered::new();
-        for (index, ((stream, sink), replayed)) in routes.into_iter().zip(replayed).enumerate() {
-            let ledger = LedgerParts {
-                stream: stream.name.clone(),
-                sink: sink.sink.clone(),
-                buffer: buffer.clone(),
-                view: board.sink(&stream.name, &sink.sink),
-                stream_view: board.stream(&stream.name),
-                replayed,
-            };
-            let cluster = cluster.clone();
-            // Of its own: a lane that hangs is noticed although the others beat.
-            let mut control = control.clone();
-            control.progress = control.progress.child();
-            let parts = LaneParts { index, cluster, stream, sink, ledger, control };
-            lanes.push(async move { Lane::open(parts).await?.run().await });
-        }
-        let work = async {
-            while let Some(ended) = lanes.next().await {
-                ended?;
+    async fn run(mut self, mut control: Control) -> PartResult {
+        let health = watch_health(self.cluster.clone(), self.routes.clone());
+        tokio::pin!(health);
+        let mut lanes = Lanes::default();
+        let mut changing = true;
+        loop {
+            let phase = control.phase();
+            if phase == Phase::Running {
+                let routes = self.routes.borrow_and_update().clone();
+                lanes.follow(&routes, &self, &control)?;
+            } else {
+                lanes.tell(phase);
+                if lanes.running.is_empty() {
+                    return Ok(());
+                }
             }
-            Ok::<_, KafkaError>(())
-        };
-        tokio::select! {
-            done = work => done?,
-            () = watch_health(&cluster, topic, control.clone()) => {}
+            tokio::select! {
+                Some((stream, ended)) = lanes.work.next() => {
+                    ended?;
+                    lanes.running.remove(&stream);
+                }
+                changed = self.routes.changed(), if changing => changing = changed.is_ok(),
+                () = control.changed() => {}
+                () = &mut health => {}
+            }
+        }
+    }
+}
+
+/// The lanes that run, each with its own phase.
+#[derive(Default)]
+struct Lanes {
+    running: HashMap<StreamName, RunningLane>,
+    work: FuturesUnordered<LocalBoxFuture<'static, (StreamName, Result<(), KafkaError>)>>,
+    /// Numbers are not used twice: a late report of a lane that ended must reach no other.
+    opened: usize,
+}
+
+struct RunningLane {
+    basis: String,
+    phase: watch::Sender<Phase>,
+}
+
+impl Lanes {
+    /// Ends the lanes whose stream has changed or gone, and opens one for each stream that has none; a changed stream's
+    /// comes when the old one has ended.
+    fn follow(
+        &mut self,
+        routes: &Routes,
+        producer: &KafkaProducer,
+        control: &Control,
+    ) -> PartResult {
+        for (name, lane) in &self.running {
+            let wanted = routes.iter().find(|stream| stream.name == *name);
+            if wanted.is_none_or(|stream| lane_basis(stream) != lane.basis) {
+                lane.phase.send_replace(Phase::Stopping);
+            }
+        }
+        producer.cluster.set_lanes(routes.len());
+        for stream in routes.iter() {
+            let sink = stream.kafka.clone().filter(|sink| sink.cluster == producer.cluster.name);
+            let Some(sink) = sink.filter(|_| !self.running.contains_key(&stream.name)) else {
+                continue;
+            };
+            if self.opened == LANES_MAX {
+                anyhow::bail!("{LANES_MAX} lanes were opened: a fresh producer counts anew");
+            }
+            self.open(stream.clone(), sink, producer, control);
         }
         Ok(())
+    }
+
+    fn open(
+        &mut self,
+        stream: StreamSettings,
+        sink: KafkaSinkSettings,
+        producer: &KafkaProducer,
+        control: &Control,
+    ) {
+        let (index, name) = (self.opened, stream.name.clone());
+        self.opened += 1;
+        let (books, replayed) = mpsc::channel(CORRECTIONS_MAX);
+        let view = producer.board.sink(&name, &sink.sink);
+        producer.replayer.serve(ReplayTarget {
+            lane: index,
+            stream: stream.clone(),
+            topic: sink.topic.clone(),
+            view: view.clone(),
+            books,
+        });
+        let ledger = LedgerParts {
+            stream: name.clone(),
+            sink: sink.sink.clone(),
+            buffer: producer.buffer.clone(),
+            view,
+            stream_view: producer.board.stream(&name),
+            replayed,
+        };
+        let phase = watch::Sender::new(control.phase());
+        // Its progress is of its own: a lane that hangs is noticed although the others beat.
+        let control = control.child(phase.subscribe());
+        self.running.insert(name.clone(), RunningLane { basis: lane_basis(&stream), phase });
+        let parts =
+            LaneParts { index, cluster: producer.cluster.clone(), stream, sink, ledger, control };
+        self.work.push(Box::pin(async move {
+            let ended = async { Lane::open(parts).await?.run().await };
+            (name, ended.await)
+        }));
+    }
+
+    /// The part's own phase is everybody's.
+    fn tell(&self, phase: Phase) {
+        for lane in self.running.values() {
+            lane.phase.send_if_modified(|current| {
+                let news = *current != phase && *current != Phase::Stopping;
+                if news {
+                    *current = phase;
+                }
+                news
+            });
+        }
     }
 }
 
 /// While the cluster is away and no stream has anything to send, somebody must notice that it is back.
-async fn watch_health(cluster: &Arc<Cluster>, topic: Option<String>, mut control: Control) {
-    let Some(topic) = topic else {
-        // No stream: nothing to do until the phase says so.
-        while control.phase() == Phase::Running {
-            control.changed().await;
-        }
-        return;
-    };
+async fn watch_health(cluster: Arc<Cluster>, routes: watch::Receiver<Routes>) {
     let mut backoff = Backoff::new(cluster.settings.retry);
     loop {
         cluster.health.maybe_lost().await;
         let breaker = cluster.health.breaker();
         let pause = backoff.next_pause();
         tokio::time::sleep(breaker.rest().unwrap_or(pause)).await;
+        let topics = routes.borrow().clone();
+        let mut topics = topics.iter().filter_map(|stream| stream.kafka.as_ref());
+        let Some(topic) = topics.next().map(|sink| sink.topic.clone()) else { continue };
         let Ok(permit) = breaker.pass() else { continue };
-        match cluster.probe(topic.clone()).await {
+        match cluster.probe(topic).await {
             Ok(()) => {
                 permit.succeeded();
                 cluster.health.reached();

@@ -1,6 +1,7 @@
 //! Dead letters of this sink, delivered one at a time through the current mapping.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
@@ -11,7 +12,7 @@ use super::outbox::Outbox;
 use super::reports::{Reports, opaque};
 use super::session::{Cluster, Session};
 use crate::config::StreamSettings;
-use crate::domain::{DeadLetter, LogIdentity, Sequence};
+use crate::domain::{DeadLetter, LogIdentity, Sequence, StreamName};
 use crate::mapping::{Fault, Outcome};
 use crate::observe::SinkView;
 
@@ -47,15 +48,20 @@ pub struct KafkaReplayer {
 struct Inner {
     cluster: Arc<Cluster>,
     log: LogIdentity,
-    targets: Vec<ReplayTarget>,
+    /// Of each stream the lane that serves it now, or did last.
+    targets: StdMutex<HashMap<StreamName, Arc<ReplayTarget>>>,
     session: Mutex<Option<Arc<Session>>>,
 }
 
 impl KafkaReplayer {
-    pub(super) fn new(cluster: Arc<Cluster>, log: LogIdentity, targets: Vec<ReplayTarget>) -> Self {
-        KafkaReplayer {
-            inner: Arc::new(Inner { cluster, log, targets, session: Mutex::default() }),
-        }
+    pub(super) fn new(cluster: Arc<Cluster>, log: LogIdentity) -> Self {
+        let (targets, session) = (StdMutex::default(), Mutex::default());
+        KafkaReplayer { inner: Arc::new(Inner { cluster, log, targets, session }) }
+    }
+
+    /// From now on the letters of its stream go there.
+    pub(super) fn serve(&self, target: ReplayTarget) {
+        self.inner.targets().insert(target.stream.name.clone(), Arc::new(target));
     }
 
     /// Delivers the letter with its original arrival time and `telemetry-id`. A crash between the confirmation and
@@ -63,7 +69,7 @@ impl KafkaReplayer {
     pub async fn replay(&self, letter: &DeadLetter) -> Result<ReplayOutcome, KafkaError> {
         let inner = &self.inner;
         let stream = &letter.key.stream;
-        let target = inner.targets.iter().find(|target| target.stream.name == *stream);
+        let target = inner.targets().get(stream).cloned();
         let Some(target) = target.filter(|target| !target.books.is_closed()) else {
             return Err(KafkaError::NotServed { stream: stream.to_string() });
         };
@@ -77,7 +83,7 @@ impl KafkaReplayer {
             Outcome::Incomplete => return Ok(ReplayOutcome::Incomplete),
             Outcome::Dead(fault) => return Ok(ReplayOutcome::Dead(fault)),
         }
-        inner.deliver(target, &mut outbox, letter).await?;
+        inner.deliver(&target, &mut outbox, letter).await?;
         place.send(Replayed);
         target.view.meters.replayed_messages.inc();
         Ok(ReplayOutcome::Delivered)
@@ -85,6 +91,10 @@ impl KafkaReplayer {
 }
 
 impl Inner {
+    fn targets(&self) -> MutexGuard<'_, HashMap<StreamName, Arc<ReplayTarget>>> {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn deliver(
         &self,
         target: &ReplayTarget,

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use rdkafka::ClientContext;
@@ -20,8 +20,9 @@ use crate::domain::Sequence;
 /// Bits of the delivery opaque that hold the sequence; the lane's number is above them.
 const SEQUENCE_BITS: u32 = 48;
 const SEQUENCE_MASK: u64 = (1 << SEQUENCE_BITS) - 1;
-/// As many streams as the rest of the opaque can number.
-pub(super) const LANES_MAX: usize = 1 << (usize::BITS - SEQUENCE_BITS);
+/// Lanes one producer can tell apart, those that have ended included; a slot takes 16 bytes.
+pub(super) const LANES_MAX: usize = 4096;
+const _: () = assert!(LANES_MAX <= 1 << (usize::BITS - SEQUENCE_BITS));
 
 /// Lane and sequence in one integer: a boxed opaque would cost an allocation per record.
 pub(super) fn opaque(lane: usize, sequence: Sequence) -> usize {
@@ -72,16 +73,23 @@ impl Reports {
 /// librdkafka's callbacks of one producer. A panic in one would end its polling thread without a word, so none
 /// leaves.
 pub(super) struct Context {
-    reports: Vec<Arc<Reports>>,
+    /// Made when a lane first asks for its own; read for each report, so without a lock.
+    reports: Box<[OnceLock<Arc<Reports>>]>,
     health: Arc<ClusterHealth>,
     fatal: AtomicBool,
     last_report: Mutex<Instant>,
 }
 
 impl Context {
-    pub fn new(reports: Vec<Arc<Reports>>, health: Arc<ClusterHealth>) -> Self {
+    pub fn new(health: Arc<ClusterHealth>) -> Self {
         let last_report = Mutex::new(Instant::now());
+        let reports = (0..LANES_MAX).map(|_| OnceLock::new()).collect();
         Context { reports, health, fatal: AtomicBool::new(false), last_report }
+    }
+
+    /// Of the lane with this number, which is below [`LANES_MAX`].
+    pub fn reports(&self, lane: usize) -> Arc<Reports> {
+        self.reports[lane].get_or_init(Arc::default).clone()
     }
 
     /// The producer will deliver nothing any more.
@@ -96,7 +104,7 @@ impl Context {
 
     fn report(&self, outcome: Result<(), Code>, opaque: usize) {
         let (lane, sequence) = from_opaque(opaque);
-        let Some(reports) = self.reports.get(lane) else { return };
+        let Some(reports) = self.reports.get(lane).and_then(OnceLock::get) else { return };
         crash_point("crash_report");
         match outcome {
             Ok(()) => reports.window().settled(sequence, Fate::Delivered),
@@ -121,7 +129,7 @@ impl Context {
 
     fn set_fatal(&self) {
         self.fatal.store(true, Ordering::Release);
-        for reports in &self.reports {
+        for reports in self.reports.iter().filter_map(OnceLock::get) {
             reports.announce();
         }
     }
@@ -176,8 +184,8 @@ mod tests {
 
     #[test]
     fn a_report_for_no_lane_is_ignored_and_a_fatal_one_wakes_every_lane() {
-        let lanes: Vec<_> = (0..2).map(|_| Arc::new(Reports::default())).collect();
-        let context = Context::new(lanes.clone(), Arc::new(ClusterHealth::detached("test")));
+        let context = Context::new(Arc::new(ClusterHealth::detached("test")));
+        let lanes: Vec<_> = (0..2).map(|lane| context.reports(lane)).collect();
         context.report(Ok(()), opaque(7, Sequence(1)));
         assert!(!context.is_fatal());
         context.report(Err(Code::GaplessGuarantee), opaque(0, Sequence(1)));

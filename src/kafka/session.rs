@@ -1,6 +1,7 @@
 //! One librdkafka producer and what belongs to it. It is replaced as a whole: a producer in its fatal state delivers
 //! nothing any more, and what it still held is sent again from the cursors.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::client_config::{Purpose, producer_config};
 use super::error::KafkaError;
 use super::health::ClusterHealth;
 use super::reports::{Context, Reports};
-use crate::config::ClusterSettings;
+use crate::config::{ClusterSettings, TlsSettings};
 use crate::domain::Secret;
 use crate::private_file::Stamp;
 
@@ -27,11 +28,7 @@ struct Presented {
 
 impl Presented {
     fn now(settings: &ClusterSettings) -> Self {
-        let tls = settings.tls.iter();
-        let files = tls.flat_map(|tls| {
-            let own = tls.client_certificate.iter().flat_map(|(file, key)| [file, key]);
-            tls.ca_file.iter().chain(own)
-        });
+        let files = settings.tls.iter().flat_map(TlsSettings::files);
         Presented {
             password: settings.sasl.as_ref().map(|sasl| sasl.password.current()),
             files: files.map(|file| Stamp::of(file).unwrap_or(None)).collect(),
@@ -43,7 +40,6 @@ impl Presented {
 pub(super) struct Session {
     presented: Presented,
     producer: Option<ThreadedProducer<Context>>,
-    reports: Vec<Arc<Reports>>,
 }
 
 impl Session {
@@ -55,11 +51,10 @@ impl Session {
     ) -> Result<Self, rdkafka::error::KafkaError> {
         // Before the library reads them: what changes in between is seen as a change.
         let presented = Presented::now(settings);
-        let reports: Vec<_> = (0..lanes).map(|_| Arc::new(Reports::default())).collect();
-        let context = Context::new(reports.clone(), health);
+        let context = Context::new(health);
         let config = producer_config(settings, lanes, purpose);
         let producer = ThreadedProducer::from_config_and_context(&config, context)?;
-        Ok(Session { presented, producer: Some(producer), reports })
+        Ok(Session { presented, producer: Some(producer) })
     }
 
     pub fn producer(&self) -> &ThreadedProducer<Context> {
@@ -71,7 +66,7 @@ impl Session {
     }
 
     pub fn reports(&self, lane: usize) -> Arc<Reports> {
-        self.reports[lane].clone()
+        self.context().reports(lane)
     }
 }
 
@@ -91,18 +86,19 @@ pub(super) struct Cluster {
     pub name: String,
     pub settings: ClusterSettings,
     pub health: Arc<ClusterHealth>,
-    lanes: usize,
+    /// A new producer has room for so many streams.
+    lanes: AtomicUsize,
     shared: Mutex<Option<Arc<Session>>>,
 }
 
 impl Cluster {
-    pub fn new(
-        name: String,
-        settings: ClusterSettings,
-        lanes: usize,
-        health: Arc<ClusterHealth>,
-    ) -> Self {
-        Cluster { name, settings, health, lanes, shared: Mutex::new(None) }
+    pub fn new(name: String, settings: ClusterSettings, health: Arc<ClusterHealth>) -> Self {
+        Cluster { name, settings, health, lanes: AtomicUsize::new(1), shared: Mutex::new(None) }
+    }
+
+    /// How many streams there are now. A producer that is there keeps its room: a full one makes its streams wait.
+    pub fn set_lanes(&self, lanes: usize) {
+        self.lanes.store(lanes, Ordering::Relaxed);
     }
 
     /// The producer all streams share, made anew when the last one was retired. Making one starts threads and reads
@@ -139,7 +135,8 @@ impl Cluster {
                     .to_owned(),
             });
         }
-        Session::open(&self.settings, self.lanes, purpose, self.health.clone()).map_err(|error| {
+        let lanes = self.lanes.load(Ordering::Relaxed);
+        Session::open(&self.settings, lanes, purpose, self.health.clone()).map_err(|error| {
             KafkaError::Settings { cluster: self.name.clone(), problem: error.to_string() }
         })
     }

@@ -1,4 +1,4 @@
-//! From settings to parts: which there are, on which thread each runs, and what each is built from.
+//! From a blueprint to parts: on which thread each runs, and what each is built from.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,145 +6,231 @@ use std::sync::Arc;
 use actix::prelude::*;
 use tokio::sync::watch;
 
+use super::blueprint::{Basis, Blueprint, PartKey, routes, tables};
 use super::replay::Replayers;
 use super::supervisor::{PartSpec, Side};
 use crate::buffer::Buffer;
-use crate::config::{Settings, StreamSettings, TableSettings};
+use crate::config::{DatabaseSettings, Settings, StreamSettings, TableSettings};
 use crate::database::{BatchWriter, Pool, TableSink};
-use crate::kafka::{KafkaParts, KafkaProducer};
+use crate::domain::{SinkName, StreamName};
+use crate::kafka::{KafkaParts, KafkaProducer, Routes};
 use crate::migrate::{FAILED_RETRY, Migrator};
 use crate::observe::{Board, MigrationState};
 use crate::stream::StreamReader;
 
-/// What every constructor may hold.
-#[derive(Clone)]
-pub struct Context {
-    pub settings: Arc<Settings>,
+/// Builds parts, and keeps what they share from one configuration to the next.
+pub struct Assembly {
     pub buffer: Buffer,
     pub board: Arc<Board>,
+    pub replayers: Replayers,
+    settings: Arc<Settings>,
+    blueprint: Blueprint,
+    databases: HashMap<String, SharedDatabase>,
+    clusters: HashMap<String, SharedCluster>,
+    stream_arbiters: Vec<ArbiterHandle>,
+    streams_placed: usize,
 }
 
-/// Every table sink, each with the pool of its database: one cap over all its writers.
-pub type TableSinks = Vec<TableSink>;
-
-pub fn table_sinks(context: &Context) -> TableSinks {
-    let pools: HashMap<_, _> = context
-        .settings
-        .databases
-        .iter()
-        .map(|(name, database)| {
-            let dependency = context.board.dependency(&format!("postgresql:{name}"));
-            (name, (Arc::new(database.clone()), Pool::new(database, dependency)))
-        })
-        .collect();
-    let of_stream = |stream: &StreamSettings| {
-        let shared = Arc::new(stream.clone());
-        let sink = |table: &TableSettings| {
-            let (database, pool) = &pools[&table.database];
-            TableSink {
-                stream: shared.clone(),
-                table: Arc::new(table.clone()),
-                database_name: table.database.clone(),
-                database: database.clone(),
-                pool: pool.clone(),
-                buffer: context.buffer.clone(),
-                board: context.board.clone(),
-                node: context.settings.node.name.clone(),
-            }
-        };
-        stream.tables.values().map(sink).collect::<Vec<_>>()
-    };
-    context.settings.streams.values().flat_map(of_stream).collect()
+/// What the migrator and the writers of one database share.
+struct SharedDatabase {
+    basis: Basis,
+    settings: Arc<DatabaseSettings>,
+    /// One cap over all its writers.
+    pool: Pool,
+    arbiter: ArbiterHandle,
+    migrated: watch::Sender<MigrationState>,
 }
 
-/// Every part of the node, the last stage first: a sink is there before its stream accepts.
-pub fn parts(context: &Context, sinks: &TableSinks, replayers: &Replayers) -> Vec<PartSpec> {
-    let mut parts = database_parts(context, sinks);
-    parts.extend(kafka_parts(context, replayers));
-    parts.extend(stream_parts(context));
-    parts
+struct SharedCluster {
+    arbiter: ArbiterHandle,
+    routes: watch::Sender<Routes>,
 }
 
-fn database_parts(context: &Context, sinks: &TableSinks) -> Vec<PartSpec> {
-    let mut parts = Vec::new();
-    for (name, settings) in &context.settings.databases {
-        let sinks: Vec<_> = sinks.iter().filter(|sink| sink.database_name == *name).collect();
-        if sinks.is_empty() {
-            continue;
+impl Assembly {
+    /// Of nothing yet, see [`Assembly::configure`].
+    pub fn new(settings: Arc<Settings>, buffer: Buffer, board: Arc<Board>) -> Self {
+        Assembly {
+            buffer,
+            board,
+            replayers: Replayers::default(),
+            settings,
+            blueprint: Blueprint::default(),
+            databases: HashMap::new(),
+            clusters: HashMap::new(),
+            stream_arbiters: Vec::new(),
+            streams_placed: 0,
         }
-        let arbiter = Arbiter::new().handle();
-        let (gate, migrated) = watch::channel(MigrationState::Waiting);
-        // Before the migrator's thread runs: a database nobody has looked at yet must not count as migrated.
-        let view = context.board.dependency(&format!("postgresql:{name}"));
+    }
+
+    /// The blueprint the running parts follow.
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.blueprint
+    }
+
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    /// Follows `settings` from now on. The parts it replaces have ended, and the board and the buffer know what is new.
+    pub fn configure(&mut self, settings: Arc<Settings>, blueprint: Blueprint) {
+        self.settings = settings;
+        self.blueprint = blueprint;
+        self.share_databases();
+        self.share_clusters();
+        let sinks = self.table_sinks();
+        self.replayers.set_tables(sinks);
+        let routed = self.settings.streams.values().filter_map(|stream| {
+            let kafka = stream.kafka.as_ref()?;
+            Some(((stream.name.clone(), kafka.sink.clone()), kafka.cluster.clone()))
+        });
+        self.replayers.set_routes(routed);
+    }
+
+    /// The spec of a part of the blueprint.
+    pub fn build(&mut self, key: &PartKey) -> PartSpec {
+        match key {
+            PartKey::Migrator(database) => self.migrator(key, database),
+            PartKey::Writer(stream, sink) => self.writer(key, stream, sink),
+            PartKey::Kafka(cluster) => self.producer(key, cluster),
+            PartKey::Stream(stream) => self.reader(key, stream),
+        }
+    }
+
+    fn share_databases(&mut self) {
+        let mut before = std::mem::take(&mut self.databases);
+        for (name, basis) in &self.blueprint.databases {
+            let known = before.remove(name);
+            let shared = match known {
+                Some(shared) if shared.basis == *basis => shared,
+                known => {
+                    let settings = Arc::new(self.settings.databases[name].clone());
+                    let dependency = self.board.dependency(&format!("postgresql:{name}"));
+                    SharedDatabase {
+                        basis: basis.clone(),
+                        pool: Pool::new(&settings, dependency),
+                        settings,
+                        arbiter: known.map_or_else(new_arbiter, |known| known.arbiter),
+                        migrated: watch::Sender::new(MigrationState::Waiting),
+                    }
+                }
+            };
+            self.databases.insert(name.clone(), shared);
+        }
+        for shared in before.into_values() {
+            shared.arbiter.stop();
+        }
+    }
+
+    fn share_clusters(&mut self) {
+        let mut before = std::mem::take(&mut self.clusters);
+        for key in self.blueprint.parts.keys() {
+            let PartKey::Kafka(name) = key else { continue };
+            let wanted = Arc::new(routes(&self.settings, name));
+            let shared = before.remove(name).unwrap_or_else(|| SharedCluster {
+                arbiter: new_arbiter(),
+                routes: watch::Sender::new(wanted.clone()),
+            });
+            shared.routes.send_replace(wanted);
+            self.clusters.insert(name.clone(), shared);
+        }
+        for shared in before.into_values() {
+            shared.arbiter.stop();
+        }
+    }
+
+    fn table_sinks(&self) -> Vec<TableSink> {
+        let mut sinks = Vec::new();
+        for name in self.databases.keys() {
+            let own = tables(&self.settings, name).into_iter();
+            sinks.extend(own.map(|(stream, table)| self.table_sink(stream, table)));
+        }
+        sinks
+    }
+
+    fn table_sink(&self, stream: &StreamSettings, table: &TableSettings) -> TableSink {
+        let shared = &self.databases[&table.database];
+        TableSink {
+            stream: Arc::new(stream.clone()),
+            table: Arc::new(table.clone()),
+            database_name: table.database.clone(),
+            database: shared.settings.clone(),
+            pool: shared.pool.clone(),
+            buffer: self.buffer.clone(),
+            board: self.board.clone(),
+            node: self.settings.node.name.clone(),
+        }
+    }
+
+    fn migrator(&self, key: &PartKey, database: &str) -> PartSpec {
+        let shared = &self.databases[database];
+        // Before the migrator's thread runs: a database nobody has looked at yet must not count as migrated, and a table
+        // that is new is not there.
+        shared.migrated.send_replace(MigrationState::Waiting);
+        let view = self.board.dependency(&format!("postgresql:{database}"));
         view.update(|status| status.migration = Some(MigrationState::Waiting));
-        let tables: Vec<_> = sinks.iter().map(|sink| sink.table.as_ref().clone()).collect();
-        let (database, settings, board) = (name.clone(), settings.clone(), context.board.clone());
-        let migrator = move || Migrator {
+        let tables = tables(&self.settings, database).into_iter().map(|(_, table)| table.clone());
+        let tables: Vec<_> = tables.collect();
+        let (gate, settings) = (shared.migrated.clone(), shared.settings.clone());
+        let (database, board) = (database.to_owned(), self.board.clone());
+        PartSpec::new(key.name(), Side::Delivery, shared.arbiter.clone(), move || Migrator {
             database: database.clone(),
-            settings: settings.clone(),
+            settings: settings.as_ref().clone(),
             tables: tables.clone(),
             board: board.clone(),
             gate: gate.clone(),
             failed_retry: FAILED_RETRY,
-        };
-        let part = format!("migrator:{name}");
-        parts.push(PartSpec::new(part, Side::Delivery, arbiter.clone(), migrator));
-        for sink in sinks {
-            let part = format!("writer:{}:{}", sink.stream.name, sink.table.sink);
-            let (sink, migrated) = (sink.clone(), migrated.clone());
-            parts.push(PartSpec::new(part, Side::Delivery, arbiter.clone(), move || {
-                BatchWriter::new(sink.clone(), migrated.clone())
-            }));
-        }
-    }
-    parts
-}
-
-fn kafka_parts(context: &Context, replayers: &Replayers) -> Vec<PartSpec> {
-    let mut parts = Vec::new();
-    for (name, settings) in &context.settings.clusters {
-        let routed = |stream: &&StreamSettings| {
-            stream.kafka.as_ref().is_some_and(|kafka| kafka.cluster == *name)
-        };
-        let streams: Vec<_> = context.settings.streams.values().filter(routed).cloned().collect();
-        if streams.is_empty() {
-            continue;
-        }
-        let (name, settings, context) = (name.clone(), settings.clone(), context.clone());
-        let replayers = replayers.clone();
-        parts.push(PartSpec::new(
-            format!("kafka:{name}"),
-            Side::Delivery,
-            Arbiter::new().handle(),
-            move || {
-                let producer = KafkaProducer::new(KafkaParts {
-                    cluster: name.clone(),
-                    settings: settings.clone(),
-                    streams: streams.clone(),
-                    buffer: context.buffer.clone(),
-                    board: context.board.clone(),
-                });
-                let served = streams.iter().map(|stream| stream.name.clone());
-                replayers.set_kafka(served, &producer.replayer());
-                producer
-            },
-        ));
-    }
-    parts
-}
-
-/// Streams are spread over a few threads on which nothing blocks.
-fn stream_parts(context: &Context) -> Vec<PartSpec> {
-    let threads = context.settings.node.stream_threads.min(context.settings.streams.len()).max(1);
-    let arbiters: Vec<_> = (0..threads).map(|_| Arbiter::new().handle()).collect();
-    let streams = context.settings.streams.values().zip(arbiters.iter().cycle());
-    let spec = |(stream, arbiter): (&StreamSettings, &ArbiterHandle)| {
-        let broker = context.settings.brokers[&stream.broker].clone();
-        let (stream, context) = (stream.clone(), context.clone());
-        PartSpec::new(format!("stream:{}", stream.name), Side::Intake, arbiter.clone(), move || {
-            let (buffer, board) = (context.buffer.clone(), context.board.clone());
-            StreamReader::new(stream.clone(), broker.clone(), buffer, board)
         })
-    };
-    streams.map(spec).collect()
+    }
+
+    fn writer(&self, key: &PartKey, stream: &StreamName, sink: &SinkName) -> PartSpec {
+        let stream = &self.settings.streams[stream];
+        let table = &stream.tables[sink];
+        let shared = &self.databases[&table.database];
+        let (sink, migrated) = (self.table_sink(stream, table), shared.migrated.clone());
+        PartSpec::new(key.name(), Side::Delivery, shared.arbiter.clone(), move || {
+            BatchWriter::new(sink.clone(), migrated.subscribe())
+        })
+    }
+
+    fn producer(&self, key: &PartKey, cluster: &str) -> PartSpec {
+        let shared = &self.clusters[cluster];
+        let (name, settings) = (cluster.to_owned(), self.settings.clusters[cluster].clone());
+        let (buffer, board) = (self.buffer.clone(), self.board.clone());
+        let (routes, replayers) = (shared.routes.clone(), self.replayers.clone());
+        PartSpec::new(key.name(), Side::Delivery, shared.arbiter.clone(), move || {
+            let producer = KafkaProducer::new(KafkaParts {
+                cluster: name.clone(),
+                settings: settings.clone(),
+                routes: routes.subscribe(),
+                buffer: buffer.clone(),
+                board: board.clone(),
+            });
+            replayers.set_kafka(&name, producer.replayer());
+            producer
+        })
+    }
+
+    fn reader(&mut self, key: &PartKey, stream: &StreamName) -> PartSpec {
+        let stream = self.settings.streams[stream].clone();
+        let broker = self.settings.brokers[&stream.broker].clone();
+        let (buffer, board) = (self.buffer.clone(), self.board.clone());
+        let arbiter = self.stream_arbiter();
+        PartSpec::new(key.name(), Side::Intake, arbiter, move || {
+            StreamReader::new(stream.clone(), broker.clone(), buffer.clone(), board.clone())
+        })
+    }
+
+    /// Streams are spread over a few threads on which nothing blocks.
+    fn stream_arbiter(&mut self) -> ArbiterHandle {
+        let place = self.streams_placed % self.settings.node.stream_threads.max(1);
+        self.streams_placed += 1;
+        if place == self.stream_arbiters.len() {
+            self.stream_arbiters.push(new_arbiter());
+        }
+        self.stream_arbiters[place].clone()
+    }
+}
+
+fn new_arbiter() -> ArbiterHandle {
+    Arbiter::new().handle()
 }

@@ -1,13 +1,16 @@
 //! The only place that knows every part: builds them, supervises them, stops them in order.
 
 mod assembly;
+mod blueprint;
 mod clock;
 mod disk;
 mod part_actor;
+mod reload;
 mod replay;
 mod restart;
 mod run;
 mod service;
 mod supervisor;
 
+pub use reload::Loader;
 pub use run::run;

@@ -1,49 +1,72 @@
 //! Which replayer a dead letter belongs to.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::assembly::{Context, TableSinks};
-use crate::database;
+use crate::database::{self, TableSink};
 use crate::domain::{DeadLetter, SinkName, StreamName};
 use crate::http::Replay;
 use crate::kafka::{self, KafkaReplayer};
+use crate::observe::Board;
 
-/// The replayers of the running producers (each life of a producer brings its own), by stream.
+/// Of what is configured now; each life of a producer brings its own replayer.
 #[derive(Clone, Default)]
 pub struct Replayers {
-    kafka: Arc<Mutex<HashMap<StreamName, KafkaReplayer>>>,
+    targets: Arc<Mutex<Targets>>,
+}
+
+#[derive(Default)]
+struct Targets {
+    tables: HashMap<(StreamName, SinkName), TableSink>,
+    /// The cluster of each Kafka sink.
+    routes: HashMap<(StreamName, SinkName), String>,
+    clusters: HashMap<String, KafkaReplayer>,
+}
+
+/// Where a letter goes.
+enum Target {
+    Table(TableSink),
+    Kafka(KafkaReplayer),
 }
 
 impl Replayers {
-    pub fn set_kafka(&self, streams: impl Iterator<Item = StreamName>, replayer: &KafkaReplayer) {
-        let mut kafka = self.kafka.lock().unwrap_or_else(PoisonError::into_inner);
-        kafka.extend(streams.map(|stream| (stream, replayer.clone())));
+    fn targets(&self) -> MutexGuard<'_, Targets> {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn kafka(&self, stream: &StreamName) -> Option<KafkaReplayer> {
-        self.kafka.lock().unwrap_or_else(PoisonError::into_inner).get(stream).cloned()
+    pub fn set_tables(&self, sinks: Vec<TableSink>) {
+        let key = |sink: &TableSink| (sink.stream.name.clone(), sink.table.sink.clone());
+        self.targets().tables = sinks.into_iter().map(|sink| (key(&sink), sink)).collect();
+    }
+
+    pub fn set_routes(&self, routes: impl Iterator<Item = ((StreamName, SinkName), String)>) {
+        self.targets().routes = routes.collect();
+    }
+
+    pub fn set_kafka(&self, cluster: &str, replayer: KafkaReplayer) {
+        self.targets().clusters.insert(cluster.to_owned(), replayer);
+    }
+
+    fn target(&self, key: &(StreamName, SinkName)) -> Option<Target> {
+        let targets = self.targets();
+        if let Some(sink) = targets.tables.get(key) {
+            return Some(Target::Table(sink.clone()));
+        }
+        let cluster = targets.routes.get(key)?;
+        targets.clusters.get(cluster).cloned().map(Target::Kafka)
     }
 }
 
 /// Delivers one letter to the sink it was meant for.
-pub fn replay(context: &Context, sinks: &TableSinks, replayers: &Replayers) -> Replay {
-    let tables: HashMap<(StreamName, SinkName), _> = sinks
-        .iter()
-        .map(|sink| ((sink.stream.name.clone(), sink.table.sink.clone()), sink.clone()))
-        .collect();
-    let tables = Arc::new(tables);
-    let (replayers, board) = (replayers.clone(), context.board.clone());
+pub fn replay(replayers: Replayers, board: Arc<Board>) -> Replay {
     Arc::new(move |letter: DeadLetter| {
-        let (tables, replayers, board) = (tables.clone(), replayers.clone(), board.clone());
+        let (replayers, board) = (replayers.clone(), board.clone());
         Box::pin(async move {
             let key = (letter.key.stream.clone(), letter.key.sink.clone());
-            let outcome = match tables.get(&key) {
-                Some(sink) => to_table(sink, &letter).await,
-                None => match replayers.kafka(&key.0) {
-                    Some(replayer) => to_kafka(&replayer, &letter).await,
-                    None => Err("its stream or sink is not configured (any more)".to_owned()),
-                },
+            let outcome = match replayers.target(&key) {
+                Some(Target::Table(sink)) => to_table(&sink, &letter).await,
+                Some(Target::Kafka(replayer)) => to_kafka(&replayer, &letter).await,
+                None => Err("its stream or sink is not configured (any more)".to_owned()),
             };
             if outcome.is_ok() {
                 board.letter_left(&key.0, &key.1);

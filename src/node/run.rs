@@ -8,18 +8,19 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
-use super::assembly;
+use super::assembly::Assembly;
 use super::clock;
 use super::disk;
-use super::replay::{Replayers, replay};
+use super::reload::{self, Loader, ReloadOrder, Reloader};
+use super::replay::replay;
 use super::service;
-use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
+use super::supervisor::{GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
 use crate::buffer::Buffer;
-use crate::config::Settings;
-use crate::domain::Sequence;
+use crate::config::{Loaded, Settings};
 use crate::http::{ControlState, Server, serve};
-use crate::observe::{Board, watch_certificates};
+use crate::observe::{Board, LogControl, watch_certificates};
 use crate::part::Phase;
 
 /// How often a stop looks whether parts have ended.
@@ -35,14 +36,17 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 const STOP_RESERVE: Duration =
     Duration::from_secs(10 + 2 * STOP_GRACE.as_secs() + CLOSE_TIMEOUT.as_secs());
 
-/// Runs the node until SIGTERM or SIGINT. `Err` when it could not start, or when the disk failed under it: the process
-/// must then end non-zero, so that systemd starts it again.
-pub fn run(settings: Settings) -> anyhow::Result<()> {
+/// Orders to reload that wait; each is answered.
+const RELOAD_ORDERS_MAX: usize = 4;
+
+/// Runs the node until SIGTERM or SIGINT; SIGHUP makes it `load` its configuration again. `Err` when it could not start,
+/// or when the disk failed under it: the process must then end non-zero, so that systemd starts it again.
+pub fn run(loaded: &Loaded, load: Loader, log: LogControl) -> anyhow::Result<()> {
     install_panic_log();
     System::new().block_on(async {
         let mut signals = Signals::listen()?;
-        let node = Node::start(settings).await?;
-        let verdict = node.until_told(&mut signals).await;
+        let (node, mut reloads) = Node::start(loaded, load, log).await?;
+        let verdict = node.until_told(&mut signals, &mut reloads).await;
         node.stop(&mut signals).await;
         verdict
     })
@@ -59,6 +63,7 @@ fn install_panic_log() {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -67,14 +72,19 @@ impl Signals {
         Ok(Signals {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
         })
     }
 
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
+        stop_signal(&mut self.terminate, &mut self.interrupt).await;
+    }
+}
+
+async fn stop_signal(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }
 
@@ -84,12 +94,18 @@ struct Node {
     buffer: Buffer,
     supervisor: Addr<Supervisor>,
     server: Server,
+    reloader: Reloader,
 }
 
 impl Node {
-    async fn start(settings: Settings) -> anyhow::Result<Self> {
+    /// The node, and the orders to reload that reach it.
+    async fn start(
+        loaded: &Loaded,
+        load: Loader,
+        log: LogControl,
+    ) -> anyhow::Result<(Self, mpsc::Receiver<ReloadOrder>)> {
         let began = Instant::now();
-        let settings = Arc::new(settings);
+        let settings = Arc::new(loaded.settings.clone());
         let board = Board::new(&settings);
         make_state_dir(&settings.node.state_dir)?;
         let sinks: Vec<_> =
@@ -97,42 +113,38 @@ impl Node {
         let buffer = service::while_recovering(&board, || {
             Buffer::open(&settings.node.state_dir, &settings.buffer, &sinks, board.clone())
         })?;
-        for stream in settings.streams.keys() {
-            // No sink may let go of records before their stream has read them.
-            buffer.remembered(stream, Sequence::ZERO);
-        }
         board.update_node(|node| node.log_identity = buffer.identity().to_string());
         let supervisor = Supervisor::new(settings.supervision.clone(), board.clone()).start();
-        let context = assembly::Context {
-            settings: settings.clone(),
-            buffer: buffer.clone(),
-            board: board.clone(),
-        };
-        let sinks = assembly::table_sinks(&context);
-        let replayers = Replayers::default();
+        let assembly = Assembly::new(settings.clone(), buffer.clone(), board.clone());
+        let (orders, reloads) = mpsc::channel(RELOAD_ORDERS_MAX);
         let control = ControlState {
             supervisor: supervisor.clone().recipient(),
             letters: buffer.state(),
             board: board.clone(),
-            replay: replay(&context, &sinks, &replayers),
+            replay: replay(assembly.replayers.clone(), board.clone()),
+            reload: reload::over(orders),
         };
         let server =
             serve(&settings.http, &settings.node.state_dir, board.clone(), control).await?;
-        for part in assembly::parts(&context, &sinks, &replayers) {
-            supervisor.send(AddPart(part)).await.context("launch a part")?;
-        }
-        actix::spawn(watch_certificates(settings.clone(), board.clone()));
+        let reloader = Reloader::new(loaded, load, log, supervisor.clone(), assembly);
+        reloader.launch().await.context("launch the parts")?;
+        actix::spawn(watch_certificates(reloader.settings(), board.clone()));
         board.update_node(|node| node.running = true);
         tracing::info!(event = "node_started", node = %settings.node.name,
             log = %buffer.identity(), http = %server.address,
             streams = settings.streams.len(), after_ms = began.elapsed().as_millis() as u64,
             "accepting as soon as a broker is there");
         service::ready(&board);
-        Ok(Node { settings, board, buffer, supervisor, server })
+        Ok((Node { settings, board, buffer, supervisor, server, reloader }, reloads))
     }
 
     /// Until a signal, or the first error of the disk.
-    async fn until_told(&self, signals: &mut Signals) -> anyhow::Result<()> {
+    async fn until_told(
+        &self,
+        signals: &mut Signals,
+        reloads: &mut mpsc::Receiver<ReloadOrder>,
+    ) -> anyhow::Result<()> {
+        let Signals { terminate, interrupt, hangup } = signals;
         let watchdog = async {
             match sd_notify::watchdog_enabled() {
                 Some(limit) => self.feed_watchdog(limit / 2).await,
@@ -140,7 +152,7 @@ impl Node {
             }
         };
         tokio::select! {
-            () = signals.next() => Ok(()),
+            () = stop_signal(terminate, interrupt) => Ok(()),
             error = self.buffer.failed() => {
                 tracing::error!(event = "buffer_failed", %error,
                     "the disk failed: the node ends and must be started afresh");
@@ -150,6 +162,7 @@ impl Node {
             never = clock::watch(&self.board) => never,
             never = disk::watch(&self.buffer, self.settings.supervision.stall_timeout) => never,
             () = service::keep_telling(&self.board) => Ok(()),
+            () = self.reloader.obey(reloads, hangup) => Ok(()),
         }
     }
 

@@ -26,6 +26,14 @@ pub fn ready(board: &Board) {
     notify(&[NotifyState::Ready, NotifyState::Status(&line(board))]);
 }
 
+/// `RELOADING=1`; [`ready`] ends it.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(_) => notify(&[NotifyState::Reloading]),
+    }
+}
+
 /// `WATCHDOG=1`. Only for real progress.
 pub fn alive() {
     notify(&[NotifyState::Watchdog]);
@@ -79,8 +87,9 @@ fn line(board: &Board) -> String {
         (false, None) => "not accepting".to_owned(),
         (false, Some(why)) => format!("not accepting: {why}"),
     };
-    let streams = board.streams().count();
-    let subscribed = board.streams().filter(|(_, view)| view.status().subscribed).count();
+    let streams = board.streams();
+    let subscribed = streams.iter().filter(|(_, view)| view.status().subscribed).count();
+    let streams = streams.len();
     let mut words = vec![intake, format!("{subscribed} of {streams} streams subscribed")];
     let mut idle: BTreeMap<&str, usize> = BTreeMap::new();
     for (_, _, view) in board.sinks() {
@@ -122,10 +131,10 @@ mod tests {
         let board = board();
         assert_eq!(line(&board), "not accepting; 0 of 5 streams subscribed; 11 sinks waiting");
         board.update_buffer(|buffer| buffer.accepting = true);
-        board.streams().for_each(|(_, view)| view.update(|status| status.subscribed = true));
+        board.streams().iter().for_each(|(_, view)| view.update(|status| status.subscribed = true));
         let delivering =
             |status: &mut crate::observe::SinkStatus| status.state = SinkState::Delivering;
-        board.sinks().for_each(|(_, _, view)| view.update(delivering));
+        board.sinks().iter().for_each(|(_, _, view)| view.update(delivering));
         assert_eq!(line(&board), "accepting; 5 of 5 streams subscribed");
         let (stream, sink) =
             (StreamName::parse("plug").unwrap(), SinkName::parse("kafka").unwrap());

@@ -62,7 +62,9 @@ impl PartSpec {
 struct Supervised {
     spec: PartSpec,
     policy: RestartPolicy,
-    /// Counts lives, so that late news of an earlier one is told apart.
+    /// Its side's, unless it is retired.
+    phase: watch::Sender<Phase>,
+    /// Tells its lives, and those of its predecessors, apart: news may be late.
     launch: u64,
     paused: watch::Sender<bool>,
     life: Option<Life>,
@@ -80,8 +82,9 @@ pub struct Supervisor {
     settings: SupervisionSettings,
     board: Arc<Board>,
     parts: BTreeMap<String, Supervised>,
-    intake: watch::Sender<Phase>,
-    delivery: watch::Sender<Phase>,
+    launches: u64,
+    intake: Phase,
+    delivery: Phase,
 }
 
 impl Supervisor {
@@ -90,26 +93,27 @@ impl Supervisor {
             settings,
             board,
             parts: BTreeMap::new(),
-            intake: watch::Sender::new(Phase::Running),
-            delivery: watch::Sender::new(Phase::Running),
+            launches: 0,
+            intake: Phase::Running,
+            delivery: Phase::Running,
         }
     }
 
-    fn phase_of(&self, side: Side) -> &watch::Sender<Phase> {
+    fn phase_of(&mut self, side: Side) -> &mut Phase {
         match side {
-            Side::Intake => &self.intake,
-            Side::Delivery => &self.delivery,
+            Side::Intake => &mut self.intake,
+            Side::Delivery => &mut self.delivery,
         }
     }
 
     fn launch(&mut self, name: &str, context: &mut Context<Self>) {
-        let Some(part) = self.parts.get(name) else { return };
-        let phase = self.phase_of(part.spec.side).subscribe();
+        let Some(part) = self.parts.get_mut(name) else { return };
+        let phase = part.phase.subscribe();
         if *phase.borrow() != Phase::Running {
             return self.set_state(name, PartState::Finished, None);
         }
-        let Some(part) = self.parts.get_mut(name) else { return };
-        part.launch += 1;
+        self.launches += 1;
+        part.launch = self.launches;
         let progress = Arc::new(Progress::default());
         let control = Control::new(phase, part.paused.subscribe(), progress.clone());
         let notice = EndNotice::new(context.address().recipient(), name.to_owned(), part.launch);
@@ -185,7 +189,8 @@ impl Supervisor {
         for name in blocked {
             if let Some(part) = self.parts.get_mut(&name) {
                 part.spec.arbiter = Arbiter::new().handle();
-                part.launch += 1;
+                self.launches += 1;
+                part.launch = self.launches;
             }
             self.failed(&name, "its thread is blocked".to_owned(), context);
         }
@@ -204,7 +209,7 @@ impl Actor for Supervisor {
     }
 }
 
-/// Order: take this part on and launch it.
+/// Order: take this part on and launch it. One of the same name, which has ended, is replaced; a pause outlasts that.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct AddPart(pub PartSpec);
@@ -214,11 +219,13 @@ impl Handler<AddPart> for Supervisor {
 
     fn handle(&mut self, AddPart(spec): AddPart, context: &mut Self::Context) {
         let name = spec.name.clone();
+        let paused = self.parts.get(&name).is_some_and(|before| *before.paused.borrow());
         let part = Supervised {
-            spec,
             policy: RestartPolicy::new(self.settings.clone()),
+            phase: watch::Sender::new(*self.phase_of(spec.side)),
+            spec,
             launch: 0,
-            paused: watch::Sender::new(false),
+            paused: watch::Sender::new(paused),
             life: None,
             state: PartState::Running,
         };
@@ -235,9 +242,9 @@ impl Handler<PartEnded> for Supervisor {
         if part.launch != news.launch {
             return;
         }
-        let phase = *self.phase_of(self.parts[&news.name].spec.side).borrow();
+        let phase = *part.phase.borrow();
         let why = match news.ending {
-            Ending::Finished if phase != Phase::Running => {
+            Ending::Finished | Ending::Gone if phase != Phase::Running => {
                 if let Some(part) = self.parts.get_mut(&news.name) {
                     part.life = None;
                 }
@@ -261,7 +268,53 @@ impl Handler<SetPhase> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, SetPhase(side, phase): SetPhase, _: &mut Self::Context) {
-        self.phase_of(side).send_replace(phase);
+        *self.phase_of(side) = phase;
+        for part in self.parts.values().filter(|part| part.spec.side == side) {
+            part.phase.send_replace(phase);
+        }
+    }
+}
+
+/// Order: this part ends for good, by its own phase. Answers whether it still lives: ask again until it does not.
+#[derive(Message, Debug, Clone)]
+#[rtype(result = "bool")]
+pub struct RetirePart {
+    pub name: String,
+    pub phase: Phase,
+    /// It had its time: drop its body at the next await.
+    pub cancel: bool,
+}
+
+impl Handler<RetirePart> for Supervisor {
+    type Result = bool;
+
+    fn handle(&mut self, order: RetirePart, _: &mut Self::Context) -> bool {
+        let Some(part) = self.parts.get_mut(&order.name) else { return false };
+        part.phase.send_if_modified(|current| {
+            let news = *current != order.phase;
+            *current = order.phase;
+            news
+        });
+        let Some(life) = &mut part.life else { return false };
+        if order.cancel && life.cancelled_at.is_none() {
+            life.cancelled_at = Some(Instant::now());
+            let _ = life.cancel.try_send(Cancel);
+        }
+        true
+    }
+}
+
+/// Order: drop what is left of a retired part.
+#[derive(Message, Debug, Clone)]
+#[rtype(result = "()")]
+pub struct ForgetPart(pub String);
+
+impl Handler<ForgetPart> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, ForgetPart(name): ForgetPart, _: &mut Self::Context) {
+        self.parts.remove(&name);
+        self.board.forget_part(&name);
     }
 }
 

@@ -2,7 +2,7 @@
 //! does. Counters count from process start; books and positions are gauges copied from durable state.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
@@ -13,7 +13,7 @@ use super::expiry::CertificateStatus;
 use super::http_meters::HttpMeters;
 use super::metrics::{BufferMeters, Exposition, SinkMeters, StreamMeters};
 use super::seldom::Seldom;
-use crate::config::Settings;
+use crate::config::{BreakerSettings, Settings, StreamSettings};
 use crate::domain::{
     Arrival, Books, DeadLetter, DeadLetterKey, Incident, Runbook, Sequence, SinkName, StreamName,
 };
@@ -21,9 +21,7 @@ use crate::domain::{
 /// Everything the node knows of itself at this moment.
 #[derive(Debug)]
 pub struct Board {
-    streams: IndexMap<StreamName, Arc<StreamView>>,
-    sinks: IndexMap<(StreamName, SinkName), Arc<SinkView>>,
-    dependencies: IndexMap<String, Arc<DependencyView>>,
+    views: RwLock<Views>,
     parts: Mutex<BTreeMap<String, PartStatus>>,
     buffer: Mutex<BufferStatus>,
     node: Mutex<NodeStatus>,
@@ -31,6 +29,14 @@ pub struct Board {
     pub buffer_meters: BufferMeters,
     pub http_meters: HttpMeters,
     exposition: Exposition,
+}
+
+/// Of everything that is configured, in the order of the configuration.
+#[derive(Debug, Default)]
+struct Views {
+    streams: IndexMap<StreamName, Arc<StreamView>>,
+    sinks: IndexMap<(StreamName, SinkName), Arc<SinkView>>,
+    dependencies: IndexMap<String, Arc<DependencyView>>,
 }
 
 pub(super) fn lock<T>(cell: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -42,44 +48,10 @@ impl Board {
     /// A view for everything that is configured; each series exists from the start.
     pub fn new(settings: &Settings) -> Arc<Self> {
         let exposition = Exposition::new();
-        let mut streams = IndexMap::new();
-        let mut sinks = IndexMap::new();
-        for (name, stream) in &settings.streams {
-            let meters = exposition.stream_meters(name);
-            let view = StreamView::new(meters, stream.sinks().into_iter().next());
-            view.update(|status| {
-                status.silence_limits_seconds = silence_limits(stream);
-                status.heard = Some(Instant::now());
-                status.since = Some(Arrival::now());
-            });
-            streams.insert(name.clone(), Arc::new(view));
-            for sink in stream.sinks() {
-                let kind = SinkKind::of(stream, &sink);
-                let meters = exposition.sink_meters(name, &sink, kind);
-                let view = Arc::new(SinkView::new(kind, meters));
-                sinks.insert((name.clone(), sink), view);
-            }
-        }
-        let brokers =
-            settings.brokers.iter().map(|(name, of)| (format!("mqtt:{name}"), of.breaker));
-        let clusters =
-            settings.clusters.iter().map(|(name, of)| (format!("kafka:{name}"), of.breaker));
-        let databases =
-            settings.databases.iter().map(|(name, of)| (format!("postgresql:{name}"), of.breaker));
-        let dependencies = brokers
-            .chain(clusters)
-            .chain(databases)
-            .map(|(name, breaker)| {
-                let view = Arc::new(DependencyView::new(&name, breaker));
-                (name, view)
-            })
-            .collect();
         let buffer =
             BufferStatus { quota_bytes: settings.buffer.quota_bytes, ..Default::default() };
-        Arc::new(Board {
-            streams,
-            sinks,
-            dependencies,
+        let board = Board {
+            views: RwLock::default(),
             parts: Mutex::default(),
             certificates: Mutex::default(),
             buffer: Mutex::new(buffer),
@@ -90,42 +62,106 @@ impl Board {
             buffer_meters: exposition.buffer_meters(),
             http_meters: exposition.http_meters(),
             exposition,
-        })
+        };
+        board.configure(settings);
+        Arc::new(board)
+    }
+
+    /// Views for what is configured now: what was there before keeps its own, what is gone loses its series too.
+    pub fn configure(&self, settings: &Settings) {
+        let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
+        let mut before = std::mem::take(&mut *views);
+        for (name, stream) in &settings.streams {
+            let view = before.streams.swap_remove(name);
+            let view = view.unwrap_or_else(|| self.new_stream_view(name));
+            view.configure(stream);
+            views.streams.insert(name.clone(), view);
+            for sink in stream.sinks() {
+                let kind = SinkKind::of(stream, &sink);
+                let key = (name.clone(), sink);
+                let view = before.sinks.swap_remove(&key).filter(|view| view.kind == kind);
+                let view = view.unwrap_or_else(|| {
+                    let meters = self.exposition.sink_meters(&key.0, &key.1, kind);
+                    Arc::new(SinkView::new(kind, meters))
+                });
+                views.sinks.insert(key, view);
+            }
+        }
+        for (name, breaker) in dependencies(settings) {
+            let view = before.dependencies.swap_remove(&name);
+            let view = view.filter(|view| view.breaker().settings() == breaker);
+            let view = view.unwrap_or_else(|| Arc::new(DependencyView::new(&name, breaker)));
+            views.dependencies.insert(name, view);
+        }
+        before.streams.keys().for_each(|stream| self.exposition.forget_stream(stream));
+        for (stream, sink) in before.sinks.keys() {
+            if !views.sinks.contains_key(&(stream.clone(), sink.clone())) {
+                self.exposition.forget_sink(stream, sink);
+            }
+        }
+    }
+
+    fn new_stream_view(&self, name: &StreamName) -> Arc<StreamView> {
+        let view = StreamView::new(self.exposition.stream_meters(name));
+        view.update(|status| {
+            status.heard = Some(Instant::now());
+            status.since = Some(Arrival::now());
+        });
+        Arc::new(view)
+    }
+
+    fn views(&self) -> RwLockReadGuard<'_, Views> {
+        self.views.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The view of a configured stream. Asking for any other is a mistake in our own wiring.
     pub fn stream(&self, name: &StreamName) -> Arc<StreamView> {
-        self.streams.get(name).cloned().expect("every configured stream has a view")
+        self.views().streams.get(name).cloned().expect("every configured stream has a view")
     }
 
     /// The view of a configured sink.
     pub fn sink(&self, stream: &StreamName, sink: &SinkName) -> Arc<SinkView> {
         let key = (stream.clone(), sink.clone());
-        self.sinks.get(&key).cloned().expect("every configured sink has a view")
+        self.views().sinks.get(&key).cloned().expect("every configured sink has a view")
     }
 
     /// A dead letter was replayed or purged. Its sink may not be configured any more.
     pub fn letter_left(&self, stream: &StreamName, sink: &SinkName) {
-        if let Some(view) = self.sinks.get(&(stream.clone(), sink.clone())) {
+        if let Some(view) = self.views().sinks.get(&(stream.clone(), sink.clone())) {
             view.update(|status| status.dead_letters = status.dead_letters.saturating_sub(1));
         }
     }
 
     /// `mqtt:<broker>`, `kafka:<cluster>` or `postgresql:<database>`.
     pub fn dependency(&self, name: &str) -> Arc<DependencyView> {
-        self.dependencies.get(name).cloned().expect("every configured dependency has a view")
+        self.views()
+            .dependencies
+            .get(name)
+            .cloned()
+            .expect("every configured dependency has a view")
     }
 
-    pub fn streams(&self) -> impl Iterator<Item = (&StreamName, &Arc<StreamView>)> {
-        self.streams.iter()
+    pub fn streams(&self) -> Vec<(StreamName, Arc<StreamView>)> {
+        let line = |(name, view): (&StreamName, &Arc<StreamView>)| (name.clone(), view.clone());
+        self.views().streams.iter().map(line).collect()
     }
 
-    pub fn sinks(&self) -> impl Iterator<Item = (&StreamName, &SinkName, &Arc<SinkView>)> {
-        self.sinks.iter().map(|((stream, sink), view)| (stream, sink, view))
+    pub fn sinks(&self) -> Vec<(StreamName, SinkName, Arc<SinkView>)> {
+        let line = |((stream, sink), view): (&(StreamName, SinkName), &Arc<SinkView>)| {
+            (stream.clone(), sink.clone(), view.clone())
+        };
+        self.views().sinks.iter().map(line).collect()
     }
 
-    pub fn dependencies(&self) -> impl Iterator<Item = (&str, DependencyStatus)> {
-        self.dependencies.iter().map(|(name, view)| (name.as_str(), view.status()))
+    /// The sinks of one stream.
+    pub fn sinks_of(&self, name: &StreamName) -> Vec<(SinkName, Arc<SinkView>)> {
+        let views = self.views();
+        let own = views.sinks.iter().filter(|((stream, _), _)| stream == name);
+        own.map(|((_, sink), view)| (sink.clone(), view.clone())).collect()
+    }
+
+    pub fn dependencies(&self) -> Vec<(String, DependencyStatus)> {
+        self.views().dependencies.iter().map(|(name, view)| (name.clone(), view.status())).collect()
     }
 
     pub fn buffer(&self) -> BufferStatus {
@@ -161,13 +197,27 @@ impl Board {
         change(lock(&self.parts).entry(name.to_owned()).or_default());
     }
 
+    pub fn forget_part(&self, name: &str) {
+        lock(&self.parts).remove(name);
+        self.exposition.forget_part(name);
+    }
+
     /// `/metrics`, in the Prometheus text format.
     pub fn render_metrics(&self) -> String {
         self.exposition.render(self)
     }
 }
 
-fn silence_limits(stream: &crate::config::StreamSettings) -> Vec<(&'static str, f64)> {
+/// By the names the board calls them, each with its breaker's settings.
+fn dependencies(settings: &Settings) -> Vec<(String, BreakerSettings)> {
+    let brokers = settings.brokers.iter().map(|(name, of)| (format!("mqtt:{name}"), of.breaker));
+    let clusters = settings.clusters.iter().map(|(name, of)| (format!("kafka:{name}"), of.breaker));
+    let databases =
+        settings.databases.iter().map(|(name, of)| (format!("postgresql:{name}"), of.breaker));
+    brokers.chain(clusters).chain(databases).collect()
+}
+
+fn silence_limits(stream: &StreamSettings) -> Vec<(&'static str, f64)> {
     let (warning, critical) = stream.silent_after;
     [("warning", warning), (Silence::CRITICAL, critical)]
         .into_iter()
@@ -295,18 +345,23 @@ const UNMAPPED_NAMES_MAX: usize = 100;
 pub struct StreamView {
     pub meters: StreamMeters,
     /// Every sink maps every message; only this one counts what no mapping uses.
-    witness: Option<SinkName>,
+    witness: Mutex<Option<SinkName>>,
     status: Mutex<StreamStatus>,
 }
 
 impl StreamView {
-    fn new(meters: StreamMeters, witness: Option<SinkName>) -> Self {
-        StreamView { meters, witness, status: Mutex::default() }
+    fn new(meters: StreamMeters) -> Self {
+        StreamView { meters, witness: Mutex::default(), status: Mutex::default() }
+    }
+
+    fn configure(&self, stream: &StreamSettings) {
+        *lock(&self.witness) = stream.sinks().into_iter().next();
+        self.update(|status| status.silence_limits_seconds = silence_limits(stream));
     }
 
     /// Members of payloads that no mapping uses, as `sink` saw them.
     pub fn unmapped_seen(&self, sink: &SinkName, members: &[(String, u64)]) {
-        if members.is_empty() || self.witness.as_ref() != Some(sink) {
+        if members.is_empty() || lock(&self.witness).as_ref() != Some(sink) {
             return;
         }
         let known = &mut lock(&self.status).unmapped;
@@ -393,7 +448,7 @@ pub enum SinkKind {
 }
 
 impl SinkKind {
-    fn of(stream: &crate::config::StreamSettings, sink: &SinkName) -> Self {
+    fn of(stream: &StreamSettings, sink: &SinkName) -> Self {
         use crate::config::TableKind;
         match stream.tables.get(sink).map(|table| &table.kind) {
             None => SinkKind::Kafka,
@@ -470,6 +525,7 @@ pub struct SinkStatus {
 #[derive(Debug)]
 pub struct SinkView {
     pub meters: SinkMeters,
+    kind: SinkKind,
     /// While a person is waited for.
     pub hold: Incident,
     status: Mutex<SinkStatus>,
@@ -490,6 +546,7 @@ impl SinkView {
         };
         SinkView {
             meters,
+            kind,
             hold: Incident::default(),
             status: Mutex::new(status),
             letters_told: Seldom::default(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::sync::watch;
 
 use super::Board;
 use crate::certificates;
@@ -108,26 +109,28 @@ fn status(named: &NamedCertificate) -> CertificateStatus {
     }
 }
 
-/// For the whole life of the node.
-pub async fn watch_certificates(settings: Arc<Settings>, board: Arc<Board>) {
-    let files = settings.certificate_files();
+/// For the whole life of the node, of whatever is configured at the moment.
+pub async fn watch_certificates(mut settings: watch::Receiver<Arc<Settings>>, board: Arc<Board>) {
     let mut told: BTreeMap<String, Nearness> = BTreeMap::new();
     loop {
-        let now_files = files.clone();
+        let files = settings.borrow_and_update().certificate_files();
         // Small files, but a file system may hang.
-        if let Ok(mut found) =
-            tokio::task::spawn_blocking(move || read_certificates(&now_files)).await
+        if let Ok(mut found) = tokio::task::spawn_blocking(move || read_certificates(&files)).await
         {
-            for (peer, der) in settings.presented_certificates() {
+            for (peer, der) in settings.borrow().presented_certificates() {
                 // What the handshake took can be parsed.
                 let Ok(facts) = certificates::parse(&der) else { continue };
                 let (file, expires) = (None, Some(facts.expires));
                 keep_first(&mut found, &peer, CertificateStatus { file, expires, trouble: None });
             }
+            told.retain(|peer, _| found.contains_key(peer));
             tell(&found, &mut told);
             board.set_certificates(found);
         }
-        tokio::time::sleep(INTERVAL).await;
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            Ok(()) = settings.changed() => {}
+        }
     }
 }
 

@@ -4,17 +4,34 @@ use std::io::IsTerminal as _;
 
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer};
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use crate::config::{LogFormat, LogSettings};
 
-/// Starts the log of this process; later calls change nothing. A filter that does not parse is an error (the
-/// configuration check has already seen it).
-pub fn start_logging(settings: &LogSettings) -> anyhow::Result<()> {
+/// Changes what the running log lets through.
+#[derive(Debug, Clone)]
+pub struct LogControl {
+    filter: reload::Handle<EnvFilter, Registry>,
+}
+
+impl LogControl {
+    /// Another filter from now on; the form of the log stays.
+    pub fn set_filter(&self, settings: &LogSettings) -> anyhow::Result<()> {
+        Ok(self.filter.reload(filter(settings)?)?)
+    }
+}
+
+fn filter(settings: &LogSettings) -> anyhow::Result<EnvFilter> {
     // actix tells of its workers at every start, and a database server of every table that is already there and of each
     // rollback that had nothing left to do; whoever wants that says so, for later directives win.
     let quiet = "actix_server=warn,tokio_postgres=warn";
-    let filter = EnvFilter::try_new(format!("{quiet},{}", settings.filter))?;
+    Ok(EnvFilter::try_new(format!("{quiet},{}", settings.filter))?)
+}
+
+/// Starts the log of this process; later calls change nothing. A filter that does not parse is an error (the
+/// configuration check has already seen it).
+pub fn start_logging(settings: &LogSettings) -> anyhow::Result<LogControl> {
+    let (filter, handle) = reload::Layer::new(filter(settings)?);
     let format = match settings.format {
         LogFormat::Auto => detect(),
         chosen => chosen,
@@ -38,7 +55,7 @@ pub fn start_logging(settings: &LogSettings) -> anyhow::Result<()> {
     };
     // A second start in one process (tests) keeps the first.
     let _ = tracing_subscriber::registry().with(filter).with(layer).try_init();
-    Ok(())
+    Ok(LogControl { filter: handle })
 }
 
 /// What is only information is no notice: notices of a machine are read.

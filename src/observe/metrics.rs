@@ -1,10 +1,9 @@
 //! The metrics of `docs/metrics.md`. Names stay; labels come from the configuration or a fixed list, never from a
 //! message. Counters are added to once per batch; gauges are copied from the [`Board`] at each scrape.
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
@@ -124,6 +123,8 @@ pub struct Exposition {
     process: Registry,
     process_gauges: BTreeMap<&'static str, FloatGauge>,
     buffer: BufferMeters,
+    /// Of counters and histograms: families do not tell what they hold.
+    series: Mutex<BTreeSet<(&'static str, Labels)>>,
     /// One scrape at a time: gauges are set, then printed.
     scrape: Mutex<()>,
 }
@@ -270,7 +271,7 @@ impl Exposition {
             "Messages made durable by one sync",
             buffer.group_messages.clone(),
         );
-        let scrape = Mutex::default();
+        let (series, scrape) = (Mutex::default(), Mutex::default());
         Exposition {
             registry,
             counters,
@@ -280,16 +281,55 @@ impl Exposition {
             process,
             process_gauges,
             buffer,
+            series,
             scrape,
         }
     }
 
-    fn counter(&self, name: &str, labels: &[(&'static str, &str)]) -> Counter {
-        self.counters[name].get_or_create(&owned(labels)).clone()
+    fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+        let labels = owned(labels);
+        let counter = self.counters[name].get_or_create(&labels).clone();
+        self.series().insert((name, labels));
+        counter
     }
 
-    fn histogram(&self, name: &str, labels: &[(&'static str, &str)]) -> Histogram {
-        self.histograms[name].get_or_create(&owned(labels)).clone()
+    fn histogram(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
+        let labels = owned(labels);
+        let histogram = self.histograms[name].get_or_create(&labels).clone();
+        self.series().insert((name, labels));
+        histogram
+    }
+
+    fn series(&self) -> MutexGuard<'_, BTreeSet<(&'static str, Labels)>> {
+        self.series.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its sinks' series too.
+    pub fn forget_stream(&self, stream: &StreamName) {
+        self.forget(&[("stream", stream.as_str())]);
+    }
+
+    pub fn forget_sink(&self, stream: &StreamName, sink: &SinkName) {
+        self.forget(&[("stream", stream.as_str()), ("sink", sink.as_str())]);
+    }
+
+    pub fn forget_part(&self, part: &str) {
+        self.forget(&[("part", part)]);
+    }
+
+    /// Counters and histograms with these labels, whatever others they have. Gauges are set anew at each scrape.
+    fn forget(&self, of: &[(&'static str, &str)]) {
+        let meant = |(_, labels): &(&'static str, Labels)| {
+            of.iter().all(|(name, value)| labels.iter().any(|(n, v)| n == name && v == value))
+        };
+        for (name, labels) in self.series().extract_if(.., meant) {
+            if let Some(family) = self.counters.get(name) {
+                family.remove(&labels);
+            }
+            if let Some(family) = self.histograms.get(name) {
+                family.remove(&labels);
+            }
+        }
     }
 
     pub fn buffer_meters(&self) -> BufferMeters {
@@ -361,6 +401,8 @@ impl Exposition {
 
     pub fn render(&self, board: &Board) -> String {
         let _one_at_a_time = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
+        self.gauges.values().for_each(Family::clear);
+        self.float_gauges.values().for_each(Family::clear);
         self.copy_node(board);
         self.copy_streams(board);
         self.copy_buffer(board);
@@ -413,10 +455,9 @@ impl Exposition {
             self.set("mqtt_granted_qos", &of, status.granted_qos.map_or(-1, i64::from));
             self.set("mqtt_unacknowledged_messages", &of, to_i64(status.unacknowledged as u64));
             self.set("stream_input_active", &of, i64::from(status.subscribed));
-            let delivering = board
-                .sinks()
-                .filter(|(stream, _, _)| *stream == name)
-                .all(|(_, _, sink)| sink.status().state == SinkState::Delivering);
+            let sinks = board.sinks_of(&name);
+            let delivering =
+                sinks.iter().all(|(_, sink)| sink.status().state == SinkState::Delivering);
             self.set("stream_output_active", &of, i64::from(delivering));
             self.set("stream_sequence", &of, to_i64(status.sequence.0));
             self.set("stream_unmapped_fields", &of, to_i64(status.unmapped.len() as u64));
@@ -455,7 +496,7 @@ impl Exposition {
                 let labels = [of[0], of[1], ("state", state.code())];
                 self.set("sink_state", &labels, i64::from(status.state == state));
             }
-            let last = board.stream(stream).status().sequence;
+            let last = board.stream(&stream).status().sequence;
             let pending = status.books.map_or(0, |books| last.since(books.cursor));
             self.set("sink_pending_messages", &of, to_i64(pending));
             self.set("dead_letters", &of, to_i64(status.dead_letters));
@@ -478,7 +519,7 @@ impl Exposition {
             self.set_float("certificate_expiry_timestamp_seconds", &of, expires);
         }
         for (name, status) in board.dependencies() {
-            let of = [("dependency", name)];
+            let of = [("dependency", name.as_str())];
             self.set("dependency_up", &of, i64::from(status.up == Some(true)));
             for state in BreakerState::ALL {
                 let labels = [of[0], ("state", state.code())];

@@ -19,6 +19,6 @@ pub use board::{
 pub use dependency::{BreakerShown, DependencyStatus, DependencyView, MigrationState};
 pub use expiry::{CertificateStatus, Nearness, read_certificates, watch_certificates};
 pub use http_meters::{HttpMeters, HttpRefusal};
-pub use logging::{start_logging, tell_error};
+pub use logging::{LogControl, start_logging, tell_error};
 pub use metrics::{BufferMeters, SinkMeters, StreamMeters};
 pub use seldom::Seldom;

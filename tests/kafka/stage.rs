@@ -193,10 +193,11 @@ impl Stage {
     }
 
     fn producer(&self) -> KafkaProducer {
+        let routes: Vec<_> = self.settings.streams.values().cloned().collect();
         KafkaProducer::new(KafkaParts {
             cluster: CLUSTER.to_owned(),
             settings: self.settings.clusters[CLUSTER].clone(),
-            streams: self.settings.streams.values().cloned().collect(),
+            routes: tokio::sync::watch::Sender::new(Arc::new(routes)).subscribe(),
             buffer: self.buffer.clone(),
             board: self.board.clone(),
         })

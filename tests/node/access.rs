@@ -34,7 +34,7 @@ fn status(world: &World, token: Option<&str>, method: &str, path: &str) -> u16 {
 }
 
 /// What each route needs, written out: the table of the node is compared with it.
-const EXPECTED: [(&str, &str, Option<&str>); 12] = [
+const EXPECTED: [(&str, &str, Option<&str>); 13] = [
     ("GET", "/health/live", None),
     ("GET", "/ping", None),
     ("GET", "/health/ready", None),
@@ -44,6 +44,7 @@ const EXPECTED: [(&str, &str, Option<&str>); 12] = [
     ("GET", "/streams", Some("read")),
     ("GET", "/parts", Some("read")),
     ("POST", "/parts/{name:.*}/{order}", Some("operate")),
+    ("POST", "/reload", Some("operate")),
     ("POST", "/dlq/list", Some("operate")),
     ("POST", "/dlq/replay", Some("operate")),
     ("POST", "/dlq/purge", Some("operate")),

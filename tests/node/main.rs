@@ -10,6 +10,7 @@ mod doctor;
 mod kill;
 mod outages;
 mod parts;
+mod reload;
 mod secrets;
 mod service;
 mod stop;

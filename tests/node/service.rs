@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
-use rig::{Folder, eventually};
+use rig::{Folder, Signal, eventually};
 
 use crate::world::{Changes, SOON, World};
 
@@ -105,6 +105,9 @@ fn the_service_manager_hears_of_start_change_stop_and_of_a_long_recovery() {
     world.node.start().unwrap();
     assert!(manager.hears("READY=1").contains("STATUS=accepting"));
     manager.hears("STATUS=accepting; 5 of 5 streams subscribed");
+    world.node.signal(Signal::HUP).unwrap();
+    assert!(manager.hears("RELOADING=1").contains("MONOTONIC_USEC="));
+    manager.hears("READY=1");
     world.postgres.freeze();
     world.mosquitto.kill();
     manager.hears("STATUS=accepting; 0 of 5 streams subscribed");

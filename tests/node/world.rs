@@ -24,6 +24,8 @@ pub struct World {
     pub mosquitto: Mosquitto,
     pub postgres: Postgres,
     pub node: Node,
+    /// Where publishers connect.
+    publish_port: u16,
     prefix: Option<String>,
     /// Instead of the shared one.
     own_kafka: Option<Kafka>,
@@ -39,6 +41,9 @@ pub struct Changes {
     pub without_databases: bool,
     /// A broker with room for a flood, which saves nothing while it runs.
     pub flooded: bool,
+    /// The node's listener of the broker speaks TLS, with this certificate; publishers have one without. Its files are in
+    /// `tls/` beside the configuration.
+    pub broker_tls: Option<Certificates>,
     /// Further TOML, written to `conf.d/`.
     pub extra: String,
     /// TOML of `[http]`; where it has `{port}` the listener is all its own.
@@ -66,7 +71,13 @@ impl World {
             broker.autosave_on_changes = false;
             broker.max_inflight_messages = 4096;
         }
+        let plain_port = changes.broker_tls.is_some().then(free_port);
+        if let Some(port) = plain_port {
+            broker.tls.clone_from(&changes.broker_tls);
+            broker.extra = format!("listener {port} 127.0.0.1\n");
+        }
         let mosquitto = Mosquitto::start_with(broker).unwrap();
+        let publish_port = plain_port.unwrap_or(mosquitto.port());
         let settings = changes.database_settings.iter();
         let settings = settings.map(|(name, value)| ((*name).into(), (*value).into())).collect();
         let postgres = Postgres::start_with(PostgresOptions {
@@ -87,6 +98,11 @@ impl World {
         let mut homelab = Homelab::load().unwrap();
         homelab.node(&folder.path().join("state"), http_port);
         homelab.broker(mosquitto.port());
+        if let Some(certificates) = &changes.broker_tls {
+            let files = certificates.write(&folder.path().join("tls")).unwrap();
+            let authority = files.authority.display().to_string();
+            homelab.set(&["brokers", "home", "tls", "ca_file"], authority);
+        }
         homelab.databases(postgres.port(), folder.path()).unwrap();
         // Quicker than a person needs it, so that outages in tests are short.
         homelab.set(&["brokers", "home", "reconnect_max_ms"], 2000);
@@ -138,7 +154,7 @@ impl World {
         for (name, value) in &changes.environment {
             node = node.environment(name, value);
         }
-        World { mosquitto, postgres, node, prefix, own_kafka, _folder: folder }
+        World { mosquitto, postgres, node, publish_port, prefix, own_kafka, _folder: folder }
     }
 
     /// Everything up and ready.
@@ -161,7 +177,12 @@ impl World {
     }
 
     pub fn publisher(&self) -> Publisher {
-        Publisher::new(self.mosquitto.port(), "publisher")
+        self.publisher_named("publisher")
+    }
+
+    /// A second one beside it needs a name of its own.
+    pub fn publisher_named(&self, name: &str) -> Publisher {
+        Publisher::new(self.publish_port, name)
     }
 
     pub fn topic(&self, name: &str) -> String {

@@ -43,6 +43,16 @@ impl Homelab {
         Ok(homelab)
     }
 
+    /// Reads a configuration that was written before, to change it.
+    ///
+    /// # Errors
+    /// When it is not there or is no TOML.
+    pub fn open(file: &Path) -> Result<Self> {
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        Ok(Self { document: text.parse().context("parse the configuration")? })
+    }
+
     /// The configuration moves to another folder, so its relative paths must not be relative any more.
     fn absolute_migrations(&mut self, folder: &Path) {
         self.each("databases", |database| {

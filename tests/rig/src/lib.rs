@@ -48,6 +48,7 @@ pub use ports::free_port;
 pub use postgres::{PASSWORD, Postgres, PostgresOptions, SUPERUSER};
 pub use proxy::{Link, Proxy};
 pub use publisher::{Publisher, PublisherOptions};
+pub use rustix::process::Signal;
 pub use signals::on_signal;
 pub use stage::{Scene, Step, on_stage, play};
 pub use status::{Books, SinkState, StreamState, Streams};

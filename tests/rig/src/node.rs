@@ -117,6 +117,12 @@ impl Node {
         self.daemon.kill();
     }
 
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
+        self.daemon.signal(signal)
+    }
+
     pub fn daemon(&mut self) -> &mut Daemon {
         &mut self.daemon
     }

@@ -113,6 +113,37 @@ pub fn second_node(world: &mut World) -> Result<String> {
     Ok("ready beside the first, on its own state".to_owned())
 }
 
+/// Under load: a bad configuration is refused with its report in the journal, a good one counts, and nobody else notices.
+pub fn reloaded(world: &mut World) -> Result<String> {
+    const FILE: &str = "/etc/telemetry/telemetry.toml";
+    let process = world.property("MainPID")?;
+    let mut homelab = world.homelab()?;
+    homelab.set(&["streams", "plug", "topic_filter"], "tele/#/STATE");
+    world.configure(&homelab, FILE)?;
+    let refused = world.machine.output(&["systemctl", "reload", "telemetry"])?;
+    ensure!(!refused.status.success(), "a bad configuration was taken");
+    let journal = ["journalctl", "-u", "telemetry", "-o", "cat", "--no-pager"];
+    let said = world.machine.run(&journal)?;
+    ensure!(said.contains("streams.plug.topic_filter"), "the journal has no report");
+
+    homelab.set(&["streams", "plug", "topic_filter"], "tele/+/SENSOR");
+    world.configure(&homelab, FILE)?;
+    let told = world.machine.run(&["telemetry", "check", "--diff"])?;
+    ensure!(told.contains("parts renewed: stream:plug"), "check --diff says {told}");
+    let began = Instant::now();
+    world.machine.run(&["systemctl", "reload", "telemetry"])?;
+    let took = began.elapsed();
+    let said = world.machine.run(&journal)?;
+    ensure!(said.contains("the configuration was read again"), "the journal does not tell of it");
+    world.wait_ready(SOON)?;
+    world.configure(&world.homelab()?, FILE)?;
+    world.machine.run(&["systemctl", "reload", "telemetry"])?;
+    world.wait_ready(SOON)?;
+    world.expect("MainPID", &process)?;
+    world.expect("NRestarts", "0")?;
+    Ok(format!("refused, and taken within {took:.1?}, by the same process"))
+}
+
 pub fn killed(world: &mut World) -> Result<String> {
     let before = world.count("NRestarts")?;
     let began = Instant::now();

@@ -36,13 +36,14 @@ struct Options {
 }
 
 /// In this order: each begins where the one before has left the machine.
-const STEPS: [Step<World>; 19] = [
+const STEPS: [Step<World>; 20] = [
     ("a newcomer follows docs/install.md", newcomer::follow),
     ("install: nothing is enabled or started", install::fresh),
     ("no configuration: says so, exit 78, no loop", life::unconfigured),
     ("configure, enable and start", life::start),
     ("1,000 messages a second", life::load),
     ("a second node beside it (template unit)", life::second_node),
+    ("reload, good and bad", life::reloaded),
     ("kill -9", life::killed),
     ("SIGSTOP: the watchdog", hang::process),
     ("a disk that stands still: the watchdog", hang::disk),
