@@ -113,7 +113,8 @@ fn status(named: &NamedCertificate) -> CertificateStatus {
 pub async fn watch_certificates(mut settings: watch::Receiver<Arc<Settings>>, board: Arc<Board>) {
     let mut told: BTreeMap<String, Nearness> = BTreeMap::new();
     loop {
-        let files = settings.borrow_and_update().certificate_files();
+        let current = settings.borrow_and_update().clone();
+        let files = current.certificate_files();
         // Small files, but a file system may hang.
         if let Ok(mut found) = tokio::task::spawn_blocking(move || read_certificates(&files)).await
         {
