@@ -118,7 +118,7 @@ pub async fn watch_certificates(mut settings: watch::Receiver<Arc<Settings>>, bo
         // Small files, but a file system may hang.
         if let Ok(mut found) = tokio::task::spawn_blocking(move || read_certificates(&files)).await
         {
-            for (peer, der) in settings.borrow().presented_certificates() {
+            for (peer, der) in current.presented_certificates() {
                 // What the handshake took can be parsed.
                 let Ok(facts) = certificates::parse(&der) else { continue };
                 let (file, expires) = (None, Some(facts.expires));
