@@ -45,6 +45,23 @@ impl Settings {
         self.tls_peers().filter_map(|(peer, tls)| Some((peer, tls.presented.der()?))).collect()
     }
 
+    /// What was presented under `before` is known under these too: whatever a reload leaves alone does not connect anew.
+    pub fn share_presented(&mut self, before: &Settings) {
+        let share = |new: Option<&mut TlsSettings>, old: Option<&TlsSettings>| {
+            if let (Some(new), Some(old)) = (new, old) {
+                new.presented = old.presented.clone();
+            }
+        };
+        for (name, broker) in &mut self.brokers {
+            let old = before.brokers.get(name);
+            share(broker.tls.as_mut(), old.and_then(|old| old.tls.as_ref()));
+        }
+        for (name, database) in &mut self.databases {
+            let old = before.databases.get(name);
+            share(database.tls.as_mut(), old.and_then(|old| old.tls.as_ref()));
+        }
+    }
+
     /// Every certificate the configuration names, by who is on the other side.
     pub fn certificate_files(&self) -> Vec<NamedCertificate> {
         let mut found = Vec::new();

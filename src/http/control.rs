@@ -23,8 +23,9 @@ pub type Replay =
     Arc<dyn Fn(DeadLetter) -> LocalBoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// Takes the changed configuration, or only compares it with the one in force.
-pub type Reload =
-    Arc<dyn Fn(bool) -> LocalBoxFuture<'static, Result<Changes, String>> + Send + Sync>;
+pub type Reload = Arc<
+    dyn Fn(bool, CorrelationId) -> LocalBoxFuture<'static, Result<Changes, String>> + Send + Sync,
+>;
 
 /// What orders need.
 #[derive(Clone)]
@@ -80,8 +81,12 @@ pub struct ReloadRequest {
     pub compare: bool,
 }
 
-async fn reload(state: web::Data<ControlState>, request: web::Json<ReloadRequest>) -> HttpResponse {
-    match (state.reload)(request.compare).await {
+async fn reload(
+    state: web::Data<ControlState>,
+    correlation_id: web::ReqData<CorrelationId>,
+    request: web::Json<ReloadRequest>,
+) -> HttpResponse {
+    match (state.reload)(request.compare, correlation_id.into_inner()).await {
         Ok(changes) => HttpResponse::Ok().json(changes),
         Err(error) => {
             HttpResponse::UnprocessableEntity().json(serde_json::json!({ "error": error }))

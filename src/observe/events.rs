@@ -30,6 +30,21 @@ pub const CHAPTERS: [Chapter; 9] = [
                 "A setting is taken, and hardly meant",
                 "Change it as the line says",
             ),
+            event(
+                "configuration_reloaded",
+                "A reload took the changed configuration; which parts were added, renewed or removed",
+                "",
+            ),
+            event(
+                "configuration_refused",
+                "A reload met a mistake; the old configuration goes on",
+                "Correct what the line names, `telemetry check`, reload again",
+            ),
+            event(
+                "restart_needed",
+                "These changed settings count from the next start on",
+                "`systemctl restart telemetry` when it suits",
+            ),
             event("buffer_opened", "The buffer is open, with this many generations and bytes", ""),
             event("node_started", "Streams may accept; everything outside may still be away", ""),
             event(
