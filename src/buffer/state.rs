@@ -13,6 +13,9 @@ use crate::domain::{
 /// Commands that may wait; whoever comes then waits to be let in.
 const COMMANDS_MAX: usize = 256;
 
+/// Payloads of dead letters in memory for one question.
+const PAGE_BYTES: usize = 4 << 20;
+
 /// Commands that share one sync.
 const GROUP_MAX: usize = 64;
 
@@ -129,7 +132,8 @@ impl State {
         Ok(())
     }
 
-    /// By key order, at most `limit`, after `after`.
+    /// By key order, after `after`, at most `limit`, and no more once their payloads have 4 MiB together: whoever wants
+    /// all asks again, after the last one, until there is none.
     pub async fn dead_letters(
         &self,
         filter: DeadLetterFilter,
@@ -137,9 +141,17 @@ impl State {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, BufferError> {
         self.call(false, move |store| {
-            store.letters(after.as_ref(), limit, |letter| filter.matches(letter))
+            store.letters(after.as_ref(), limit, PAGE_BYTES, |letter| filter.matches(letter))
         })
         .await
+    }
+
+    pub async fn dead_letter(
+        &self,
+        key: &DeadLetterKey,
+    ) -> Result<Option<DeadLetter>, BufferError> {
+        let key = key.clone();
+        self.call(false, move |store| store.letter(&key)).await
     }
 
     pub async fn remove_dead_letters(&self, keys: Vec<DeadLetterKey>) -> Result<(), BufferError> {

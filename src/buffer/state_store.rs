@@ -420,23 +420,30 @@ impl StateStore {
         Ok(())
     }
 
-    /// Letters in the order of their keys, those that `wanted` takes, at most `limit`.
+    pub(super) fn letter(&self, key: &DeadLetterKey) -> Result<Option<DeadLetter>, BufferError> {
+        Ok(decode_letter(&self.parts(&letter_key(key))?.1))
+    }
+
+    /// Letters in the order of their keys, those that `wanted` takes: at most `limit`, and no more once their payloads
+    /// have `bytes_max` together.
     pub(super) fn letters(
         &self,
         after: Option<&DeadLetterKey>,
         limit: usize,
+        bytes_max: usize,
         wanted: impl Fn(&DeadLetter) -> bool,
     ) -> Result<Vec<DeadLetter>, BufferError> {
         let from = after.map_or(LETTER.to_vec(), |key| {
             let beyond = DeadLetterKey { sequence: key.sequence.next(), ..key.clone() };
             letter_key(&beyond)
         });
-        let mut found = Vec::new();
+        let (mut found, mut bytes) = (Vec::new(), 0);
         let mut value: Vec<u8> = Vec::new();
         let mut take = |value: &mut Vec<u8>| {
-            let letter = decode_letter(&std::mem::take(value));
-            found.extend(letter.filter(&wanted));
-            found.len() < limit
+            let letter = decode_letter(&std::mem::take(value)).filter(&wanted);
+            bytes += letter.as_ref().map_or(0, |letter| letter.payload.len());
+            found.extend(letter);
+            found.len() < limit && bytes < bytes_max
         };
         let mut more = limit > 0;
         self.store.scan(&from, |key, part| {

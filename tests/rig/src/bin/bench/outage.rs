@@ -39,6 +39,7 @@ pub fn recovery(lab: &mut Lab, count: u64, rounds: usize) -> Result<Vec<Measure>
     for _ in 0..rounds {
         migrated(lab)?;
         let mut subject = full.start(lab, Sink::Table)?;
+        subject.wait_subscribed()?;
         let flowing = subject.wait_for(1, delivered)?;
         first.ours.push((flowing - subject.started).as_secs_f64());
         subject.node.kill();
