@@ -6,6 +6,7 @@ SHELL := /bin/bash
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 VERSION_cargo-deny := 0.20.2
 VERSION_cargo-deb := 3.8.0
+VERSION_cargo-fuzz := 0.13.2
 TOOLS := $(TARGET)/tools/bin
 # One build for all programs: the same dependencies with the same features serve them all. No path of this machine comes
 # into them, so that two builds are the same.
@@ -28,8 +29,10 @@ FAULTS ?=
 FILESYSTEM ?= ext4
 # bench, service-test: 1 = a short form.
 QUICK ?=
+# fuzz: mapping, block or configuration, and for how long.
+FUZZ ?= mapping
 
-.PHONY: help demo test lint bench torture deb service-test setup build advisories
+.PHONY: help demo test lint bench torture fuzz deb service-test setup build advisories
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -69,6 +72,14 @@ bench: ## measures with a baseline beside each (QUICK=1: under two minutes)
 torture: build ## faults under load: nothing lost, doubled or stuck (ROUNDS=40, SEED=1, FAULTS=kafka,power, FILESYSTEM=xfs)
 	@exec $(TARGET)/debug/torture --node $(TARGET)/debug/telemetry --rounds $(ROUNDS) --seed $(SEED) \
 	  --filesystem $(FILESYSTEM) $(if $(FAULTS),--faults $(FAULTS))
+
+# Seeds are read, what is found goes to fuzz/corpus. Without the address sanitizer: the node has no unsafe code, and the C
+# libraries it links would have to be built with it too.
+fuzz: setup $(TOOLS)/cargo-fuzz ## finds input that must not be (FUZZ=block, DURATION=600 seconds); needs a nightly toolchain
+	@mkdir -p fuzz/corpus/$(FUZZ)
+	PATH="$(abspath $(TOOLS)):$$PATH" cargo +nightly fuzz run -s none $(FUZZ) fuzz/corpus/$(FUZZ) \
+	  fuzz/seeds/$(FUZZ) $(if $(filter configuration,$(FUZZ)),tests/check) -- \
+	  -max_total_time=$(or $(DURATION),600) -timeout=10 -rss_limit_mb=1024
 
 deb: setup $(TOOLS)/cargo-deb ## the Debian package: target/package/telemetry_<version>_<architecture>.deb
 	@$(RELEASE)

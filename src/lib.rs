@@ -31,6 +31,9 @@
 pub mod cli;
 pub mod node;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
 pub mod http;
 pub mod migrate;
 

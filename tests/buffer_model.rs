@@ -535,6 +535,34 @@ async fn books_notes_and_dead_letters_survive_and_keep_their_bounds() {
     assert_eq!(fs::read_dir(blobs).map_or(0, Iterator::count), 0);
 }
 
+/// A person who lists them must not cost the node as much memory as they have on disk.
+#[tokio::test]
+async fn dead_letters_come_in_pages_of_few_bytes_and_all_of_them_come() {
+    const LETTERS: u64 = 30;
+    let folder = tempfile::tempdir().unwrap();
+    let settings = BufferSettings { dead_letter_quota_bytes: 64 << 20, ..small() };
+    let buffer = try_open(folder.path(), &settings).unwrap();
+    let state = buffer.state();
+    for n in 1..=LETTERS {
+        state.put_dead_letters(vec![letter("one", n, 400_000)]).await.unwrap();
+    }
+    let (mut after, mut seen) = (None, Vec::new());
+    loop {
+        let page =
+            state.dead_letters(DeadLetterFilter::default(), after, usize::MAX).await.unwrap();
+        let bytes: usize = page.iter().map(|letter| letter.payload.len()).sum();
+        assert!(bytes < 5 << 20, "{bytes} bytes in one page");
+        let Some(last) = page.last() else { break };
+        after = Some(last.key.clone());
+        seen.extend(page.iter().map(|letter| letter.key.sequence.0));
+    }
+    assert_eq!(seen, (1..=LETTERS).collect::<Vec<_>>());
+    let key = letter("one", 7, 0).key;
+    assert_eq!(state.dead_letter(&key).await.unwrap(), Some(letter("one", 7, 400_000)));
+    assert_eq!(state.dead_letter(&letter("two", 7, 0).key).await.unwrap(), None);
+    close(&buffer).await;
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Append { stream: usize, sizes: Vec<usize> },

@@ -83,10 +83,12 @@ impl Block {
         }
         let (first, count) =
             (number(stored, FIRST_AT..COUNT_AT), number(stored, COUNT_AT..RECORDS_LENGTH_AT));
-        let last = first.checked_add(count.wrapping_sub(1)).ok_or(BlockError::Structure)?;
+        // A number follows the last one, too.
+        let next = first.checked_add(count).ok_or(BlockError::Structure)?;
         if count == 0 || first == 0 {
             return Err(BlockError::Structure);
         }
+        let last = next - 1;
         let length = number(stored, RECORDS_LENGTH_AT..HEADER_BYTES) as usize;
         let records = unpack_records(&stored[HEADER_BYTES..], length)?;
         let range = SequenceRange { first: Sequence(first), last: Sequence(last) };
@@ -302,6 +304,28 @@ impl BlockBuilder {
     }
 }
 
+/// Any bytes as a block: as they are, and with a header that fits, so that the records are looked at. What is taken for a
+/// block has as many records as it says and comes out of another encoding as it went in.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(bytes: &[u8]) {
+    let mut stored = bytes.to_vec();
+    let _ = Block::decode(&stored);
+    if stored.len() < HEADER_BYTES {
+        return;
+    }
+    let length = (stored.len() as u32).to_be_bytes();
+    stored[0] = VERSION;
+    stored[LENGTH_AT..FIRST_AT].copy_from_slice(&length);
+    let crc = crc32fast::hash(&stored[LENGTH_AT..]).to_be_bytes();
+    stored[CRC_AT..LENGTH_AT].copy_from_slice(&crc);
+    let Ok(block) = Block::decode(&stored) else { return };
+    let records: Vec<_> = block.records_after(Sequence::ZERO).collect();
+    assert_eq!(records.len() as u64, block.range().count());
+    let again = Block::decode(&block.encode()).expect("what was a block is one again");
+    assert_eq!(again.range(), block.range());
+    assert!(again.records_after(Sequence::ZERO).eq(records), "other records");
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -383,6 +407,26 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// Found by the fuzzer: the number behind the last record did not exist.
+    #[test]
+    fn a_block_that_would_use_the_last_number_there_is_is_refused() {
+        let last = |last: u64| {
+            let mut block = BlockBuilder::new(Sequence(1));
+            block.push(&Incoming {
+                topic: Bytes::from_static(b"t"),
+                payload: Bytes::new(),
+                arrival: Arrival(1),
+                flags: DeliveryFlags::default(),
+                packet_id: 1,
+            });
+            let mut block = block.finish().remove(0);
+            block.range = SequenceRange { first: Sequence(last), last: Sequence(last) };
+            Block::decode(&block.encode()).map(|block| block.range())
+        };
+        assert_eq!(last(u64::MAX).unwrap_err(), BlockError::Structure);
+        assert_eq!(last(u64::MAX - 1).unwrap().count(), 1);
     }
 
     #[test]

@@ -374,5 +374,5 @@ pub fn dead_letters(
 ) -> Result<Vec<DeadLetter>, BufferError> {
     let copy = Copy::of(&state_dir.join("state"))?;
     let store = StateStore::new(Store::open(&copy.folder)?, u64::MAX)?;
-    store.letters(None, usize::MAX, |letter| filter.matches(letter))
+    store.letters(None, usize::MAX, usize::MAX, |letter| filter.matches(letter))
 }

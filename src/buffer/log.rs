@@ -21,7 +21,7 @@ use crate::domain::{
     Arrival, Delivered, Durable, Incident, LogIdentity, Runbook, Sequence, SequenceRange, SinkName,
     StreamName,
 };
-use crate::observe::{Board, StreamView};
+use crate::observe::{Board, Edge, EdgeMeter, StreamView};
 use crate::part::Progress;
 
 /// Every critical section leaves its value whole, so a panic elsewhere does not spoil it.
@@ -38,16 +38,18 @@ pub(super) struct StreamCell {
     pub durable: watch::Sender<Durable>,
     /// One per batch that may wait at the writer.
     pub permits: Arc<Semaphore>,
+    pub queued: EdgeMeter,
     /// `None` for a stream that is in the log and not configured.
     view: Mutex<Option<Arc<StreamView>>>,
 }
 
 impl StreamCell {
-    pub(super) fn new(name: StreamName, durable: Sequence) -> Self {
+    pub(super) fn new(name: StreamName, durable: Sequence, board: &Board) -> Self {
         StreamCell {
             prefix: generation::key_prefix(&name),
             durable: watch::Sender::new(Durable(durable)),
             permits: Arc::new(Semaphore::new(APPEND_QUEUE_BATCHES)),
+            queued: board.stream_edge(Edge::AppendQueue, &name, APPEND_QUEUE_BATCHES),
             view: Mutex::default(),
             name,
         }
@@ -297,9 +299,9 @@ impl Log {
     pub(super) fn configure(&self, streams: &[(StreamName, Vec<SinkName>)]) {
         let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
         for (name, _) in streams {
-            cells
-                .entry(name.clone())
-                .or_insert_with(|| Arc::new(StreamCell::new(name.clone(), Sequence::ZERO)));
+            cells.entry(name.clone()).or_insert_with(|| {
+                Arc::new(StreamCell::new(name.clone(), Sequence::ZERO, &self.board))
+            });
         }
         let views: BTreeMap<_, _> = self.board.streams().into_iter().collect();
         for (name, cell) in cells.iter() {

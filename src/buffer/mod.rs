@@ -123,6 +123,8 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 pub use block::Block;
+#[cfg(any(test, fuzzing))]
+pub use block::fuzz as fuzz_block;
 pub use error::BufferError;
 pub use log::Loss;
 pub use probe::{Load, probe};
@@ -135,7 +137,7 @@ use crate::domain::{
     Arrival, Delivered, DeliveryFlags, Durable, Incident, LogIdentity, Sequence, SinkName,
     StreamName,
 };
-use crate::observe::Board;
+use crate::observe::{Board, Edge};
 use crate::part::Progress;
 use log::{Bell, Index, Log, StreamCell, lock};
 use recovery::Recovered;
@@ -204,7 +206,7 @@ impl Buffer {
         .run()?;
         let cell = |name: &StreamName| {
             let next = recovered.contents.next.get(name).copied().unwrap_or(Sequence(1));
-            let cell = StreamCell::new(name.clone(), Sequence(next.0 - 1));
+            let cell = StreamCell::new(name.clone(), Sequence(next.0 - 1), &board);
             (name.clone(), Arc::new(cell))
         };
         let cells = recovered.streams.iter().map(cell).collect();
@@ -220,7 +222,10 @@ impl Buffer {
             index: Mutex::new(index),
             marks: Mutex::new(recovered.marks.clone()),
             reached,
-            tail: Mutex::new(tail::Tail::new(settings.tail_bytes_max)),
+            tail: Mutex::new(tail::Tail::new(
+                settings.tail_bytes_max,
+                board.edge(Edge::Tail, settings.tail_bytes_max),
+            )),
             handles: Mutex::new(reader::Handles::new()),
             failure: watch::Sender::new(None),
             progress: Progress::default(),

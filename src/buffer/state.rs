@@ -1,6 +1,6 @@
 //! The small second database: books, dead letters, notes. One OS thread owns it; commands that wait share a sync.
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::BufferError;
 use super::log::Log;
@@ -12,6 +12,9 @@ use crate::domain::{
 
 /// Commands that may wait; whoever comes then waits to be let in.
 const COMMANDS_MAX: usize = 256;
+
+/// Payloads of dead letters in memory for one question.
+const PAGE_BYTES: usize = 4 << 20;
 
 /// Commands that share one sync.
 const GROUP_MAX: usize = 64;
@@ -38,6 +41,8 @@ enum Command {
 pub struct State {
     log: std::sync::Arc<Log>,
     commands: mpsc::Sender<Command>,
+    /// Changes when letters were stored.
+    letters_kept: watch::Sender<()>,
 }
 
 /// The thread's end of the queue.
@@ -68,7 +73,7 @@ impl DeadLetterFilter {
 impl State {
     pub(super) fn new(log: std::sync::Arc<Log>) -> (Self, Commands) {
         let (commands, queue) = mpsc::channel(COMMANDS_MAX);
-        (State { log, commands }, Commands(queue))
+        (State { log, commands, letters_kept: watch::Sender::new(()) }, Commands(queue))
     }
 
     fn gone(&self) -> BufferError {
@@ -122,10 +127,13 @@ impl State {
     /// Stores dead letters, synced before it answers; one that is already there (same key) is replaced, so a repeated
     /// batch doubles nothing. `DeadLettersFull` when the quota would be passed: nothing of the batch is stored then.
     pub async fn put_dead_letters(&self, letters: Vec<DeadLetter>) -> Result<(), BufferError> {
-        self.call(true, move |store| store.put_letters(&letters)).await
+        self.call(true, move |store| store.put_letters(&letters)).await?;
+        self.letters_kept.send_replace(());
+        Ok(())
     }
 
-    /// By key order, at most `limit`, after `after`.
+    /// By key order, after `after`, at most `limit`, and no more once their payloads have 4 MiB together: whoever wants
+    /// all asks again, after the last one, until there is none.
     pub async fn dead_letters(
         &self,
         filter: DeadLetterFilter,
@@ -133,13 +141,66 @@ impl State {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, BufferError> {
         self.call(false, move |store| {
-            store.letters(after.as_ref(), limit, |letter| filter.matches(letter))
+            store.letters(after.as_ref(), limit, PAGE_BYTES, |letter| filter.matches(letter))
         })
         .await
     }
 
+    pub async fn dead_letter(
+        &self,
+        key: &DeadLetterKey,
+    ) -> Result<Option<DeadLetter>, BufferError> {
+        let key = key.clone();
+        self.call(false, move |store| store.letter(&key)).await
+    }
+
     pub async fn remove_dead_letters(&self, keys: Vec<DeadLetterKey>) -> Result<(), BufferError> {
         self.call(true, move |store| store.remove_letters(&keys)).await
+    }
+
+    /// Removes a letter that was delivered after all, and counts it for the sink's books in the same step; for sinks whose
+    /// books are kept here. False when it had left before: then nothing is counted.
+    pub async fn remove_replayed(&self, key: &DeadLetterKey) -> Result<bool, BufferError> {
+        let key = key.clone();
+        self.call(true, move |store| store.remove_replayed(&key)).await
+    }
+
+    /// How many letters of a sink left through [`State::remove_replayed`]: its saved books do not know of them.
+    pub async fn replayed(&self, stream: &StreamName, sink: &SinkName) -> Result<u64, BufferError> {
+        let (stream, sink) = (stream.clone(), sink.clone());
+        self.call(false, move |store| store.replayed(&stream, &sink)).await
+    }
+
+    /// From now on every new dead letter waits until it is copied to each of these Kafka clusters, or leaves.
+    pub async fn copy_dead_letters_to(&self, clusters: Vec<String>) -> Result<(), BufferError> {
+        self.call(true, move |store| store.copy_letters_to(&clusters)).await
+    }
+
+    /// Letters that wait to be copied to this cluster, in key order: at most `limit`, and no more once their payloads have
+    /// `bytes_max` together.
+    pub async fn dead_letters_to_copy(
+        &self,
+        cluster: &str,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<DeadLetter>, BufferError> {
+        let cluster = cluster.to_owned();
+        self.call(true, move |store| store.letters_to_copy(&cluster, limit, bytes_max)).await
+    }
+
+    /// The cluster has confirmed these copies.
+    pub async fn dead_letters_copied(
+        &self,
+        cluster: &str,
+        keys: Vec<DeadLetterKey>,
+    ) -> Result<(), BufferError> {
+        let cluster = cluster.to_owned();
+        self.call(true, move |store| store.copied(&cluster, &keys)).await
+    }
+
+    /// Changes whenever letters were stored.
+    pub fn dead_letters_kept(&self) -> watch::Receiver<()> {
+        self.letters_kept.subscribe()
     }
 
     /// How many a sink of a stream has.
@@ -189,8 +250,10 @@ pub(super) fn run(log: &Log, mut store: StateStore, commands: Commands) {
         if let Err(error) = settle(&store, outcomes) {
             return log.fail(&error);
         }
-        let bytes = store.dead_letter_bytes;
-        log.board.update_buffer(|status| status.dead_letter_bytes = bytes);
+        log.board.update_buffer(|status| {
+            status.dead_letter_bytes = store.dead_letter_bytes;
+            status.dead_letter_copies_waiting.clone_from(&store.copies_waiting);
+        });
         warn(&store, &mut warned);
     }
 }

@@ -1,15 +1,18 @@
-//! What the state database holds, as keys and values: books, dead letters with their counts, notes.
+//! What the state database holds, as keys and values: books, dead letters with their counts and copies, notes.
 //!
 //! ```text
 //!  meta 0 start                          how often it was opened (the probe of the sync self-check)
 //!  books 0 stream 0 sink                 Books, JSON
 //!  letter 0 sink 0 stream 0 sequence     parts of: length u32, DeadLetter as JSON without payload, payload
 //!  count 0 sink 0 stream                 dead letters and their bytes, two u64
+//!  replayed 0 sink 0 stream 0            letters that left as delivered, u64: the saved books do not know of them
+//!  copy 0 cluster 0 · key of a letter    nothing; the letter is still to be copied to this Kafka cluster
 //!  note 0 key 0                          parts of the value
 //! ```
 //! A value longer than [`PART_BYTES_MAX`] is split; the part number (u16) ends the key. Everything one call changes
 //! is one sled batch, so a crash cannot leave a letter without its count.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use super::BufferError;
@@ -21,6 +24,8 @@ const START: &[u8] = b"meta\0start";
 const BOOKS: &[u8] = b"books\0";
 const LETTER: &[u8] = b"letter\0";
 const COUNT: &[u8] = b"count\0";
+const REPLAYED: &[u8] = b"replayed\0";
+const COPY: &[u8] = b"copy\0";
 const NOTE: &[u8] = b"note\0";
 
 /// Dead letters of one sink of one stream.
@@ -39,6 +44,8 @@ pub(super) struct StateStore {
     pub dead_letter_bytes: u64,
     /// The last batch of letters found no room, and none was made since.
     full: bool,
+    /// Kafka clusters that want a copy of each letter, with how many letters wait for it.
+    pub copies_waiting: BTreeMap<String, u64>,
 }
 
 /// Shares of the quota, in percent, that are worth a warning.
@@ -57,6 +64,10 @@ fn letter_key(key: &DeadLetterKey) -> Vec<u8> {
     let mut bytes = join(LETTER, &[key.sink.as_str(), key.stream.as_str()]);
     bytes.extend_from_slice(&key.sequence.0.to_be_bytes());
     bytes
+}
+
+fn copy_key(cluster: &str, letter_key: &[u8]) -> Vec<u8> {
+    [join(COPY, &[cluster]).as_slice(), letter_key].concat()
 }
 
 /// What a letter's key says, with the part number behind it.
@@ -91,8 +102,13 @@ fn decode_letter(value: &[u8]) -> Option<DeadLetter> {
 
 impl StateStore {
     pub(super) fn new(store: Store, dead_letter_quota_bytes: u64) -> Result<Self, BufferError> {
-        let mut state =
-            StateStore { store, dead_letter_quota_bytes, dead_letter_bytes: 0, full: false };
+        let mut state = StateStore {
+            store,
+            dead_letter_quota_bytes,
+            dead_letter_bytes: 0,
+            full: false,
+            copies_waiting: BTreeMap::new(),
+        };
         state.dead_letter_bytes = state.counts()?.iter().map(|(.., count)| count.bytes).sum();
         Ok(state)
     }
@@ -117,6 +133,7 @@ impl StateStore {
         Ok(starts)
     }
 
+    /// As they were saved: without what [`StateStore::replayed`] counts.
     pub(super) fn books(
         &self,
         stream: &StreamName,
@@ -138,6 +155,7 @@ impl StateStore {
         self.store.insert(&join(BOOKS, &[stream.as_str(), sink.as_str()]), &value)
     }
 
+    /// The books of every sink, replays entered.
     pub(super) fn all_books(&self) -> Result<Vec<(StreamName, SinkName, Books)>, BufferError> {
         let mut all = Vec::new();
         self.store.scan(BOOKS, |key, value| {
@@ -151,6 +169,9 @@ impl StateStore {
             }
             ControlFlow::Continue(())
         })?;
+        for (stream, sink, books) in &mut all {
+            *books = Books::with_replayed(*books, self.replayed(stream, sink)?);
+        }
         Ok(all)
     }
 
@@ -215,14 +236,18 @@ impl StateStore {
     pub(super) fn put_letters(&mut self, letters: &[DeadLetter]) -> Result<(), BufferError> {
         let mut batch = sled::Batch::default();
         let mut changes = Changes::default();
+        let mut fresh = Vec::new();
         let mut seen = std::collections::BTreeSet::new();
         // A key that comes twice in one batch: the last one counts.
         for letter in letters.iter().rev().filter(|letter| seen.insert(&letter.key)) {
             let value = encode_letter(letter).map_err(|error| self.bad(error))?;
-            let old = self.replace(&mut batch, &letter_key(&letter.key), Some(&value))?;
+            let key = letter_key(&letter.key);
+            let old = self.replace(&mut batch, &key, Some(&value))?;
             changes.add(&letter.key, 1, value.len() as i64);
             if old != usize::MAX {
                 changes.add(&letter.key, -1, -(old as i64));
+            } else {
+                fresh.push(key);
             }
         }
         let bytes = self.dead_letter_bytes.saturating_add_signed(changes.bytes());
@@ -230,6 +255,10 @@ impl StateStore {
             self.full = true;
             let quota_bytes = self.dead_letter_quota_bytes;
             return Err(BufferError::DeadLettersFull { quota_bytes });
+        }
+        for (cluster, waiting) in &mut self.copies_waiting {
+            fresh.iter().for_each(|key| batch.insert(copy_key(cluster, key), &[]));
+            *waiting += fresh.len() as u64;
         }
         self.commit(batch, changes)
     }
@@ -239,12 +268,141 @@ impl StateStore {
         let mut changes = Changes::default();
         let unique: std::collections::BTreeSet<_> = keys.iter().collect();
         for key in unique {
-            let old = self.replace(&mut batch, &letter_key(key), None)?;
-            if old != usize::MAX {
-                changes.add(key, -1, -(old as i64));
-            }
+            self.remove_letter(&mut batch, &mut changes, key)?;
         }
         self.commit(batch, changes)
+    }
+
+    /// False when it is not there (any more).
+    fn remove_letter(
+        &mut self,
+        batch: &mut sled::Batch,
+        changes: &mut Changes,
+        key: &DeadLetterKey,
+    ) -> Result<bool, BufferError> {
+        let old = self.replace(batch, &letter_key(key), None)?;
+        if old == usize::MAX {
+            return Ok(false);
+        }
+        changes.add(key, -1, -(old as i64));
+        let clusters: Vec<_> = self.copies_waiting.keys().cloned().collect();
+        for cluster in clusters {
+            self.remove_copy(batch, &cluster, key)?;
+        }
+        Ok(true)
+    }
+
+    /// The letter was delivered after all: it leaves, and is counted, in one step. False when it had left before.
+    pub(super) fn remove_replayed(&mut self, key: &DeadLetterKey) -> Result<bool, BufferError> {
+        let mut batch = sled::Batch::default();
+        let mut changes = Changes::default();
+        if !self.remove_letter(&mut batch, &mut changes, key)? {
+            return Ok(false);
+        }
+        let replayed = self.replayed(&key.stream, &key.sink)? + 1;
+        let counted = join(REPLAYED, &[key.sink.as_str(), key.stream.as_str()]);
+        batch.insert(counted, &replayed.to_be_bytes());
+        self.commit(batch, changes)?;
+        Ok(true)
+    }
+
+    /// Letters of the sink that left through [`StateStore::remove_replayed`].
+    pub(super) fn replayed(
+        &self,
+        stream: &StreamName,
+        sink: &SinkName,
+    ) -> Result<u64, BufferError> {
+        let value = self.store.get(&join(REPLAYED, &[sink.as_str(), stream.as_str()]))?;
+        Ok(value.and_then(|value| value.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes))
+    }
+
+    /// From now on each new letter is to be copied to these clusters; what waits for any other is forgotten.
+    pub(super) fn copy_letters_to(&mut self, clusters: &[String]) -> Result<(), BufferError> {
+        let mut waiting: BTreeMap<_, _> = clusters.iter().map(|name| (name.clone(), 0)).collect();
+        let mut forgotten = sled::Batch::default();
+        self.store.scan(COPY, |key, _| {
+            let Some(rest) = key.strip_prefix(COPY) else { return ControlFlow::Break(()) };
+            let cluster = rest.split(|byte| *byte == 0).next().unwrap_or_default();
+            match std::str::from_utf8(cluster).ok().and_then(|name| waiting.get_mut(name)) {
+                Some(count) => *count += 1,
+                None => forgotten.remove(key),
+            }
+            ControlFlow::Continue(())
+        })?;
+        self.store.apply(forgotten)?;
+        self.copies_waiting = waiting;
+        Ok(())
+    }
+
+    /// Letters to be copied to the cluster: at most `limit`, and no more once they have `bytes_max`.
+    pub(super) fn letters_to_copy(
+        &mut self,
+        cluster: &str,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<DeadLetter>, BufferError> {
+        let prefix = copy_key(cluster, &[]);
+        let mut keys = Vec::new();
+        self.store.scan(&prefix, |key, _| match key.strip_prefix(prefix.as_slice()) {
+            Some(key) if keys.len() < limit => {
+                keys.push(key.to_vec());
+                ControlFlow::Continue(())
+            }
+            _ => ControlFlow::Break(()),
+        })?;
+        let (mut letters, mut bytes) = (Vec::new(), 0);
+        let mut orphans = sled::Batch::default();
+        for key in keys.into_iter() {
+            if bytes >= bytes_max {
+                break;
+            }
+            match decode_letter(&self.parts(&key)?.1) {
+                Some(letter) => {
+                    bytes += letter.payload.len();
+                    letters.push(letter);
+                }
+                // Purged while the node was stopped.
+                None => {
+                    orphans.remove(copy_key(cluster, &key));
+                    self.count_copied(cluster);
+                }
+            }
+        }
+        self.store.apply(orphans)?;
+        Ok(letters)
+    }
+
+    /// The cluster has these.
+    pub(super) fn copied(
+        &mut self,
+        cluster: &str,
+        keys: &[DeadLetterKey],
+    ) -> Result<(), BufferError> {
+        let mut batch = sled::Batch::default();
+        for key in keys {
+            self.remove_copy(&mut batch, cluster, key)?;
+        }
+        self.store.apply(batch)
+    }
+
+    fn remove_copy(
+        &mut self,
+        batch: &mut sled::Batch,
+        cluster: &str,
+        key: &DeadLetterKey,
+    ) -> Result<(), BufferError> {
+        let key = copy_key(cluster, &letter_key(key));
+        if self.store.get(&key)?.is_some() {
+            batch.remove(key);
+            self.count_copied(cluster);
+        }
+        Ok(())
+    }
+
+    fn count_copied(&mut self, cluster: &str) {
+        if let Some(waiting) = self.copies_waiting.get_mut(cluster) {
+            *waiting = waiting.saturating_sub(1);
+        }
     }
 
     fn commit(&mut self, mut batch: sled::Batch, changes: Changes) -> Result<(), BufferError> {
@@ -262,23 +420,30 @@ impl StateStore {
         Ok(())
     }
 
-    /// Letters in the order of their keys, those that `wanted` takes, at most `limit`.
+    pub(super) fn letter(&self, key: &DeadLetterKey) -> Result<Option<DeadLetter>, BufferError> {
+        Ok(decode_letter(&self.parts(&letter_key(key))?.1))
+    }
+
+    /// Letters in the order of their keys, those that `wanted` takes: at most `limit`, and no more once their payloads
+    /// have `bytes_max` together.
     pub(super) fn letters(
         &self,
         after: Option<&DeadLetterKey>,
         limit: usize,
+        bytes_max: usize,
         wanted: impl Fn(&DeadLetter) -> bool,
     ) -> Result<Vec<DeadLetter>, BufferError> {
         let from = after.map_or(LETTER.to_vec(), |key| {
             let beyond = DeadLetterKey { sequence: key.sequence.next(), ..key.clone() };
             letter_key(&beyond)
         });
-        let mut found = Vec::new();
+        let (mut found, mut bytes) = (Vec::new(), 0);
         let mut value: Vec<u8> = Vec::new();
         let mut take = |value: &mut Vec<u8>| {
-            let letter = decode_letter(&std::mem::take(value));
-            found.extend(letter.filter(&wanted));
-            found.len() < limit
+            let letter = decode_letter(&std::mem::take(value)).filter(&wanted);
+            bytes += letter.as_ref().map_or(0, |letter| letter.payload.len());
+            found.extend(letter);
+            found.len() < limit && bytes < bytes_max
         };
         let mut more = limit > 0;
         self.store.scan(&from, |key, part| {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::block::Block;
 use crate::domain::{Sequence, StreamName};
+use crate::observe::EdgeMeter;
 
 /// What a block costs beside its bytes, about.
 const BLOCK_OVERHEAD_BYTES: usize = 96;
@@ -15,11 +16,12 @@ pub(super) struct Tail {
     order: VecDeque<StreamName>,
     bytes: usize,
     bytes_max: usize,
+    shown: EdgeMeter,
 }
 
 impl Tail {
-    pub(super) fn new(bytes_max: usize) -> Self {
-        Tail { streams: BTreeMap::new(), order: VecDeque::new(), bytes: 0, bytes_max }
+    pub(super) fn new(bytes_max: usize, shown: EdgeMeter) -> Self {
+        Tail { streams: BTreeMap::new(), order: VecDeque::new(), bytes: 0, bytes_max, shown }
     }
 
     /// Adds durable blocks of a stream, in order.
@@ -35,6 +37,7 @@ impl Tail {
             let evicted = self.streams.get_mut(&oldest).and_then(VecDeque::pop_front);
             self.bytes -= evicted.map_or(0, |block| block.bytes() + BLOCK_OVERHEAD_BYTES);
         }
+        self.shown.set(self.bytes);
     }
 
     /// The blocks after `position`, at least one, at most about `bytes_max`; `None` when the first of them is no

@@ -15,6 +15,7 @@ use super::store::Store;
 use super::{BufferError, Incoming, disk};
 use crate::crash::crash_point;
 use crate::domain::{Durable, Sequence, SequenceRange, StreamName};
+use crate::observe::Entered;
 
 /// Numbers of a stream set aside at a time, durably, before they are used. Should the newest generation become
 /// unreadable, the next start goes on behind them; that many numbers at most are then reported as lost too many.
@@ -42,7 +43,13 @@ pub(super) struct Pending {
     since: Instant,
     answer: oneshot::Sender<Durable>,
     /// Given back when the batch is answered.
+    place: Place,
+}
+
+/// One of the batches that may wait.
+struct Place {
     _permit: OwnedSemaphorePermit,
+    _shown: Entered,
 }
 
 /// The way in for one stream.
@@ -67,8 +74,9 @@ impl Appender {
             // Stopped: `answer` is dropped, which is the answer.
             Err(tokio::sync::TryAcquireError::Closed) => return Ok(answered),
         };
+        let place = Place { _permit: permit, _shown: self.cell.queued.enter() };
         let cell = self.cell.clone();
-        let pending = Pending { cell, batch, since: Instant::now(), answer, _permit: permit };
+        let pending = Pending { cell, batch, since: Instant::now(), answer, place };
         // An ended writer drops the batch with its answer.
         let _ = self.orders.send(Order::Append(pending));
         Ok(answered)
@@ -94,7 +102,7 @@ pub(super) struct Writer {
 struct Answer {
     answer: oneshot::Sender<Durable>,
     last: Sequence,
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// Blocks of one stream in one group.
@@ -212,7 +220,7 @@ impl Writer {
             }
             messages += pending.batch.len();
             let (answer, last) = (pending.answer, builder.last());
-            answers.push(Answer { answer, last, _permit: pending._permit });
+            answers.push(Answer { answer, last, _place: pending.place });
         }
         let appended = builders
             .into_iter()

@@ -20,6 +20,9 @@ use crate::config::Settings;
 use crate::domain::{Arrival, DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, StreamName};
 use crate::http::{CONTROL_SOCKET, ReplayRequest, ReplayResult};
 
+/// Letters of one order: how often a long replay says how far it is.
+const REPLAY_PAGE: usize = 100;
+
 #[derive(Args, Debug)]
 pub struct DlqArgs {
     #[command(flatten)]
@@ -218,12 +221,20 @@ fn list(settings: &Settings, filter: &FilterArgs, json: bool) -> anyhow::Result<
 
 /// One letter by its key.
 fn find(settings: &Settings, key: &DeadLetterKey) -> anyhow::Result<DeadLetter> {
-    let filter = DeadLetterFilter {
-        stream: Some(key.stream.clone()),
-        sink: Some(key.sink.clone()),
-        ..Default::default()
+    let request = ReplayRequest { keys: vec![key.clone()], ..Default::default() };
+    let found: Vec<DeadLetter> = match order(settings, "/dlq/list", &request) {
+        Ok(answer) => serde_json::from_value(answer)?,
+        Err(OrderError::NotRunning(_)) => {
+            let filter = DeadLetterFilter {
+                stream: Some(key.stream.clone()),
+                sink: Some(key.sink.clone()),
+                ..Default::default()
+            };
+            crate::buffer::inspect::dead_letters(&settings.node.state_dir, &filter)?
+        }
+        Err(OrderError::Failed(error)) => return Err(error),
     };
-    let found = letters(settings, &filter)?.into_iter().find(|letter| letter.key == *key);
+    let found = found.into_iter().find(|letter| letter.key == *key);
     found.with_context(|| format!("no dead letter {key}: see `telemetry dlq list`"))
 }
 
@@ -283,12 +294,16 @@ fn replay(
         chosen.iter().for_each(|key| println!("would replay {key}"));
         return Ok(Exit::Fine);
     }
-    let mut failed = 0;
-    for page in chosen.chunks(100) {
+    let (mut done, mut failed) = (0, 0);
+    for page in chosen.chunks(REPLAY_PAGE) {
         let request = ReplayRequest { keys: page.to_vec(), ..Default::default() };
         let answer = order(settings, "/dlq/replay", &request)
             .context("a replay needs the running node: start it first")?;
         let results: Vec<ReplayResult> = serde_json::from_value(answer)?;
+        done += page.len();
+        if chosen.len() > REPLAY_PAGE {
+            eprintln!("{done} of {}", chosen.len());
+        }
         for result in results {
             match result.error {
                 None => println!("replayed {}", result.key),

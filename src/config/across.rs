@@ -17,6 +17,7 @@ pub fn check(root: &Section, settings: &Settings, problems: &mut Problems) {
     payloads_fit_their_broker(root, settings, problems);
     latest_tables_have_one_writer(root, settings, problems);
     pools_are_large_enough(root, settings, problems);
+    copies_have_a_topic_of_their_own(root, settings, problems);
     // A wrong reference would make its target look unused.
     if !problems.any_error() {
         everything_is_used(root, settings, problems);
@@ -129,11 +130,30 @@ fn pools_are_large_enough(root: &Section, settings: &Settings, problems: &mut Pr
     }
 }
 
+fn copies_have_a_topic_of_their_own(root: &Section, settings: &Settings, problems: &mut Problems) {
+    for (name, cluster) in &settings.clusters {
+        let Some(copies) = &cluster.dead_letters else { continue };
+        let Some(section) = section(root, "clusters", name) else { continue };
+        let shared = settings.streams.values().find(|stream| {
+            let routed =
+                |sink: &KafkaSinkSettings| sink.cluster == *name && sink.topic == copies.topic;
+            stream.kafka.as_ref().is_some_and(routed)
+        });
+        if let (Some(stream), Some(table)) = (shared, section.section("dead_letters")) {
+            let rule = format!("stream {} writes its records to this topic", stream.name);
+            problems.error(table.at("topic"), rule);
+        }
+    }
+}
+
 fn everything_is_used(root: &Section, settings: &Settings, problems: &mut Problems) {
     let streams = || settings.streams.values();
     let used = |table: &str, name: &str| match table {
         "brokers" => streams().any(|stream| stream.broker == name),
-        "clusters" => streams().flat_map(|stream| &stream.kafka).any(|sink| sink.cluster == name),
+        "clusters" => {
+            settings.clusters.get(name).is_some_and(|cluster| cluster.dead_letters.is_some())
+                || streams().flat_map(|stream| &stream.kafka).any(|sink| sink.cluster == name)
+        }
         _ => streams().flat_map(|stream| stream.tables.values()).any(|sink| sink.database == name),
     };
     for table in ["brokers", "clusters", "databases"] {

@@ -8,6 +8,7 @@ use super::node::{BREAKER_COOL_DOWN, BREAKER_FAILURES, backoff, breaker};
 use super::schema::*;
 use super::section::Section;
 use super::settings::*;
+use super::sink::{ENSURE, dead_letter_topic};
 use crate::domain::Secret;
 
 pub static CLUSTER: Group = Group {
@@ -62,6 +63,7 @@ pub static CLUSTER: Group = Group {
         integer("retry_max_ms", (10, HOUR_MS), 30_000, "Longest pause before trying again."),
         BREAKER_FAILURES,
         BREAKER_COOL_DOWN,
+        optional_section("dead_letters", &DEAD_LETTERS, "no copies"),
         optional(
             "properties",
             Kind::TextMap,
@@ -87,6 +89,18 @@ pub static SASL: Group = Group {
         PASSWORD_ENV,
     ],
     refused: &[PASSWORD_REFUSED],
+};
+
+pub static DEAD_LETTERS: Group = Group {
+    doc: "A topic that gets a copy of each dead letter, of whatever stream and sink, from the moment \
+          this is set: the payload as it came, the reason in headers. At least once; what waits for \
+          the cluster is copied when it is back. A letter that is replayed or purged before is not \
+          copied.",
+    settings: &[
+        required("topic", Kind::Text, "Topic; no stream writes to it."),
+        optional_section("ensure", &ENSURE, "a missing topic: the copies wait"),
+    ],
+    refused: &[],
 };
 
 /// librdkafka properties that the node sets itself, by their beginning: order, durability, delivery reports and
@@ -157,6 +171,9 @@ pub fn cluster(section: &Section, context: &mut Context<'_>) -> ClusterSettings 
         cursor_save_interval: section.duration("cursor_save_ms"),
         retry: backoff(section, "retry_min_ms", "retry_max_ms", &mut context.problems),
         breaker: breaker(section),
+        dead_letters: section
+            .section("dead_letters")
+            .map(|copies| dead_letter_topic(copies, &mut context.problems)),
         properties: properties(section, context),
     }
 }

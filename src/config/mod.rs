@@ -119,8 +119,20 @@ impl Context<'_> {
 pub fn load(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Report> {
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let mut context = Context { folder, environment, problems: Problems::default() };
-    let file = path.display().to_string();
     let table = tree::read_files(path, &mut context.problems);
+    check(path.display().to_string(), table, context)
+}
+
+/// Checks a text without a file, for the fuzzer. Files it names are looked for in a folder that is not there.
+#[cfg(any(test, fuzzing))]
+pub fn parse(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Report> {
+    let folder = PathBuf::from("not/there");
+    let mut context = Context { folder, environment, problems: Problems::default() };
+    let table = tree::parse(text, "text".into(), 0, &mut context.problems);
+    check("text".to_owned(), table, context)
+}
+
+fn check(file: String, table: tree::Table, mut context: Context<'_>) -> Result<Loaded, Report> {
     if context.problems.any_error() {
         // Half a tree would only bring mistakes that are none.
         return Err(report(file, context.problems));

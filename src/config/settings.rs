@@ -24,6 +24,12 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The clusters that get a copy of each dead letter.
+    pub fn dead_letter_clusters(&self) -> Vec<String> {
+        let wanting = self.clusters.iter().filter(|(_, cluster)| cluster.dead_letters.is_some());
+        wanting.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Whom the node connects to over TLS, as the board calls them.
     fn tls_peers(&self) -> impl Iterator<Item = (String, &TlsSettings)> {
         let brokers = self.brokers.iter().map(|(name, of)| (format!("mqtt:{name}"), &of.tls));
@@ -37,6 +43,23 @@ impl Settings {
     /// What these presented when the node connected. Kafka's library does not tell.
     pub fn presented_certificates(&self) -> Vec<(String, Vec<u8>)> {
         self.tls_peers().filter_map(|(peer, tls)| Some((peer, tls.presented.der()?))).collect()
+    }
+
+    /// What was presented under `before` is known under these too: whatever a reload leaves alone does not connect anew.
+    pub fn share_presented(&mut self, before: &Settings) {
+        let share = |new: Option<&mut TlsSettings>, old: Option<&TlsSettings>| {
+            if let (Some(new), Some(old)) = (new, old) {
+                new.presented = old.presented.clone();
+            }
+        };
+        for (name, broker) in &mut self.brokers {
+            let old = before.brokers.get(name);
+            share(broker.tls.as_mut(), old.and_then(|old| old.tls.as_ref()));
+        }
+        for (name, database) in &mut self.databases {
+            let old = before.databases.get(name);
+            share(database.tls.as_mut(), old.and_then(|old| old.tls.as_ref()));
+        }
     }
 
     /// Every certificate the configuration names, by who is on the other side.
@@ -261,8 +284,18 @@ pub struct ClusterSettings {
     pub cursor_save_interval: Duration,
     pub retry: BackoffSettings,
     pub breaker: BreakerSettings,
+    /// Where a copy of each dead letter of the node goes.
+    pub dead_letters: Option<DeadLetterTopic>,
     /// Any further librdkafka property, as it is.
     pub properties: IndexMap<String, String>,
+}
+
+/// A topic for copies of dead letters, of every stream and sink.
+#[derive(Debug, Clone)]
+pub struct DeadLetterTopic {
+    pub topic: String,
+    /// Make the topic when it is missing.
+    pub ensure: Option<TopicSettings>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

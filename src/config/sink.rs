@@ -133,22 +133,34 @@ const APPEND_ONLY: [&str; 4] = ["time_column", "node_column", "retention_days", 
 const LATEST_ONLY: [&str; 3] = ["key", "updated_at_column", "insert_only"];
 
 pub fn kafka(section: &Section, root: &Section, problems: &mut Problems) -> KafkaSinkSettings {
+    KafkaSinkSettings {
+        sink: SinkName::parse(KAFKA_SINK).expect("a fixed name"),
+        cluster: reference(root, "clusters", section, "cluster", problems),
+        topic: topic(section, problems),
+        raw_root: section.text("raw") == "root",
+        ensure: ensure(section),
+    }
+}
+
+pub fn dead_letter_topic(section: &Section, problems: &mut Problems) -> DeadLetterTopic {
+    DeadLetterTopic { topic: topic(section, problems), ensure: ensure(section) }
+}
+
+fn topic(section: &Section, problems: &mut Problems) -> String {
     let topic = section.text("topic");
     if section.has("topic") && !is_topic(&topic) && !topic.is_empty() {
         let rule = "a Kafka topic has 1 to 249 of a-z, A-Z, 0-9, '.', '_', '-'";
         problems.error(section.at("topic"), rule);
     }
-    KafkaSinkSettings {
-        sink: SinkName::parse(KAFKA_SINK).expect("a fixed name"),
-        cluster: reference(root, "clusters", section, "cluster", problems),
-        topic,
-        raw_root: section.text("raw") == "root",
-        ensure: section.section("ensure").map(|ensure| TopicSettings {
-            partitions: ensure.integer("partitions"),
-            replication: ensure.integer("replication"),
-            retention: ensure.duration("retention_days"),
-        }),
-    }
+    topic
+}
+
+fn ensure(section: &Section) -> Option<TopicSettings> {
+    section.section("ensure").map(|ensure| TopicSettings {
+        partitions: ensure.integer("partitions"),
+        replication: ensure.integer("replication"),
+        retention: ensure.duration("retention_days"),
+    })
 }
 
 fn is_topic(text: &str) -> bool {

@@ -153,8 +153,13 @@ fn read_file(path: &Path, order: usize, problems: &mut Problems) -> Table {
             return Table::new();
         }
     };
-    let file = File { order, name: path.display().to_string().into(), text: &text };
-    let (document, mistakes) = DeTable::parse_recoverable(&text);
+    parse(&text, path.display().to_string().into(), order, problems)
+}
+
+/// The tree of one text; what is no TOML becomes a problem.
+pub fn parse(text: &str, name: Arc<str>, order: usize, problems: &mut Problems) -> Table {
+    let file = File::new(text, name, order);
+    let (document, mistakes) = DeTable::parse_recoverable(text);
     for mistake in mistakes {
         let place = file.place(mistake.span().map_or(0, |span| span.start));
         let at = At { place: Some(place), path: String::new(), value: None };
@@ -169,19 +174,22 @@ struct File<'t> {
     order: usize,
     name: Arc<str>,
     text: &'t str,
+    /// Where each line begins: a file of thousands of lines is not counted anew for each of its values.
+    lines: Vec<usize>,
 }
 
-impl File<'_> {
+impl<'t> File<'t> {
+    fn new(text: &'t str, name: Arc<str>, order: usize) -> Self {
+        let behind = text.match_indices('\n').map(|(newline, _)| newline + 1);
+        File { order, name, text, lines: std::iter::once(0).chain(behind).collect() }
+    }
+
     fn place(&self, offset: usize) -> Place {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Place {
-            order: self.order,
-            offset,
-            file: self.name.clone(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-        }
+        let line = self.lines.partition_point(|begin| *begin <= offset);
+        let begin = self.lines[line.saturating_sub(1)];
+        let before = self.text.get(begin..offset).unwrap_or_default();
+        let column = before.chars().count() + 1;
+        Place { order: self.order, offset, file: self.name.clone(), line, column }
     }
 
     fn table(&self, table: DeTable<'_>) -> Table {

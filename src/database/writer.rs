@@ -21,7 +21,7 @@ use super::target::{Target, Trouble, count};
 use crate::buffer::{BufferError, DeadLetterFilter};
 use crate::domain::{Books, DeadLetterKey, Delivered, ErrorClass, Runbook, Sequence};
 use crate::mapping::RowMapper;
-use crate::observe::{DependencyView, MigrationState, SinkState, SinkView};
+use crate::observe::{DependencyView, Edge, EdgeMeter, MigrationState, SinkState, SinkView};
 use crate::part::{Control, Part, PartResult, Phase};
 use crate::retry::Backoff;
 
@@ -95,6 +95,8 @@ struct Runner {
     gate: watch::Receiver<MigrationState>,
     control: Control,
     view: Arc<SinkView>,
+    /// Records of the next transaction.
+    gathered: EdgeMeter,
     dependency: Arc<DependencyView>,
     backoff: Backoff,
     /// The best knowledge of the cursor row.
@@ -114,6 +116,12 @@ impl Runner {
         let BatchWriter { sink, gate } = writer;
         Runner {
             view: sink.view(),
+            gathered: sink.board.sink_edge(
+                Edge::Batch,
+                &sink.stream.name,
+                &sink.table.sink,
+                sink.table.batch_rows_max,
+            ),
             dependency: sink.dependency(),
             backoff: Backoff::new(sink.database.retry),
             sink,
@@ -186,6 +194,7 @@ impl Runner {
         self.control.progress.set_work_waiting(true);
         let (mut source, mut target) = self.resume().await?;
         let result = self.pump(&mut source, &mut target).await;
+        self.gathered.set(0);
         self.books = Some(target.books);
         self.uncertain = target.uncertain;
         result
@@ -376,6 +385,7 @@ impl Runner {
                 return Ok(Some(turn));
             }
             source.catch_up(filling).await?;
+            self.gathered.set(filling.records);
             if source.is_full(filling) {
                 return Ok(None);
             }

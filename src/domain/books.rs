@@ -34,6 +34,16 @@ impl Books {
         Books { cursor: base, base, ..Books::default() }
     }
 
+    /// As many of the dead letters are delivered after all.
+    pub fn with_replayed(self, replayed: u64) -> Self {
+        let replayed = replayed.min(self.dead_lettered);
+        Books {
+            delivered: self.delivered + replayed,
+            dead_lettered: self.dead_lettered - replayed,
+            ..self
+        }
+    }
+
     /// 0 when the books balance: records passed by the cursor minus records accounted for.
     pub fn difference(&self) -> i64 {
         let passed = self.cursor.since(self.base);

@@ -34,6 +34,17 @@ pub enum Stage {
     Deliver,
 }
 
+impl Stage {
+    /// Its JSON form.
+    pub fn code(self) -> &'static str {
+        match self {
+            Stage::Decode => "decode",
+            Stage::Map => "map",
+            Stage::Deliver => "deliver",
+        }
+    }
+}
+
 /// Why; a closed list, because it labels a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -23,8 +23,9 @@ pub type Replay =
     Arc<dyn Fn(DeadLetter) -> LocalBoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// Takes the changed configuration, or only compares it with the one in force.
-pub type Reload =
-    Arc<dyn Fn(bool) -> LocalBoxFuture<'static, Result<Changes, String>> + Send + Sync>;
+pub type Reload = Arc<
+    dyn Fn(bool, CorrelationId) -> LocalBoxFuture<'static, Result<Changes, String>> + Send + Sync,
+>;
 
 /// What orders need.
 #[derive(Clone)]
@@ -80,8 +81,12 @@ pub struct ReloadRequest {
     pub compare: bool,
 }
 
-async fn reload(state: web::Data<ControlState>, request: web::Json<ReloadRequest>) -> HttpResponse {
-    match (state.reload)(request.compare).await {
+async fn reload(
+    state: web::Data<ControlState>,
+    correlation_id: web::ReqData<CorrelationId>,
+    request: web::Json<ReloadRequest>,
+) -> HttpResponse {
+    match (state.reload)(request.compare, correlation_id.into_inner()).await {
         Ok(changes) => HttpResponse::Ok().json(changes),
         Err(error) => {
             HttpResponse::UnprocessableEntity().json(serde_json::json!({ "error": error }))
@@ -150,16 +155,32 @@ async fn select(
     }
     let mut found = Vec::new();
     for key in request.keys.iter().take(limit) {
-        let filter = DeadLetterFilter {
-            stream: Some(key.stream.clone()),
-            sink: Some(key.sink.clone()),
-            ..request.filter.clone()
-        };
-        let before = DeadLetterKey { sequence: key.sequence.previous(), ..key.clone() };
-        let next = state.letters.dead_letters(filter, Some(before), 1).await?;
-        found.extend(next.into_iter().filter(|letter| letter.key == *key));
+        found.extend(find(state, request, key).await?);
     }
     Ok(found)
+}
+
+/// The same, without their payloads: what is done to each is done one after the other.
+async fn select_keys(
+    state: &ControlState,
+    request: &ReplayRequest,
+) -> Result<Vec<DeadLetterKey>, BufferError> {
+    if request.keys.is_empty() {
+        let letters = select(state, request).await?;
+        return Ok(letters.into_iter().map(|letter| letter.key).collect());
+    }
+    let limit = request.limit.unwrap_or(PAGE_MAX).min(PAGE_MAX);
+    Ok(request.keys.iter().take(limit).cloned().collect())
+}
+
+/// None when it is gone, or the filter leaves it out.
+async fn find(
+    state: &ControlState,
+    request: &ReplayRequest,
+    key: &DeadLetterKey,
+) -> Result<Option<DeadLetter>, BufferError> {
+    let letter = state.letters.dead_letter(key).await?;
+    Ok(letter.filter(|letter| request.filter.matches(letter)))
 }
 
 async fn list(state: web::Data<ControlState>, request: web::Json<ReplayRequest>) -> HttpResponse {
@@ -180,13 +201,17 @@ async fn replay(
     if request.payload.is_some() && request.keys.len() != 1 {
         return refused("a correction belongs to one letter".to_owned());
     }
-    let letters = match select(&state, &request).await {
-        Ok(letters) => letters,
+    let keys = match select_keys(&state, &request).await {
+        Ok(keys) => keys,
         Err(error) => return broken(&error),
     };
-    let mut results = Vec::with_capacity(letters.len());
-    for mut letter in letters {
-        let key = letter.key.clone();
+    let mut results = Vec::with_capacity(keys.len());
+    for key in keys {
+        let mut letter = match find(&state, &request, &key).await {
+            Ok(Some(letter)) => letter,
+            Ok(None) => continue,
+            Err(error) => return broken(&error),
+        };
         if let Some(payload) = &request.payload {
             letter.payload = payload.clone().into_bytes();
         }
@@ -236,10 +261,19 @@ async fn purge(
     request: web::Json<ReplayRequest>,
     http: HttpRequest,
 ) -> HttpResponse {
-    let keys: Vec<_> = match select(&state, &request).await {
-        Ok(letters) => letters.into_iter().map(|letter| letter.key).collect(),
+    let mut keys = match select_keys(&state, &request).await {
+        Ok(keys) => keys,
         Err(error) => return broken(&error),
     };
+    let mut there = Vec::with_capacity(keys.len());
+    for key in &keys {
+        match find(&state, &request, key).await {
+            Ok(found) => there.push(found.is_some()),
+            Err(error) => return broken(&error),
+        }
+    }
+    let mut there = there.into_iter();
+    keys.retain(|_| there.next().unwrap_or(false));
     let (purged, first) = (keys.len(), keys.first().map(ToString::to_string));
     let board = state.board.clone();
     match state.letters.remove_dead_letters(keys.clone()).await {

@@ -157,6 +157,7 @@ mod tests {
                 max: Duration::from_secs(30),
             },
             breaker: Default::default(),
+            dead_letters: None,
             properties: indexmap::IndexMap::new(),
         }
     }

@@ -15,7 +15,7 @@ use super::window::Fate;
 use crate::buffer::{Block, Chunk, Reader};
 use crate::domain::{DeadLetter, Durable, Record, Sequence, SequenceRange};
 use crate::mapping::Outcome;
-use crate::observe::SinkState;
+use crate::observe::{EdgeMeter, SinkState};
 use crate::part::{Control, Phase};
 use crate::retry::Backoff;
 
@@ -73,6 +73,7 @@ pub(super) struct Delivery<'a> {
     pub outbox: &'a mut Outbox,
     pub ledger: &'a mut Ledger,
     pub backoff: &'a mut Backoff,
+    pub in_flight: &'a EdgeMeter,
     pub control: &'a mut Control,
     pub record_bytes_max: usize,
     pub single_until: Option<Sequence>,
@@ -338,6 +339,7 @@ impl Delivery<'_> {
         let mut window = self.reports.window();
         let passed = window.settle();
         let (pending, oldest) = (window.pending(), window.oldest_arrival());
+        self.in_flight.set(window.len());
         drop(window);
         if pending == 0 || passed.records > 0 {
             self.last_moved = Instant::now();

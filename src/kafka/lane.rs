@@ -17,7 +17,7 @@ use crate::buffer::{BufferError, Reader};
 use crate::config::{KafkaSinkSettings, StreamSettings};
 use crate::domain::{ErrorClass, Reason, Sequence, Stage};
 use crate::mapping::Fault;
-use crate::observe::SinkState;
+use crate::observe::{EdgeMeter, SinkState};
 use crate::part::{Control, Phase};
 use crate::retry::Backoff;
 
@@ -31,6 +31,7 @@ pub(super) struct LaneParts {
     pub stream: StreamSettings,
     pub sink: KafkaSinkSettings,
     pub ledger: LedgerParts,
+    pub in_flight: EdgeMeter,
     pub control: Control,
 }
 
@@ -43,6 +44,7 @@ pub(super) struct Lane {
     outbox: Outbox,
     ledger: Ledger,
     backoff: Backoff,
+    in_flight: EdgeMeter,
     control: Control,
     /// The topic was found since the last standing failure.
     prepared: bool,
@@ -56,7 +58,7 @@ pub(super) struct Lane {
 
 impl Lane {
     pub async fn open(parts: LaneParts) -> Result<Self, KafkaError> {
-        let LaneParts { index, cluster, stream, sink, ledger, control } = parts;
+        let LaneParts { index, cluster, stream, sink, ledger, in_flight, control } = parts;
         let buffer = ledger.buffer.clone();
         let reader = buffer.reader(&stream.name);
         let outbox = Outbox::new(stream, sink.topic.clone(), buffer.identity())?;
@@ -66,6 +68,7 @@ impl Lane {
             outbox,
             ledger: Ledger::open(ledger).await?,
             backoff: Backoff::new(cluster.settings.retry),
+            in_flight,
             control,
             prepared: false,
             drift_told: false,
@@ -159,6 +162,7 @@ impl Lane {
             outbox: &mut self.outbox,
             ledger: &mut self.ledger,
             backoff: &mut self.backoff,
+            in_flight: &self.in_flight,
             control: &mut self.control,
             record_bytes_max: self.record_bytes_max,
             single_until: self.single_until,
@@ -169,6 +173,7 @@ impl Lane {
         let stop = delivery.run(&mut self.reader).await;
         let unreported = delivery.settle_down(matches!(stop, Ok(Stop::Stuck))).await;
         let failure = delivery.reports.window().failure();
+        self.in_flight.set(0);
         self.after(stop?, failure, unreported, &session).await
     }
 

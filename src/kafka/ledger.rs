@@ -18,7 +18,7 @@ use crate::observe::{SinkState, SinkView, StreamView};
 /// Replays told to a lane and not yet entered; a replay waits for room.
 pub(super) const CORRECTIONS_MAX: usize = 256;
 
-/// A dead letter of this sink was delivered after all.
+/// A dead letter of this sink was delivered after all, and counted so in the state store.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Replayed;
 
@@ -41,7 +41,10 @@ pub(super) struct Ledger {
     view: Arc<SinkView>,
     stream_view: Arc<StreamView>,
     replayed: mpsc::Receiver<Replayed>,
+    /// As they are saved.
     books: Books,
+    /// Letters delivered by a replay, counted durably beside the books as each one left.
+    replays: u64,
     changed: watch::Sender<Books>,
 }
 
@@ -53,14 +56,31 @@ impl Ledger {
         let saved = state.books(&stream, &sink).await?;
         let base = Sequence(buffer.oldest(&stream).0.saturating_sub(1));
         let books = saved.unwrap_or_else(|| Books::starting_at(base));
+        let replays = state.replayed(&stream, &sink).await?;
         buffer.delivered(&stream, &sink, Delivered(books.cursor));
         let waiting = state.dead_letter_count(&stream, &sink).await?;
         view.update(|status| {
-            status.books = Some(books);
+            status.books = Some(books.with_replayed(replays));
             status.dead_letters = waiting;
         });
         let changed = watch::Sender::new(books);
-        Ok(Ledger { stream, sink, buffer, state, view, stream_view, replayed, books, changed })
+        Ok(Ledger {
+            stream,
+            sink,
+            buffer,
+            state,
+            view,
+            stream_view,
+            replayed,
+            books,
+            replays,
+            changed,
+        })
+    }
+
+    /// The books with what was replayed.
+    fn shown(&self) -> Books {
+        self.books.with_replayed(self.replays)
     }
 
     pub fn cursor(&self) -> Sequence {
@@ -102,7 +122,7 @@ impl Ledger {
             }
         }
         self.view.update(|status| {
-            status.books = Some(self.books);
+            status.books = Some(self.shown());
             status.oldest_pending = oldest_pending;
             if let Some((_, last)) = passed.delivered_arrivals {
                 status.newest_delivered = Some(last);
@@ -114,22 +134,18 @@ impl Ledger {
 
     /// True when there were any.
     fn enter_replays(&mut self) -> bool {
-        let mut any = false;
+        let before = self.replays;
         while let Ok(Replayed) = self.replayed.try_recv() {
-            any = true;
-            if self.books.dead_lettered > 0 {
-                self.books.dead_lettered -= 1;
-                self.books.delivered += 1;
-            }
+            self.replays += 1;
         }
-        any
+        self.replays > before
     }
 
     /// The disk lost these records; the cursor stands right before them.
     pub fn lost(&mut self, range: SequenceRange) {
         self.books.lost += range.last.since(self.books.cursor);
         self.books.cursor = self.books.cursor.max(range.last);
-        self.view.update(|status| status.books = Some(self.books));
+        self.view.update(|status| status.books = Some(self.shown()));
         self.changed.send_replace(self.books);
         tracing::error!(
                    event = "sink_passed_lost_records",

@@ -13,6 +13,7 @@
 //! letter, or past the trouble.
 
 mod client_config;
+mod copies;
 mod delivery;
 mod error;
 mod health;

@@ -13,7 +13,7 @@ use crate::mapping::{Fault, MappingError, Observed, Outcome, RecordMapper};
 /// By it a consumer drops repeats.
 pub const TELEMETRY_ID_HEADER: &str = "telemetry-id";
 /// What a Kafka record takes on the wire beside key, value and header value: lengths, timestamp delta, header name.
-const RECORD_OVERHEAD_BYTES: usize = 128;
+pub(super) const RECORD_OVERHEAD_BYTES: usize = 128;
 
 /// Maps one stream's records. Nothing is allocated per record but what librdkafka copies.
 pub(super) struct Outbox {

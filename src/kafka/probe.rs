@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::copies;
 use super::error::KafkaError;
 use super::health::ClusterHealth;
 use super::session::{Cluster, Session};
@@ -32,8 +33,11 @@ async fn look(
     findings: &mut Findings,
 ) {
     let mut reached = false;
-    for stream in streams {
-        let Some(sink) = &stream.kafka else { continue };
+    let copies = cluster.settings.dead_letters.as_ref();
+    let copies = copies.map(|topic| copies::sink_settings(&cluster.name, topic));
+    let routed = streams.iter().filter_map(|stream| stream.kafka.clone());
+    for sink in routed.chain(copies) {
+        let sink = &sink;
         let asked = KafkaSinkSettings { ensure: None, ..sink.clone() };
         let found = topics::prepare(cluster, session, &asked).await;
         let missing = matches!(found, Err(KafkaError::TopicMissing { .. }));

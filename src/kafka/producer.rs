@@ -8,6 +8,7 @@ use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 
+use super::copies::{Copier, CopierParts};
 use super::error::KafkaError;
 use super::health::ClusterHealth;
 use super::lane::{Lane, LaneParts};
@@ -18,7 +19,7 @@ use super::session::Cluster;
 use crate::buffer::Buffer;
 use crate::config::{ClusterSettings, KafkaSinkSettings, StreamSettings};
 use crate::domain::StreamName;
-use crate::observe::Board;
+use crate::observe::{Board, Edge};
 use crate::part::{Control, Part, PartResult, Phase};
 use crate::retry::Backoff;
 
@@ -41,7 +42,7 @@ pub struct KafkaParts {
     pub board: Arc<Board>,
 }
 
-/// Delivers every stream routed to one cluster.
+/// Delivers every stream routed to one cluster, and the copies of dead letters it is to have.
 pub struct KafkaProducer {
     cluster: Arc<Cluster>,
     routes: watch::Receiver<Routes>,
@@ -56,7 +57,7 @@ impl KafkaProducer {
         let KafkaParts { cluster, settings, routes, buffer, board } = parts;
         let health = Arc::new(ClusterHealth::new(&cluster, &board));
         let cluster = Arc::new(Cluster::new(cluster, settings, health));
-        let replayer = KafkaReplayer::new(cluster.clone(), buffer.identity());
+        let replayer = KafkaReplayer::new(cluster.clone(), &buffer);
         KafkaProducer { cluster, routes, replayer, buffer, board }
     }
 
@@ -67,15 +68,18 @@ impl KafkaProducer {
 }
 
 impl Part for KafkaProducer {
-    async fn run(mut self, mut control: Control) -> PartResult {
+    async fn run(self, mut control: Control) -> PartResult {
         let health = watch_health(self.cluster.clone(), self.routes.clone());
         tokio::pin!(health);
+        let copying = copy_letters(&self, control.clone());
+        tokio::pin!(copying);
+        let mut routes = self.routes.clone();
         let mut lanes = Lanes::default();
         let mut changing = true;
         loop {
             let phase = control.phase();
             if phase == Phase::Running {
-                let routes = self.routes.borrow_and_update().clone();
+                let routes = routes.borrow_and_update().clone();
                 lanes.follow(&routes, &self, &control)?;
             } else {
                 lanes.tell(phase);
@@ -88,13 +92,31 @@ impl Part for KafkaProducer {
                     ended?;
                     lanes.running.remove(&stream);
                 }
-                changed = self.routes.changed(), if changing => changing = changed.is_ok(),
+                changed = routes.changed(), if changing => changing = changed.is_ok(),
+                failed = &mut copying => return Err(failed.into()),
                 () = control.changed() => {}
                 () = &mut health => {}
             }
         }
     }
 }
+
+/// Ends with a failure only: what is not copied when the part ends is copied after the next start.
+async fn copy_letters(producer: &KafkaProducer, control: Control) -> KafkaError {
+    let cluster = &producer.cluster;
+    if let Some(topic) = cluster.settings.dead_letters.clone() {
+        let (state, log) = (producer.buffer.state(), producer.buffer.identity());
+        let (lane, cluster) = (COPIER_LANE, cluster.clone());
+        let parts = CopierParts { lane, cluster, topic, state, log, control };
+        if let Err(error) = Copier::new(parts).run().await {
+            return error;
+        }
+    }
+    std::future::pending().await
+}
+
+/// The number of the copies' lane; the streams' come after it.
+const COPIER_LANE: usize = 0;
 
 /// The lanes that run, each with its own phase.
 #[derive(Default)]
@@ -125,13 +147,13 @@ impl Lanes {
                 lane.phase.send_replace(Phase::Stopping);
             }
         }
-        producer.cluster.set_lanes(routes.len());
+        producer.cluster.set_lanes(routes.len() + 1);
         for stream in routes.iter() {
             let sink = stream.kafka.clone().filter(|sink| sink.cluster == producer.cluster.name);
             let Some(sink) = sink.filter(|_| !self.running.contains_key(&stream.name)) else {
                 continue;
             };
-            if self.opened == LANES_MAX {
+            if self.opened + 1 == LANES_MAX {
                 anyhow::bail!("{LANES_MAX} lanes were opened: a fresh producer counts anew");
             }
             self.open(stream.clone(), sink, producer, control);
@@ -146,8 +168,8 @@ impl Lanes {
         producer: &KafkaProducer,
         control: &Control,
     ) {
-        let (index, name) = (self.opened, stream.name.clone());
         self.opened += 1;
+        let (index, name) = (COPIER_LANE + self.opened, stream.name.clone());
         let (books, replayed) = mpsc::channel(CORRECTIONS_MAX);
         let view = producer.board.sink(&name, &sink.sink);
         producer.replayer.serve(ReplayTarget {
@@ -169,8 +191,10 @@ impl Lanes {
         // Its progress is of its own: a lane that hangs is noticed although the others beat.
         let control = control.child(phase.subscribe());
         self.running.insert(name.clone(), RunningLane { basis: lane_basis(&stream), phase });
-        let parts =
-            LaneParts { index, cluster: producer.cluster.clone(), stream, sink, ledger, control };
+        let cluster = producer.cluster.clone();
+        let bound = cluster.settings.in_flight_max;
+        let in_flight = producer.board.sink_edge(Edge::InFlight, &name, &sink.sink, bound);
+        let parts = LaneParts { index, cluster, stream, sink, ledger, in_flight, control };
         self.work.push(Box::pin(async move {
             let ended = async { Lane::open(parts).await?.run().await };
             (name, ended.await)
@@ -200,8 +224,9 @@ async fn watch_health(cluster: Arc<Cluster>, routes: watch::Receiver<Routes>) {
         let pause = backoff.next_pause();
         tokio::time::sleep(breaker.rest().unwrap_or(pause)).await;
         let topics = routes.borrow().clone();
-        let mut topics = topics.iter().filter_map(|stream| stream.kafka.as_ref());
-        let Some(topic) = topics.next().map(|sink| sink.topic.clone()) else { continue };
+        let routed = topics.iter().filter_map(|stream| Some(&stream.kafka.as_ref()?.topic));
+        let copies = cluster.settings.dead_letters.iter().map(|copies| &copies.topic);
+        let Some(topic) = routed.chain(copies).next().cloned() else { continue };
         let Ok(permit) = breaker.pass() else { continue };
         match cluster.probe(topic).await {
             Ok(()) => {

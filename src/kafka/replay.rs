@@ -9,8 +9,9 @@ use tokio::time::timeout;
 use super::error::KafkaError;
 use super::ledger::Replayed;
 use super::outbox::Outbox;
-use super::reports::{Reports, opaque};
+use super::reports::opaque;
 use super::session::{Cluster, Session};
+use crate::buffer::{Buffer, State};
 use crate::config::StreamSettings;
 use crate::domain::{DeadLetter, LogIdentity, Sequence, StreamName};
 use crate::mapping::{Fault, Outcome};
@@ -19,7 +20,7 @@ use crate::observe::SinkView;
 /// What became of a replayed dead letter.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ReplayOutcome {
-    /// Confirmed by the brokers; the books already count it as delivered. The letter may be removed.
+    /// Confirmed by the brokers; the letter is gone and the books count it as delivered.
     Delivered,
     /// The current mapping leaves it out.
     Filtered,
@@ -48,15 +49,17 @@ pub struct KafkaReplayer {
 struct Inner {
     cluster: Arc<Cluster>,
     log: LogIdentity,
+    state: State,
     /// Of each stream the lane that serves it now, or did last.
     targets: StdMutex<HashMap<StreamName, Arc<ReplayTarget>>>,
     session: Mutex<Option<Arc<Session>>>,
 }
 
 impl KafkaReplayer {
-    pub(super) fn new(cluster: Arc<Cluster>, log: LogIdentity) -> Self {
+    pub(super) fn new(cluster: Arc<Cluster>, buffer: &Buffer) -> Self {
+        let (log, state) = (buffer.identity(), buffer.state());
         let (targets, session) = (StdMutex::default(), Mutex::default());
-        KafkaReplayer { inner: Arc::new(Inner { cluster, log, targets, session }) }
+        KafkaReplayer { inner: Arc::new(Inner { cluster, log, state, targets, session }) }
     }
 
     /// From now on the letters of its stream go there.
@@ -64,8 +67,9 @@ impl KafkaReplayer {
         self.inner.targets().insert(target.stream.name.clone(), Arc::new(target));
     }
 
-    /// Delivers the letter with its original arrival time and `telemetry-id`. A crash between the confirmation and
-    /// the removal of the letter repeats the record under the same `telemetry-id`.
+    /// Delivers the letter with its original arrival time and `telemetry-id`. It leaves the store and enters the books in
+    /// one step behind the confirmation: a crash before repeats the record under the same `telemetry-id`, and neither
+    /// a crash nor a second replay counts it twice.
     pub async fn replay(&self, letter: &DeadLetter) -> Result<ReplayOutcome, KafkaError> {
         let inner = &self.inner;
         let stream = &letter.key.stream;
@@ -84,8 +88,10 @@ impl KafkaReplayer {
             Outcome::Dead(fault) => return Ok(ReplayOutcome::Dead(fault)),
         }
         inner.deliver(&target, &mut outbox, letter).await?;
-        place.send(Replayed);
-        target.view.meters.replayed_messages.inc();
+        if inner.state.remove_replayed(&letter.key).await? {
+            place.send(Replayed);
+            target.view.meters.replayed_messages.inc();
+        }
         Ok(ReplayOutcome::Delivered)
     }
 }
@@ -118,7 +124,7 @@ impl Inner {
             .map_err(|(error, _)| KafkaError::of(DOING, &target.topic, &error))?;
         let limit = self.cluster.settings.message_timeout;
         // A session whose report stays out is not used again: its late report would be taken for another's.
-        timeout(limit, reported(&reports))
+        timeout(limit, reports.all_reported())
             .await
             .map_err(|_| KafkaError::TimedOut { doing: DOING, limit })?;
         let failure = reports.window().failure();
@@ -131,15 +137,5 @@ impl Inner {
                 code: failure.code,
             }),
         }
-    }
-}
-
-async fn reported(reports: &Reports) {
-    loop {
-        reports.take_news();
-        if reports.window().pending() == 0 {
-            return;
-        }
-        reports.changed().await;
     }
 }

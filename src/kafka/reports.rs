@@ -68,6 +68,17 @@ impl Reports {
     pub async fn changed(&self) {
         self.wake.notified().await;
     }
+
+    /// Returns once nothing in the window waits for a report.
+    pub async fn all_reported(&self) {
+        loop {
+            self.take_news();
+            if self.window().pending() == 0 {
+                return;
+            }
+            self.changed().await;
+        }
+    }
 }
 
 /// librdkafka's callbacks of one producer. A panic in one would end its polling thread without a word, so none

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rdkafka::config::FromClientConfigAndContext as _;
 use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
+use tokio::sync::Semaphore;
 
 use super::client_config::{Purpose, producer_config};
 use super::error::KafkaError;
@@ -89,11 +90,17 @@ pub(super) struct Cluster {
     /// A new producer has room for so many streams.
     lanes: AtomicUsize,
     shared: Mutex<Option<Arc<Session>>>,
+    /// One per blocking call that may be under way.
+    calls: Arc<Semaphore>,
 }
+
+/// Blocking calls of one cluster at a time: each takes a thread here, and an admin client some more.
+const CALLS_MAX: usize = 4;
 
 impl Cluster {
     pub fn new(name: String, settings: ClusterSettings, health: Arc<ClusterHealth>) -> Self {
-        Cluster { name, settings, health, lanes: AtomicUsize::new(1), shared: Mutex::new(None) }
+        let (lanes, calls) = (AtomicUsize::new(1), Arc::new(Semaphore::new(CALLS_MAX)));
+        Cluster { name, settings, health, lanes, shared: Mutex::new(None), calls }
     }
 
     /// How many streams there are now. A producer that is there keeps its room: a full one makes its streams wait.
@@ -151,7 +158,7 @@ impl Cluster {
     /// Asks the cluster for a topic; for whoever waits for it to come back.
     pub async fn probe(self: &Arc<Self>, topic: String) -> Result<(), KafkaError> {
         let cluster = self.clone();
-        blocking("ask the cluster", self.settings.operation_timeout * 2, move || {
+        self.blocking("ask the cluster", self.settings.operation_timeout * 2, move || {
             let session = cluster.shared()?;
             let timeout = cluster.settings.operation_timeout;
             let answer = session.producer().client().fetch_metadata(Some(&topic), timeout);
@@ -159,17 +166,24 @@ impl Cluster {
         })
         .await
     }
-}
 
-/// Runs a blocking call of librdkafka away from the part's thread. The call has its own time limit; `limit` is for
-/// one that ignores it.
-pub(super) async fn blocking<T: Send + 'static>(
-    doing: &'static str,
-    limit: Duration,
-    call: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
-) -> Result<T, KafkaError> {
-    match tokio::time::timeout(limit, tokio::task::spawn_blocking(call)).await {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) | Err(_) => Err(KafkaError::TimedOut { doing, limit }),
+    /// Runs a blocking call of librdkafka away from the part's thread, once it is its turn. The call has its own time
+    /// limit; `limit` is for one that ignores it.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        limit: Duration,
+        call: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
+    ) -> Result<T, KafkaError> {
+        // Nobody closes it; without a permit the call would only be one more.
+        let turn = self.calls.clone().acquire_owned().await;
+        let call = move || {
+            let _turn = turn;
+            call()
+        };
+        match tokio::time::timeout(limit, tokio::task::spawn_blocking(call)).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(KafkaError::TimedOut { doing, limit }),
+        }
     }
 }

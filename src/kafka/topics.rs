@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 
 use super::client_config::admin_config;
 use super::error::{KafkaError, is_missing_topic};
-use super::session::{Cluster, Session, blocking};
+use super::session::{Cluster, Session};
 use crate::config::{KafkaSinkSettings, TopicSettings};
 
 /// A topic as the cluster has it.
@@ -37,27 +37,29 @@ pub(super) async fn prepare(
     sink: &KafkaSinkSettings,
 ) -> Result<TopicFacts, KafkaError> {
     let timeout = cluster.settings.operation_timeout;
-    let (cluster, session, sink) = (cluster.clone(), session.clone(), sink.clone());
+    let (asked, session, sink) = (cluster.clone(), session.clone(), sink.clone());
     let runtime = Handle::current();
     // Look, make, look again, read settings: four calls with a limit each.
-    blocking("look up the topic", timeout * 5, move || {
-        let found = match (look_up(&session, &sink.topic, timeout), &sink.ensure) {
-            (Err(KafkaError::TopicMissing { .. }), Some(wanted)) => {
-                create(&cluster, &runtime, &sink.topic, wanted)?;
-                None
-            }
-            (found, _) => Some(found?),
-        };
-        let partitions = match found {
-            Some(partitions) => partitions,
-            None => wait_until_made(&session, &sink.topic, timeout)?,
-        };
-        cluster.health.reached();
-        let mut facts = TopicFacts { partitions, ..TopicFacts::default() };
-        read_settings(&cluster, &runtime, &sink.topic, &mut facts);
-        Ok(facts)
-    })
-    .await
+    cluster
+        .blocking("look up the topic", timeout * 5, move || {
+            let cluster = asked;
+            let found = match (look_up(&session, &sink.topic, timeout), &sink.ensure) {
+                (Err(KafkaError::TopicMissing { .. }), Some(wanted)) => {
+                    create(&cluster, &runtime, &sink.topic, wanted)?;
+                    None
+                }
+                (found, _) => Some(found?),
+            };
+            let partitions = match found {
+                Some(partitions) => partitions,
+                None => wait_until_made(&session, &sink.topic, timeout)?,
+            };
+            cluster.health.reached();
+            let mut facts = TopicFacts { partitions, ..TopicFacts::default() };
+            read_settings(&cluster, &runtime, &sink.topic, &mut facts);
+            Ok(facts)
+        })
+        .await
 }
 
 fn look_up(session: &Session, topic: &str, timeout: Duration) -> Result<usize, KafkaError> {

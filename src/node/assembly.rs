@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::blueprint::{Basis, Blueprint, PartKey, routes, tables};
 use super::replay::Replayers;
 use super::supervisor::{PartSpec, Side};
+use super::thread;
 use crate::buffer::Buffer;
 use crate::config::{DatabaseSettings, Settings, StreamSettings, TableSettings};
 use crate::database::{BatchWriter, Pool, TableSink};
@@ -109,7 +110,7 @@ impl Assembly {
                         basis: basis.clone(),
                         pool: Pool::new(&settings, dependency),
                         settings,
-                        arbiter: known.map_or_else(new_arbiter, |known| known.arbiter),
+                        arbiter: known.map_or_else(thread::arbiter, |known| known.arbiter),
                         migrated: watch::Sender::new(MigrationState::Waiting),
                     }
                 }
@@ -127,7 +128,7 @@ impl Assembly {
             let PartKey::Kafka(name) = key else { continue };
             let wanted = Arc::new(routes(&self.settings, name));
             let shared = before.remove(name).unwrap_or_else(|| SharedCluster {
-                arbiter: new_arbiter(),
+                arbiter: thread::arbiter(),
                 routes: watch::Sender::new(wanted.clone()),
             });
             shared.routes.send_replace(wanted);
@@ -225,12 +226,8 @@ impl Assembly {
         let place = self.streams_placed % self.settings.node.stream_threads.max(1);
         self.streams_placed += 1;
         if place == self.stream_arbiters.len() {
-            self.stream_arbiters.push(new_arbiter());
+            self.stream_arbiters.push(thread::arbiter());
         }
         self.stream_arbiters[place].clone()
     }
-}
-
-fn new_arbiter() -> ArbiterHandle {
-    Arbiter::new().handle()
 }

@@ -120,7 +120,7 @@ impl Blueprint {
     fn add_clusters(&mut self, settings: &Settings) {
         for (name, cluster) in &settings.clusters {
             let streams = routes(settings, name);
-            if streams.is_empty() {
+            if streams.is_empty() && cluster.dead_letters.is_none() {
                 continue;
             }
             self.parts.insert(PartKey::Kafka(name.clone()), cluster_basis(cluster));

@@ -11,6 +11,7 @@ mod restart;
 mod run;
 mod service;
 mod supervisor;
+mod thread;
 
 pub use reload::Loader;
 pub use run::run;

@@ -14,7 +14,7 @@ use super::blueprint::{Basis, Blueprint, PartKey};
 use super::service;
 use super::supervisor::{AddPart, ForgetPart, RetirePart, Supervisor};
 use crate::config::{EffectiveLine, Loaded, LogSettings, Report, Settings};
-use crate::domain::{Changes, PartChange, PartFate, Sequence, SettingChange};
+use crate::domain::{Changes, CorrelationId, PartChange, PartFate, Sequence, SettingChange};
 use crate::http::Reload;
 use crate::observe::LogControl;
 use crate::part::Phase;
@@ -34,17 +34,18 @@ const FIXED: [&str; 5] = ["node.", "buffer.", "http.", "supervision.", "log.form
 /// Asked over HTTP; the node answers between two turns of its own loop.
 pub struct ReloadOrder {
     only_compare: bool,
+    correlation_id: CorrelationId,
     answer: oneshot::Sender<Result<Changes, String>>,
 }
 
 /// The order as the HTTP listeners give it.
 pub fn over(orders: mpsc::Sender<ReloadOrder>) -> Reload {
-    Arc::new(move |only_compare| {
+    Arc::new(move |only_compare, correlation_id| {
         let orders = orders.clone();
         Box::pin(async move {
             let (answer, answered) = oneshot::channel();
             let stopping = || "the node is stopping".to_owned();
-            let order = ReloadOrder { only_compare, answer };
+            let order = ReloadOrder { only_compare, correlation_id, answer };
             orders.send(order).await.map_err(|_| stopping())?;
             answered.await.map_err(|_| stopping())?
         })
@@ -114,16 +115,21 @@ impl Reloader {
     ) {
         loop {
             tokio::select! {
-                Some(()) = hangup.recv() => drop(self.reload(false).await),
+                Some(()) = hangup.recv() => drop(self.reload(false, CorrelationId::new()).await),
                 Some(order) = orders.recv() => {
                     // Whoever asked may have gone.
-                    let _ = order.answer.send(self.reload(order.only_compare).await);
+                    let outcome = self.reload(order.only_compare, order.correlation_id).await;
+                    let _ = order.answer.send(outcome);
                 }
             }
         }
     }
 
-    async fn reload(&self, only_compare: bool) -> Result<Changes, String> {
+    async fn reload(
+        &self,
+        only_compare: bool,
+        correlation_id: CorrelationId,
+    ) -> Result<Changes, String> {
         let mut state = self.state.lock().await;
         if only_compare {
             return self.compare(&state).await.map(|next| next.changes);
@@ -132,9 +138,10 @@ impl Reloader {
         let outcome = self.take(&mut state).await;
         service::ready(&state.assembly.board);
         match &outcome {
-            Ok(changes) => tell(changes),
+            Ok(changes) => tell(changes, &correlation_id),
             Err(why) => tracing::error!(
                 event = "configuration_refused",
+                %correlation_id,
                 "the changed configuration is not taken, the old one goes on: {why}"
             ),
         }
@@ -176,7 +183,7 @@ impl Reloader {
         let mut changes = compare_parts(state.assembly.blueprint(), &blueprint);
         changes.config.clone_from(&self.config);
         changes.settings = settings;
-        let settings = Settings {
+        let mut settings = Settings {
             node: before.node.clone(),
             buffer: before.buffer.clone(),
             http: before.http.clone(),
@@ -184,6 +191,7 @@ impl Reloader {
             supervision: before.supervision.clone(),
             ..loaded.settings
         };
+        settings.share_presented(before);
         Ok(Next { settings, blueprint, values, changes })
     }
 
@@ -210,6 +218,8 @@ impl Reloader {
         for key in before.parts.keys().filter(|key| !blueprint.parts.contains_key(*key)) {
             self.supervisor.send(ForgetPart(key.name())).await?;
         }
+        let copied_to = settings.dead_letter_clusters();
+        assembly.buffer.state().copy_dead_letters_to(copied_to).await?;
         assembly.configure(settings, blueprint);
         for key in fresh {
             self.supervisor.send(AddPart(assembly.build(&key))).await?;
@@ -305,13 +315,14 @@ fn compare_parts(before: &Blueprint, after: &Blueprint) -> Changes {
     changes
 }
 
-fn tell(changes: &Changes) {
+fn tell(changes: &Changes, correlation_id: &CorrelationId) {
     let of = |fate: PartFate| {
         let parts = changes.parts.iter().filter(|change| change.fate == fate);
         parts.map(|change| change.part.as_str()).collect::<Vec<_>>().join(", ")
     };
     tracing::info!(
         event = "configuration_reloaded",
+        %correlation_id,
         settings = changes.settings.len(),
         files = changes.files.len(),
         added = of(PartFate::Added),
@@ -324,6 +335,7 @@ fn tell(changes: &Changes) {
     if !waiting.is_empty() {
         tracing::warn!(
             event = "restart_needed",
+            %correlation_id,
             settings = waiting.join(", "),
             "these settings count from the next start on: systemctl restart telemetry"
         );

@@ -17,6 +17,7 @@ use super::reload::{self, Loader, ReloadOrder, Reloader};
 use super::replay::replay;
 use super::service;
 use super::supervisor::{GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
+use super::thread;
 use crate::buffer::Buffer;
 use crate::config::{Loaded, Settings};
 use crate::http::{ControlState, Server, serve};
@@ -43,7 +44,7 @@ const RELOAD_ORDERS_MAX: usize = 4;
 /// or when the disk failed under it: the process must then end non-zero, so that systemd starts it again.
 pub fn run(loaded: &Loaded, load: Loader, log: LogControl) -> anyhow::Result<()> {
     install_panic_log();
-    System::new().block_on(async {
+    thread::system().block_on(async {
         let mut signals = Signals::listen()?;
         let (node, mut reloads) = Node::start(loaded, load, log).await?;
         let verdict = node.until_told(&mut signals, &mut reloads).await;

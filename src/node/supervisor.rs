@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::part_actor::{Cancel, EndNotice, Ending, PartActor, PartEnded};
 use super::restart::{Decision, RestartPolicy};
+use super::thread;
 use crate::config::SupervisionSettings;
 use crate::domain::Runbook;
 use crate::observe::{Board, PartState};
@@ -188,7 +189,7 @@ impl Supervisor {
         }
         for name in blocked {
             if let Some(part) = self.parts.get_mut(&name) {
-                part.spec.arbiter = Arbiter::new().handle();
+                part.spec.arbiter = thread::arbiter();
                 self.launches += 1;
                 part.launch = self.launches;
             }

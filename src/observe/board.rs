@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 
 use super::dependency::{DependencyStatus, DependencyView};
+use super::edges::{Edge, EdgeMeter};
 use super::expiry::CertificateStatus;
 use super::http_meters::HttpMeters;
 use super::metrics::{BufferMeters, Exposition, SinkMeters, StreamMeters};
@@ -202,6 +203,28 @@ impl Board {
         self.exposition.forget_part(name);
     }
 
+    /// The meter of an edge of the whole node.
+    pub fn edge(&self, edge: Edge, capacity: usize) -> EdgeMeter {
+        self.exposition.edge(edge, &[], capacity as u64)
+    }
+
+    /// The meter of a stream's edge.
+    pub fn stream_edge(&self, edge: Edge, stream: &StreamName, capacity: usize) -> EdgeMeter {
+        self.exposition.edge(edge, &[("stream", stream.as_str())], capacity as u64)
+    }
+
+    /// The meter of the edge in front of one sink of a stream.
+    pub fn sink_edge(
+        &self,
+        edge: Edge,
+        stream: &StreamName,
+        sink: &SinkName,
+        capacity: usize,
+    ) -> EdgeMeter {
+        let owner = [("stream", stream.as_str()), ("sink", sink.as_str())];
+        self.exposition.edge(edge, &owner, capacity as u64)
+    }
+
     /// `/metrics`, in the Prometheus text format.
     pub fn render_metrics(&self) -> String {
         self.exposition.render(self)
@@ -255,6 +278,8 @@ pub struct BufferStatus {
     pub filesystem_bytes: u64,
     pub dead_letter_bytes: u64,
     pub dead_letter_quota_bytes: u64,
+    /// Dead letters not yet copied, by the Kafka cluster that is to have a copy of each.
+    pub dead_letter_copies_waiting: BTreeMap<String, u64>,
 }
 
 /// One supervised part.
@@ -287,6 +312,8 @@ pub struct StreamStatus {
     pub subscribed: bool,
     pub granted_qos: Option<u8>,
     pub unacknowledged: usize,
+    /// At this many the socket is not read.
+    pub unacknowledged_max: usize,
     /// Of this life or an earlier one.
     pub last_message: Option<Arrival>,
     /// When that was, by the clock that is never set; from the start of the node while there is none.

@@ -30,6 +30,21 @@ pub const CHAPTERS: [Chapter; 9] = [
                 "A setting is taken, and hardly meant",
                 "Change it as the line says",
             ),
+            event(
+                "configuration_reloaded",
+                "A reload took the changed configuration; which parts were added, renewed or removed",
+                "",
+            ),
+            event(
+                "configuration_refused",
+                "A reload met a mistake; the old configuration goes on",
+                "Correct what the line names, `telemetry check`, reload again",
+            ),
+            event(
+                "restart_needed",
+                "These changed settings count from the next start on",
+                "`systemctl restart telemetry` when it suits",
+            ),
             event("buffer_opened", "The buffer is open, with this many generations and bytes", ""),
             event("node_started", "Streams may accept; everything outside may still be away", ""),
             event(
@@ -146,6 +161,41 @@ pub const CHAPTERS: [Chapter; 9] = [
                 "marks_damaged",
                 "The file of the buffer's positions is unreadable; they are found from the records",
                 "Look after the disk",
+            ),
+            event(
+                "reached_damaged",
+                "The file that tells how far each stream was acknowledged is unreadable; the records tell",
+                "Look after the disk",
+            ),
+            event(
+                "identity_damaged",
+                "The file that names the log is unreadable",
+                "Look after the disk; `identity_restored` follows",
+            ),
+            event(
+                "identity_restored",
+                "The name of the log was found in the records, and its file made again",
+                "",
+            ),
+            event(
+                "generation_misplaced",
+                "A part of the buffer stands in another one's place, and is put right",
+                "Find out who moved or restored it",
+            ),
+            event(
+                "read_failed",
+                "A part of the buffer could not be read, and is read again",
+                "Look after the disk",
+            ),
+            event(
+                "state_missing",
+                "The database of books, dead letters and Kafka cursors is gone, though the log is there",
+                "Put it back if it exists elsewhere",
+            ),
+            event(
+                "log_replaced",
+                "The log is gone, though its state is there; a new one began",
+                "Put it back if it exists elsewhere",
             ),
             event(
                 "buffer_failed",

@@ -13,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 use super::board::{Board, DisconnectReason, PartState, Redelivery, SinkKind, SinkState};
+use super::edges::{Edge, EdgeMeter};
 use super::http_meters::{HttpMeters, HttpRefusal};
 use crate::breaker::BreakerState;
 use crate::domain::{Arrival, ErrorClass, Reason, SinkName, StreamName};
@@ -123,7 +124,7 @@ pub struct Exposition {
     process: Registry,
     process_gauges: BTreeMap<&'static str, FloatGauge>,
     buffer: BufferMeters,
-    /// Of counters and histograms: families do not tell what they hold.
+    /// Of counters, histograms and held gauges: families do not tell what they hold.
     series: Mutex<BTreeSet<(&'static str, Labels)>>,
     /// One scrape at a time: gauges are set, then printed.
     scrape: Mutex<()>,
@@ -190,6 +191,7 @@ const GAUGES: &[(&str, &str)] = &[
     ("dead_letters", "Dead letters waiting for a person"),
     ("dead_letter_store_bytes", "Bytes of stored dead letters"),
     ("dead_letter_store_quota_bytes", "Above this a sink holds rather than drops"),
+    ("dead_letter_copies_waiting", "Dead letters not yet copied to this Kafka cluster"),
     (
         "ledger_difference_messages",
         "Records passed minus records accounted for: 0 when the books balance",
@@ -199,7 +201,12 @@ const GAUGES: &[(&str, &str)] = &[
     ("migrations_pending", "Migrations not yet applied"),
     ("migration_failed", "1 when migrations were refused or failed"),
     ("part_parked", "1 when the part failed too often and waits"),
+    ("edge_depth", "What waits on an edge between two parts"),
+    ("edge_capacity", "The bound of that edge, in the same unit"),
 ];
+
+/// Set by whoever fills and empties an edge, not copied at a scrape.
+const HELD_GAUGES: [&str; 2] = ["edge_depth", "edge_capacity"];
 
 const FLOAT_GAUGES: &[(&str, &str)] = &[
     (
@@ -317,7 +324,7 @@ impl Exposition {
         self.forget(&[("part", part)]);
     }
 
-    /// Counters and histograms with these labels, whatever others they have. Gauges are set anew at each scrape.
+    /// What is held with these labels, whatever others it has. Other gauges are set anew at each scrape.
     fn forget(&self, of: &[(&'static str, &str)]) {
         let meant = |(_, labels): &(&'static str, Labels)| {
             of.iter().all(|(name, value)| labels.iter().any(|(n, v)| n == name && v == value))
@@ -327,6 +334,9 @@ impl Exposition {
                 family.remove(&labels);
             }
             if let Some(family) = self.histograms.get(name) {
+                family.remove(&labels);
+            }
+            if let Some(family) = self.gauges.get(name) {
                 family.remove(&labels);
             }
         }
@@ -391,6 +401,16 @@ impl Exposition {
         }
     }
 
+    /// The meter of one edge; its bound is shown from now on.
+    pub fn edge(&self, edge: Edge, owner: &[(&'static str, &str)], capacity: u64) -> EdgeMeter {
+        let labels = [&[("edge", edge.code())], owner].concat();
+        self.set("edge_capacity", &labels, to_i64(capacity));
+        let labels = owned(&labels);
+        let depth = self.gauges["edge_depth"].get_or_create(&labels).clone();
+        self.series().extend(HELD_GAUGES.map(|name| (name, labels.clone())));
+        EdgeMeter(depth)
+    }
+
     fn set(&self, name: &str, labels: &[(&'static str, &str)], value: i64) {
         self.gauges[name].get_or_create(&owned(labels)).set(value);
     }
@@ -401,7 +421,8 @@ impl Exposition {
 
     pub fn render(&self, board: &Board) -> String {
         let _one_at_a_time = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
-        self.gauges.values().for_each(Family::clear);
+        let copied = |(name, _): &(&&str, &Gauges)| !HELD_GAUGES.contains(*name);
+        self.gauges.iter().filter(copied).for_each(|(_, family)| family.clear());
         self.float_gauges.values().for_each(Family::clear);
         self.copy_node(board);
         self.copy_streams(board);
@@ -454,6 +475,8 @@ impl Exposition {
             self.set("mqtt_subscribed", &of, i64::from(status.subscribed));
             self.set("mqtt_granted_qos", &of, status.granted_qos.map_or(-1, i64::from));
             self.set("mqtt_unacknowledged_messages", &of, to_i64(status.unacknowledged as u64));
+            let bound = status.unacknowledged_max as u64;
+            self.edge(Edge::Unacknowledged, &of, bound).set(status.unacknowledged);
             self.set("stream_input_active", &of, i64::from(status.subscribed));
             let sinks = board.sinks_of(&name);
             let delivering =
@@ -481,6 +504,13 @@ impl Exposition {
         self.set("filesystem_free_bytes", &[], to_i64(buffer.free_bytes));
         self.set("dead_letter_store_bytes", &[], to_i64(buffer.dead_letter_bytes));
         self.set("dead_letter_store_quota_bytes", &[], to_i64(buffer.dead_letter_quota_bytes));
+        let bytes = usize::try_from(buffer.bytes).unwrap_or(usize::MAX);
+        self.edge(Edge::Log, &[], buffer.quota_bytes).set(bytes);
+        for (cluster, waiting) in &buffer.dead_letter_copies_waiting {
+            let dependency = format!("kafka:{cluster}");
+            let of = [("dependency", dependency.as_str())];
+            self.set("dead_letter_copies_waiting", &of, to_i64(*waiting));
+        }
         for (name, _) in board.streams() {
             let lost = buffer.lost.get(name.as_str()).copied().unwrap_or(0);
             self.set("buffer_lost_messages", &[("stream", name.as_str())], to_i64(lost));

@@ -3,6 +3,7 @@
 
 mod board;
 mod dependency;
+mod edges;
 pub mod events;
 mod expiry;
 pub mod health;
@@ -17,6 +18,7 @@ pub use board::{
     SinkKind, SinkState, SinkStatus, SinkView, StreamStatus, StreamView,
 };
 pub use dependency::{BreakerShown, DependencyStatus, DependencyView, MigrationState};
+pub use edges::{Edge, EdgeMeter, Entered};
 pub use expiry::{CertificateStatus, Nearness, read_certificates, watch_certificates};
 pub use http_meters::{HttpMeters, HttpRefusal};
 pub use logging::{LogControl, start_logging, tell_error};

@@ -78,6 +78,7 @@ impl Part for StreamReader {
         let notes = Notes::new(&self.buffer, &self.stream.name);
         let heard = heard::restore(&self.buffer, &self.stream.name).await?;
         view.update(|status| {
+            status.unacknowledged_max = self.broker.unacknowledged_messages_max;
             // A later life of this part knows better.
             if let Some(arrival) = heard.filter(|_| status.last_message.is_none()) {
                 status.heard_at(arrival);

@@ -263,3 +263,43 @@ async fn a_drain_without_a_cluster_ends_at_its_deadline_and_loses_nothing() {
     stage.run(async |_| stage.until_cursor("energy", 100).await).await;
     assert_whole_and_in_order(&stage.read("energy", 100), 1..=100);
 }
+
+/// The node may die between the confirmation of a replayed letter and its removal, or a person may ask twice.
+#[tokio::test]
+async fn a_replay_that_is_repeated_moves_the_books_once_also_across_a_restart() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.keep("energy", [good(1), "no json".to_owned(), "nor this".to_owned(), good(2)]).await;
+    let counted = || {
+        let books = stage.status("energy").books.unwrap();
+        (books.delivered, books.dead_lettered)
+    };
+    let mut letters = Vec::new();
+    stage
+        .run(async |replayer| {
+            stage.until_cursor("energy", 4).await;
+            letters = stage.letters().await;
+            for letter in &mut letters {
+                letter.payload = good(9).into_bytes();
+            }
+            for _ in 0..3 {
+                let outcome = replayer.replay(&letters[0]).await.unwrap();
+                assert_eq!(outcome, ReplayOutcome::Delivered);
+            }
+            stage.until("the books follow", |_| counted() == (3, 1)).await;
+        })
+        .await;
+    assert_eq!(counted(), (3, 1));
+    assert_eq!(stage.letters().await.len(), 1, "it left with its entry in the books");
+    stage
+        .run(async |replayer| {
+            stage.until_cursor("energy", 4).await;
+            assert_eq!(counted(), (3, 1), "the next life knows of it");
+            for letter in &letters {
+                replayer.replay(letter).await.unwrap();
+            }
+            stage.until("the books follow", |_| counted() == (4, 0)).await;
+        })
+        .await;
+    stage.assert_balanced("energy");
+    assert!(stage.letters().await.is_empty());
+}

@@ -1,5 +1,6 @@
 //! The producer against librdkafka's mock cluster, and the node against a real Apache Kafka.
 
+mod copies;
 mod faults;
 mod outages;
 mod security;

@@ -129,6 +129,7 @@ fn cluster(bootstrap: String) -> ClusterSettings {
         cursor_save_interval: Duration::from_millis(50),
         retry: BackoffSettings { min: Duration::from_millis(20), max: Duration::from_millis(200) },
         breaker: Default::default(),
+        dead_letters: None,
         // Several batches per stream, so that one can fail among others.
         properties: IndexMap::from([("batch.num.messages".to_owned(), "100".to_owned())]),
     }

@@ -164,6 +164,61 @@ fn letters_are_filtered_by_time_exported_and_purged_running_and_stopped() {
 }
 
 #[test]
+fn letters_are_chosen_by_stream_sink_and_reason_and_replayed_all_by_filter_or_one() {
+    let world = World::start(Changes::default());
+    publish(&world, [energy("\"1\"", 1), energy("\"2\"", 2), "{\"broken\": ".to_owned()]);
+    let publisher = world.publisher();
+    let outdoor = "homelab/temperature/outdoor";
+    for text in [r#"{"temperature_c": 900000}"#, r#"{"temperature_c": 900001}"#] {
+        publisher.publish("temperature_outdoor", outdoor, text);
+    }
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "rows of the outdoor sensor", || {
+        world.count("telemetry", "temperature_sensors") == 2
+    });
+    // Two more are refused by the table, which is then widened.
+    let rule =
+        "ALTER TABLE temperature_sensors ADD CONSTRAINT sane CHECK (temperature_c < 100) NOT VALID";
+    world.postgres.execute("telemetry", rule).unwrap();
+    for text in [r#"{"temperature_c": 101}"#, r#"{"temperature_c": 102}"#] {
+        publisher.publish("temperature_outdoor", outdoor, text);
+    }
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "five letters", || letters(&world, &[]).len() == 5);
+    for (filter, expected) in [
+        (&["--stream", "energy"][..], 3),
+        (&["--stream", "temperature_outdoor"], 2),
+        (&["--sink", "temperature_sensors"], 2),
+        (&["--reason", "wrong_type"], 2),
+        (&["--reason", "not_json", "--stream", "energy"], 1),
+        (&["--reason", "not_json", "--sink", "temperature_sensors"], 0),
+    ] {
+        assert_eq!(letters(&world, filter).len(), expected, "{filter:?}");
+    }
+    let table = printed(&dlq(&world, &["list"]));
+    let counts = "5 dead letters: database_refused 2, not_json 1, wrong_type 2";
+    assert!(table.contains(counts), "{table}");
+
+    let dry = printed(&dlq(&world, &["replay", "--reason", "database_refused", "--dry-run"]));
+    assert_eq!(dry.lines().filter(|line| line.starts_with("would replay ")).count(), 2, "{dry}");
+    assert_eq!(letters(&world, &[]).len(), 5, "a dry run changes nothing");
+    let refused = dlq(&world, &["replay"]);
+    assert_eq!(refused.status.code(), Some(1), "nothing is mended yet");
+    assert_eq!(text(&refused.stdout).matches("still dead").count(), 5);
+
+    let mended = "ALTER TABLE temperature_sensors DROP CONSTRAINT sane";
+    world.postgres.execute("telemetry", mended).unwrap();
+    let one = letters(&world, &["--reason", "database_refused"])[0]["letter"].clone();
+    printed(&dlq(&world, &["replay", one.as_str().unwrap()]));
+    assert_eq!(world.count("telemetry", "temperature_sensors"), 3);
+    printed(&dlq(&world, &["replay", "--stream", "temperature_outdoor"]));
+    assert_eq!(world.count("telemetry", "temperature_sensors"), 4);
+    printed(&dlq(&world, &["purge", "--reason", "not_json", "--yes"]));
+    assert_eq!(letters(&world, &[]).len(), 2);
+    assert!(world.node.log_text().contains("dead_letters_replayed"));
+}
+
+#[test]
 fn a_full_store_is_announced_holds_the_sink_and_drops_nothing() {
     let extra = "[buffer]\ndead_letter_quota_bytes = 1048576\n".to_owned();
     let world = World::start(Changes { extra, ..Changes::default() });

@@ -13,6 +13,7 @@ mod kill;
 mod outages;
 mod parts;
 mod reload;
+mod scale;
 mod secrets;
 mod service;
 mod stop;

@@ -20,6 +20,7 @@ use crate::background::block_on;
 use crate::daemon::Daemon;
 use crate::paths::Folder;
 use crate::ports::free_port;
+use crate::proxy::Proxy;
 
 pub use follower::Follower;
 pub use reader::Record;
@@ -41,11 +42,13 @@ pub struct KafkaOptions {
     pub properties: Vec<(String, String)>,
     /// Further listeners, with TLS.
     pub security: Option<KafkaSecurity>,
+    /// A further listener whose clients come through [`Kafka::link`], for the broker sends them there.
+    pub far: bool,
 }
 
 impl Default for KafkaOptions {
     fn default() -> Self {
-        Self { folder: None, heap_mib: 384, properties: Vec::new(), security: None }
+        Self { folder: None, heap_mib: 384, properties: Vec::new(), security: None, far: false }
     }
 }
 
@@ -56,6 +59,7 @@ pub struct Kafka {
     port: u16,
     /// With user and password; with a client certificate.
     secure_ports: [u16; 2],
+    link: Option<Proxy>,
     folder: Folder,
 }
 
@@ -105,6 +109,7 @@ impl Kafka {
         if let Some(security) = &options.security {
             security.add_to(&mut properties, secure_ports, &folder.join("tls"))?;
         }
+        let link = if options.far { Some(far_listener(&mut properties)?) } else { None };
         properties.extend(options.properties.iter().cloned());
         let text: String =
             properties.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
@@ -120,7 +125,7 @@ impl Kafka {
             .arguments(JAVA)
             .arguments(["-cp", &class_path, "kafka.Kafka"])
             .argument(file);
-        Ok(Self { daemon, port, secure_ports, folder })
+        Ok(Self { daemon, port, secure_ports, link, folder })
     }
 
     /// Starts it again, with the same port and data.
@@ -182,6 +187,17 @@ impl Kafka {
     /// `host:port` for clients.
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// As [`Kafka::bootstrap`], but through the link, where there is one.
+    pub fn far_bootstrap(&self) -> String {
+        let port = self.link.as_ref().map_or(self.port, Proxy::port);
+        format!("127.0.0.1:{port}")
+    }
+
+    /// What the network does to the clients of [`Kafka::far_bootstrap`]. Only with [`KafkaOptions::far`].
+    pub fn link(&self) -> Option<&Proxy> {
+        self.link.as_ref()
     }
 
     /// As [`Kafka::bootstrap`]: TLS, user and password. Only with [`KafkaOptions::security`].
@@ -287,6 +303,20 @@ fn properties(port: u16, controller: u16, folder: &Folder) -> BTreeMap<String, S
         ("auto.create.topics.enable", "false".into()),
     ];
     own.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Clients that begin there are told to go on there.
+fn far_listener(properties: &mut BTreeMap<String, String>) -> Result<Proxy> {
+    let port = free_port();
+    let link = Proxy::start(port)?;
+    for (name, more) in [
+        ("listeners", format!(",FAR://127.0.0.1:{port}")),
+        ("advertised.listeners", format!(",FAR://127.0.0.1:{}", link.port())),
+        ("listener.security.protocol.map", ",FAR:PLAINTEXT".to_owned()),
+    ] {
+        properties.entry(name.to_owned()).or_default().push_str(&more);
+    }
+    Ok(link)
 }
 
 fn format_storage(

@@ -30,12 +30,14 @@ pub enum Link {
     SilentToClient,
     /// So many bytes a second each way.
     Slow(usize),
+    /// The first bytes, wherever the client sends them, arrive as the second.
+    Replacing(&'static [u8], &'static [u8]),
 }
 
 impl Link {
     fn carries(self, direction: Direction) -> bool {
         match (self, direction) {
-            (Link::Fine | Link::Slow(_), _) => true,
+            (Link::Fine | Link::Slow(_) | Link::Replacing(..), _) => true,
             (Link::BlackHole, _) => false,
             (Link::SilentToServer, direction) => direction == Direction::ToClient,
             (Link::SilentToClient, direction) => direction == Direction::ToServer,
@@ -143,15 +145,39 @@ async fn pump(
         let count = from.read(&mut bytes[..piece]).await?;
         let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
         let seen = weather.wait_for(|weather| weather.link.carries(direction)).await;
-        let slow = matches!(seen.map_err(gone)?.link, Link::Slow(_));
-        if slow {
+        let link = seen.map_err(gone)?.link;
+        if matches!(link, Link::Slow(_)) {
             sleep(Duration::from_secs(1) / SLOW_PIECES_A_SECOND as u32).await;
         }
         if count == 0 {
             return to.shutdown().await;
         }
-        to.write_all(&bytes[..count]).await?;
+        match link {
+            Link::Replacing(what, by) if direction == Direction::ToServer => {
+                to.write_all(&replaced(&bytes[..count], what, by)).await?;
+            }
+            _ => to.write_all(&bytes[..count]).await?,
+        }
     }
+}
+
+/// What is cut in two by the end of a piece stays as it is.
+fn replaced(bytes: &[u8], what: &[u8], by: &[u8]) -> Vec<u8> {
+    let mut result = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some(first) = rest.first() {
+        match rest.strip_prefix(what) {
+            Some(behind) if !what.is_empty() => {
+                result.extend_from_slice(by);
+                rest = behind;
+            }
+            _ => {
+                result.push(*first);
+                rest = &rest[1..];
+            }
+        }
+    }
+    result
 }
 
 #[cfg(test)]
@@ -201,6 +227,12 @@ mod tests {
         assert_eq!(answer(&mut client).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
         proxy.set(Link::Fine);
         assert_eq!(answer(&mut client).unwrap(), 6);
+    }
+
+    #[test]
+    fn what_is_to_be_replaced_is_and_the_rest_stays() {
+        assert_eq!(replaced(b"a COMMIT, COMMIT", b"COMMIT", b"ROLLBACK"), b"a ROLLBACK, ROLLBACK");
+        assert_eq!(replaced(b"COMMI", b"COMMIT", b"ROLLBACK"), b"COMMI");
     }
 
     #[test]

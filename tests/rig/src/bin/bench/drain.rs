@@ -9,18 +9,21 @@ use anyhow::{Context, Result};
 use crate::baseline::{copy, produce};
 use crate::lab::{BATCH_ROWS, DATABASE, Lab, Plan, Sink, Subject, delivered, kept};
 use crate::load::flood;
+use crate::outage;
 use crate::process::resident_mib;
 use crate::report::{Bar, Measure};
 use crate::throughput::check_rows;
 
 /// A node's folder with records that no sink has had.
-struct Full {
-    identity: String,
-    state: PathBuf,
-    count: u64,
+pub struct Full {
+    pub identity: String,
+    pub state: PathBuf,
+    pub count: u64,
 }
 
-fn fill(lab: &mut Lab, sink: Sink, count: u64) -> Result<Full> {
+/// # Errors
+/// When the run fails.
+pub fn fill(lab: &mut Lab, sink: Sink, count: u64) -> Result<Full> {
     let mut subject = lab.start(&Plan::new(sink))?;
     let load = flood(lab.mosquitto.port(), &subject.topic, count);
     subject.wait_for(count, kept)?;
@@ -33,7 +36,10 @@ fn fill(lab: &mut Lab, sink: Sink, count: u64) -> Result<Full> {
 
 impl Full {
     /// A node on a copy of the folder.
-    fn start(&self, lab: &mut Lab, sink: Sink) -> Result<Subject> {
+    ///
+    /// # Errors
+    /// When it cannot be copied, or the node not started.
+    pub fn start(&self, lab: &mut Lab, sink: Sink) -> Result<Subject> {
         let state = self.state.with_file_name("copy");
         if state.exists() {
             std::fs::remove_dir_all(&state).context("remove the last copy")?;
@@ -42,7 +48,11 @@ impl Full {
         self.start_in(lab, sink, state)
     }
 
-    fn start_in(&self, lab: &mut Lab, sink: Sink, state: PathBuf) -> Result<Subject> {
+    /// A node on this folder.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_in(&self, lab: &mut Lab, sink: Sink, state: PathBuf) -> Result<Subject> {
         let identity = Some(self.identity.clone());
         lab.spawn(&Plan { state: Some(state), identity, ..Plan::new(sink) })
     }
@@ -110,10 +120,13 @@ pub fn to_kafka(lab: &mut Lab, count: u64, rounds: usize) -> Result<Vec<Measure>
 ///
 /// # Errors
 /// When the run fails, or rows are missing.
-pub fn backlog(lab: &mut Lab, count: u64) -> Result<Vec<Measure>> {
+pub fn backlog(lab: &mut Lab, count: u64, seconds: u64) -> Result<Vec<Measure>> {
     let mut start = Measure::new("start with a backlog until accepting", "s", Bar::AtMost(2.0));
     let mut memory = Measure::new("resident memory, draining a backlog", "MiB", Bar::AtMost(256.0));
-    let full = fill(lab, Sink::TableAway, count)?;
+    let name = "resident memory, both sinks away, 2,000 msg/s";
+    let mut away = Measure::new(name, "MiB", Bar::AtMost(256.0));
+    let full = outage::both_away(lab, count, seconds, &mut away)?;
+    let count = full.count;
     for _ in 0..3 {
         let mut subject = full.start_in(lab, Sink::TableAway, full.state.clone())?;
         subject.wait_subscribed()?;
@@ -128,5 +141,5 @@ pub fn backlog(lab: &mut Lab, count: u64) -> Result<Vec<Measure>> {
     memory.ours.push(most);
     subject.stop()?;
     check_rows(lab, count)?;
-    Ok(vec![start, memory])
+    Ok(vec![start, memory, away])
 }

@@ -41,6 +41,8 @@ pub enum Sink {
         topic: String,
     },
     KafkaAway,
+    /// A table and a topic, and neither server is there.
+    BothAway,
 }
 
 /// How a node differs from the defaults.
@@ -206,6 +208,11 @@ impl Lab {
             database.remove("jobs");
         });
         match &plan.sink {
+            Sink::BothAway => {
+                homelab.set(&["node", "drain_timeout_seconds"], 0);
+                homelab.databases(free_port(), &self.folder)?;
+                homelab.cluster(&format!("127.0.0.1:{}", free_port()));
+            }
             Sink::Table | Sink::TableAway => {
                 homelab.without_kafka();
                 let away = matches!(plan.sink, Sink::TableAway);

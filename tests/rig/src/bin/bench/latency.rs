@@ -57,7 +57,7 @@ fn run(lab: &Lab, subject: &Subject, count: u64) -> Result<Vec<f64>> {
         let stop = stop.clone();
         std::thread::spawn(move || watch(&target, FIRST + count - 1, &stop))
     };
-    let sent = pace(lab.mosquitto.port(), &subject.topic, count, PAUSE).join();
+    let sent = pace(lab.mosquitto.port(), &subject.topic, 0..count, PAUSE).join();
     // The watcher ends with the last row; when that does not come, somebody must tell it to.
     let deadline = Instant::now() + LAST_ROW_WITHIN;
     while !watcher.is_finished() && Instant::now() < deadline && sent.is_ok() {

@@ -147,21 +147,27 @@ pub fn flood(port: u16, topic: &str, count: u64) -> Load<()> {
     }))
 }
 
-/// Publishes one message every `pause` and tells when each was sent, in the order of their counters.
-pub fn pace(port: u16, topic: &str, count: u64, pause: Duration) -> Load<Vec<Instant>> {
+/// Publishes the messages of these counters, one every `pause`, and tells when each was sent.
+pub fn pace(
+    port: u16,
+    topic: &str,
+    counters: std::ops::Range<u64>,
+    pause: Duration,
+) -> Load<Vec<Instant>> {
     let topic = topic.to_owned();
     Load(std::thread::spawn(move || {
         runtime()?.block_on(async {
             let mut sender = Sender::connect(port, &topic, "load").await?;
             let mut ticks = interval(pause);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-            let mut sent = Vec::with_capacity(count as usize);
+            let count = (counters.end - counters.start) as usize;
+            let mut sent = Vec::with_capacity(count);
             let mut bytes = Vec::new();
-            while (sent.len() as u64) < count {
+            while sent.len() < count {
                 tokio::select! {
                     _ = ticks.tick() => {
                         bytes.clear();
-                        sender.encode(FIRST + sent.len() as u64, &mut bytes);
+                        sender.encode(FIRST + counters.start + sent.len() as u64, &mut bytes);
                         sent.push(Instant::now());
                         sender.mqtt.write(&bytes).await?;
                     }

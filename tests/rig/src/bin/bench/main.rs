@@ -6,6 +6,7 @@ mod drain;
 mod lab;
 mod latency;
 mod load;
+mod outage;
 mod process;
 mod report;
 mod throughput;
@@ -30,7 +31,8 @@ struct Options {
     /// Smaller runs: under two minutes instead of under ten.
     #[arg(long)]
     quick: bool,
-    /// Only groups whose name contains this: accept, end-to-end, queued, postgres, kafka, latency, backlog.
+    /// Only groups whose name contains this: accept, end-to-end, queued, postgres, kafka, latency, backlog,
+    /// recovery, outage, poison.
     #[arg(long)]
     only: Option<String>,
 }
@@ -44,6 +46,9 @@ struct Scale {
     kafka: u64,
     latency_seconds: u64,
     backlog: u64,
+    busy_seconds: u64,
+    recovery: u64,
+    outage: u64,
 }
 
 const FULL: Scale = Scale {
@@ -54,6 +59,9 @@ const FULL: Scale = Scale {
     kafka: 1_000_000,
     latency_seconds: 10,
     backlog: 3_000_000,
+    busy_seconds: 20,
+    recovery: 1_000_000,
+    outage: 600_000,
 };
 
 const QUICK: Scale = Scale {
@@ -64,6 +72,9 @@ const QUICK: Scale = Scale {
     kafka: 150_000,
     latency_seconds: 3,
     backlog: 300_000,
+    busy_seconds: 3,
+    recovery: 150_000,
+    outage: 100_000,
 };
 
 type Group<'a> = (&'a str, Box<dyn Fn(&mut Lab) -> Result<Vec<Measure>>>);
@@ -77,7 +88,10 @@ fn groups(scale: &'static Scale) -> Vec<Group<'static>> {
         ("end-to-end", Box::new(move |lab| throughput::end_to_end(lab, scale.accept, rounds))),
         ("queued", Box::new(move |lab| throughput::queued(lab, scale.queued, rounds))),
         ("latency", Box::new(move |lab| latency::measure(lab, scale.latency_seconds, rounds))),
-        ("backlog", Box::new(move |lab| drain::backlog(lab, scale.backlog))),
+        ("backlog", Box::new(move |lab| drain::backlog(lab, scale.backlog, scale.busy_seconds))),
+        ("recovery", Box::new(move |lab| outage::recovery(lab, scale.recovery, rounds))),
+        ("outage", Box::new(move |lab| outage::catch_up(lab, scale.outage))),
+        ("poison", Box::new(move |lab| outage::poison(lab, rounds))),
     ]
 }
 

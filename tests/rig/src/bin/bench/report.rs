@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 pub enum Bar {
     /// Ours divided by the baseline's.
     RatioAtLeast(f64),
+    RatioAtMost(f64),
     AtMost(f64),
 }
 
@@ -36,6 +37,7 @@ impl Measure {
     pub fn is_met(&self) -> Option<bool> {
         match self.bar {
             Bar::RatioAtLeast(bar) => Some(self.ratio()? >= bar),
+            Bar::RatioAtMost(bar) => Some(self.ratio()? <= bar),
             Bar::AtMost(bar) => Some(median(&self.ours)? <= bar),
         }
     }
@@ -51,6 +53,7 @@ impl Measure {
         }
         let bar = match self.bar {
             Bar::RatioAtLeast(bar) => format!("at least {bar} x"),
+            Bar::RatioAtMost(bar) => format!("at most {bar} x"),
             Bar::AtMost(bar) => format!("at most {}", number(bar)),
         };
         let met = match self.is_met() {
@@ -65,6 +68,7 @@ impl Measure {
     fn json(&self) -> Value {
         let (kind, bar) = match self.bar {
             Bar::RatioAtLeast(bar) => ("ratio_at_least", bar),
+            Bar::RatioAtMost(bar) => ("ratio_at_most", bar),
             Bar::AtMost(bar) => ("at_most", bar),
         };
         json!({

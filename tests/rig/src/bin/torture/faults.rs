@@ -13,7 +13,7 @@ mod replay;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -32,7 +32,36 @@ pub struct Fault {
     pub take: fn(&Fault, &mut Lab, &mut StdRng) -> Result<bool>,
 }
 
+/// Where the faults of a group have their place; those of one place do not overlap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Broker,
+    Database,
+    Kafka,
+    Network,
+    /// Process and disk: a node that is started needs its disk.
+    Node,
+    AtRest,
+}
+
 impl Fault {
+    /// Whether the other one may happen while this one lasts.
+    pub fn may_last_over(&self, other: &Fault) -> bool {
+        let (place, others) = (self.place(), other.place());
+        place != others && place != Place::Node && ![place, others].contains(&Place::AtRest)
+    }
+
+    fn place(&self) -> Place {
+        match self.name.split('-').next().unwrap_or_default() {
+            _ if self.at_rest => Place::AtRest,
+            "broker" => Place::Broker,
+            "postgres" => Place::Database,
+            "kafka" => Place::Kafka,
+            "network" => Place::Network,
+            _ => Place::Node,
+        }
+    }
+
     const fn new(
         name: &'static str,
         meaning: &'static str,
@@ -64,24 +93,63 @@ pub static ALL: &[&[Fault]] = &[
     replay::FAULTS,
 ];
 
-/// Those whose name contains one of the words; all without a word.
+/// Those whose name contains one of the words; of a word that is a whole name, that one alone; all without a word.
 ///
 /// # Errors
 /// When none does.
 pub fn chosen(words: &str) -> Result<Vec<&'static Fault>> {
     let words: Vec<&str> =
         words.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
-    let all = ALL.iter().flat_map(|group| group.iter());
+    let all = || ALL.iter().flat_map(|group| group.iter());
+    let is_name = |word: &str| all().any(|fault| fault.name == word);
+    let means =
+        |word: &str, name: &str| if is_name(word) { name == word } else { name.contains(word) };
     let wanted =
-        |fault: &&Fault| words.is_empty() || words.iter().any(|word| fault.name.contains(word));
-    let chosen: Vec<_> = all.filter(wanted).collect();
+        |fault: &&Fault| words.is_empty() || words.iter().any(|word| means(word, fault.name));
+    let chosen: Vec<_> = all().filter(wanted).collect();
     if chosen.is_empty() {
         bail!("no fault is called anything like {words:?}: see --list");
     }
     Ok(chosen)
 }
 
+/// As [`last`]; the fault that waits for such a moment happens in it.
+fn linger(lab: &mut Lab, dice: &mut StdRng, millis: std::ops::Range<u64>) -> Result<()> {
+    let Some(other) = lab.meanwhile.waiting.take() else {
+        last(dice, millis);
+        return Ok(());
+    };
+    let half = millis.start / 2..millis.end.div_ceil(2);
+    last(dice, half.clone());
+    if (other.take)(other, lab, dice).with_context(|| format!("meanwhile {}", other.name))? {
+        lab.meanwhile.taken.push(other.name);
+    }
+    last(dice, half);
+    Ok(())
+}
+
 /// Lets some time pass in which the fault has its effect.
 fn last(dice: &mut StdRng, millis: std::ops::Range<u64>) {
     sleep(Duration::from_millis(dice.random_range(millis)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_name_means_one_fault_and_a_part_of_names_all_of_those() {
+        assert_eq!(chosen("crash-cursor").unwrap().len(), 1);
+        assert!(chosen("crash-cur").unwrap().len() > 2);
+        assert!(chosen("no-such").is_err());
+    }
+
+    #[test]
+    fn what_restarts_a_node_never_lasts_and_what_needs_rest_stays_alone() {
+        let named = |name: &str| chosen(name).unwrap()[0];
+        assert!(named("postgres-kill").may_last_over(named("node-kill")));
+        assert!(!named("node-freeze").may_last_over(named("postgres-kill")));
+        assert!(!named("disk-full").may_last_over(named("node-kill")));
+        assert!(!named("postgres-kill").may_last_over(named("replay")));
+    }
 }

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use rig::{
-    Disk, FileSystem, Homelab, Kafka, KafkaOptions, Mosquitto, MosquittoOptions, Node, Postgres,
-    PostgresOptions, Proxy, Streams, free_port, until,
+    Disk, FileSystem, Homelab, Kafka, KafkaOptions, Mosquitto, MosquittoOptions, Node, PASSWORD,
+    Postgres, PostgresOptions, Proxy, Streams, free_port, until,
 };
 
+use crate::faults::Fault;
 use crate::traffic::{POISON, STREAMS};
 
+/// The node's, in the database.
+pub const ROLE: &str = "node";
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Of each log, when a round fails; the whole logs stay in the folder.
 const TOLD_LINES: usize = 10;
@@ -30,6 +33,14 @@ pub struct Lab {
     pub topics: Vec<String>,
     /// Of the running round: closed by whoever needs the broker to be at rest.
     pub gate: Arc<Mutex<()>>,
+    pub meanwhile: Meanwhile,
+}
+
+/// What happens while another fault lasts.
+#[derive(Default)]
+pub struct Meanwhile {
+    pub waiting: Option<&'static Fault>,
+    pub taken: Vec<&'static str>,
 }
 
 impl Lab {
@@ -56,18 +67,25 @@ impl Lab {
         let mut homelab = configuration(&state.join("state"), http_port)?;
         homelab.broker(to_broker.port());
         homelab.databases(to_database.port(), folder)?;
-        homelab.cluster(&kafka.bootstrap());
-        for dbname in homelab.dbnames() {
-            postgres.create_database(&dbname)?;
-        }
+        homelab.cluster(&kafka.far_bootstrap());
+        own_databases(&mut homelab, &postgres)?;
         let config = folder.join("telemetry.toml");
         homelab.write(&config)?;
         let topics = STREAMS.iter().filter_map(|stream| homelab.topic(stream.name));
         let topics = topics.map(str::to_owned).collect();
         let node = Node::new(binary, config, http_port);
-        let gate = Arc::default();
-        let mut lab =
-            Lab { node, disk, to_broker, to_database, kafka, postgres, mosquitto, topics, gate };
+        let mut lab = Lab {
+            node,
+            disk,
+            to_broker,
+            to_database,
+            kafka,
+            postgres,
+            mosquitto,
+            topics,
+            gate: Arc::default(),
+            meanwhile: Meanwhile::default(),
+        };
         lab.first_start()?;
         Ok(lab)
     }
@@ -110,6 +128,19 @@ impl Lab {
     }
 }
 
+/// The node is no superuser there, so that it can be refused what it needs.
+fn own_databases(homelab: &mut Homelab, postgres: &Postgres) -> Result<()> {
+    postgres.create_role(ROLE, PASSWORD)?;
+    for database in homelab.names("databases") {
+        homelab.set(&["databases", &database, "user"], ROLE);
+    }
+    for dbname in homelab.dbnames() {
+        postgres.create_database(&dbname)?;
+        postgres.execute("postgres", &format!("ALTER DATABASE {dbname} OWNER TO {ROLE}"))?;
+    }
+    Ok(())
+}
+
 fn own_disk(folder: &Path, filesystem: FileSystem) -> Option<Disk> {
     match Disk::open(&folder.join("disk"), filesystem) {
         Ok(disk) => Some(disk),
@@ -128,7 +159,7 @@ fn shortened(lines: &str) -> String {
 }
 
 fn start_kafka(folder: Option<PathBuf>) -> std::thread::JoinHandle<Result<Kafka>> {
-    let options = KafkaOptions { folder, heap_mib: 256, ..KafkaOptions::default() };
+    let options = KafkaOptions { folder, heap_mib: 256, far: true, ..KafkaOptions::default() };
     std::thread::spawn(move || Kafka::start_with(options))
 }
 

@@ -20,9 +20,13 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use rig::{Disk, FileSystem, on_signal, target};
 
+use faults::Fault;
 use lab::Lab;
 use report::Report;
 use round::Run;
+
+/// Faults whose moment did not come in the rounds that should have taken them.
+const FURTHER_ROUNDS_MAX: u64 = 20;
 
 /// Rounds of faults under load, and whether anything was lost, doubled, reordered or stuck.
 #[derive(Debug, Parser)]
@@ -35,7 +39,7 @@ struct Options {
     /// Of the first round; each further one has the next number.
     #[arg(long, default_value = "1")]
     seed: u64,
-    /// Only faults whose name contains one of these, separated by commas.
+    /// Only faults whose name is or contains one of these, separated by commas.
     #[arg(long, default_value = "")]
     faults: String,
     /// What the node's state is on.
@@ -79,17 +83,11 @@ fn run(options: &Options) -> Result<bool> {
     println!("Private servers below {}", folder.display());
     let mut run = Run::new(Lab::open(&folder, &options.node, options.filesystem)?)?;
     let mut report = Report::new(&faults);
-    for seed in options.seed..options.seed + options.rounds {
-        let plan = plan::of(seed, &faults);
-        let outcome = run.round(seed, &plan);
-        if !report.enter(seed, &plan, outcome) {
-            println!("{}", run.story());
-            println!("its folder: {}", folder.display());
-            println!("again: {}", command(options, seed));
-            break;
-        }
-    }
+    rounds(options, &faults, &mut run, &mut report);
     let held = report.held();
+    if !held {
+        println!("the folder of the run: {}", folder.display());
+    }
     run.end();
     println!("{report}\n{:.0} s", began.elapsed().as_secs_f64());
     if held {
@@ -98,12 +96,48 @@ fn run(options: &Options) -> Result<bool> {
     Ok(held)
 }
 
-fn command(options: &Options, seed: u64) -> String {
-    let list = if options.faults.is_empty() {
-        String::new()
-    } else {
-        format!(" FAULTS={}", options.faults)
-    };
+/// Until one fails. What was still not taken after rounds enough for all, because its moment did not come, has some
+/// more of its own.
+fn rounds(options: &Options, faults: &[&'static Fault], run: &mut Run, report: &mut Report) {
+    let mut seeds = options.seed..;
+    for seed in seeds.by_ref().take(options.rounds as usize) {
+        if !round(options, seed, (faults, &options.faults), run, report) {
+            return;
+        }
+    }
+    if !plan::takes_all(options.rounds, faults) {
+        return;
+    }
+    for (seed, _) in seeds.zip(0..FURTHER_ROUNDS_MAX) {
+        let Some(name) = report.never_taken().first().copied() else { return };
+        let alone: Vec<_> = faults.iter().filter(|fault| fault.name == name).copied().collect();
+        if !round(options, seed, (&alone, name), run, report) {
+            return;
+        }
+    }
+    report.demand_all();
+}
+
+/// One round over some faults and the words that choose them; false when it did not hold.
+fn round(
+    options: &Options,
+    seed: u64,
+    (faults, words): (&[&'static Fault], &str),
+    run: &mut Run,
+    report: &mut Report,
+) -> bool {
+    let plan = plan::of(seed, faults);
+    let outcome = run.round(seed, &plan);
+    let held = report.enter(seed, &plan, outcome);
+    if !held {
+        println!("{}", run.story());
+        println!("again: {}", command(options, seed, words));
+    }
+    held
+}
+
+fn command(options: &Options, seed: u64, words: &str) -> String {
+    let list = if words.is_empty() { String::new() } else { format!(" FAULTS={words}") };
     let filesystem = match options.filesystem {
         FileSystem::Ext4 => "",
         FileSystem::Xfs => " FILESYSTEM=xfs",

@@ -6,6 +6,7 @@ use std::fmt;
 use anyhow::Result;
 
 use crate::faults::Fault;
+use crate::plan::Step;
 use crate::round::Outcome;
 
 /// Everything so far.
@@ -24,9 +25,9 @@ impl Report {
     }
 
     /// Prints the round's line; false when it did not hold.
-    pub fn enter(&mut self, seed: u64, plan: &[&Fault], outcome: Result<Outcome>) -> bool {
+    pub fn enter(&mut self, seed: u64, plan: &[Step], outcome: Result<Outcome>) -> bool {
         self.rounds += 1;
-        let names: Vec<_> = plan.iter().map(|fault| fault.name).collect();
+        let names: Vec<_> = plan.iter().map(Step::to_string).collect();
         let names = names.join(", ");
         let outcome = match outcome {
             Ok(outcome) => outcome,
@@ -56,20 +57,31 @@ impl Report {
     pub fn held(&self) -> bool {
         !self.failed
     }
+
+    /// Of the list: what no round has taken so far.
+    pub fn never_taken(&self) -> Vec<&'static str> {
+        let never = self.taken.iter().filter(|(_, times)| **times == 0);
+        never.map(|(name, _)| *name).collect()
+    }
+
+    /// So many rounds were to take every fault.
+    pub fn demand_all(&mut self) {
+        self.failed |= !self.never_taken().is_empty();
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Outcome { acked, recovery, verdict, .. } = &self.sum;
+        let Outcome { acked, recovery, overlapped, verdict, .. } = &self.sum;
         writeln!(f, "\n{:<30} taken", "fault")?;
         for (name, times) in self.taken.iter().filter(|(_, times)| **times > 0) {
             writeln!(f, "{name:<30} {times:>5}")?;
         }
-        let never: Vec<_> = self.taken.iter().filter(|(_, times)| **times == 0).collect();
+        let never = self.never_taken();
         if !never.is_empty() {
-            let names: Vec<_> = never.iter().map(|(name, _)| **name).collect();
-            writeln!(f, "never taken: {}", names.join(", "))?;
+            writeln!(f, "never taken: {}", never.join(", "))?;
         }
+        writeln!(f, "taken while another lasted: {overlapped}")?;
         write!(
             f,
             "\nrounds={} acked={acked} lost={} doubled={} reordered={} dead={} slowest_recovery_s={:.1}\n\

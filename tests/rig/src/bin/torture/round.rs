@@ -11,10 +11,9 @@ use rig::Streams;
 
 use crate::chronicle::Chronicle;
 use crate::collect::{self, Found};
-use crate::faults::Fault;
 use crate::lab::Lab;
 use crate::oracle::{self, KAFKA, Published, Verdict};
-use crate::plan;
+use crate::plan::{self, Step};
 use crate::traffic::{Load, STREAMS};
 
 /// After the last fault everything must have come to rest within this time: the promise of liveness.
@@ -30,6 +29,8 @@ pub struct Outcome {
     /// From the end of faults and publishing until everything was in its place.
     pub recovery: Duration,
     pub taken: Vec<&'static str>,
+    /// Faults that happened while another lasted.
+    pub overlapped: u64,
     pub verdict: Verdict,
 }
 
@@ -37,6 +38,7 @@ impl Outcome {
     pub fn add(&mut self, other: Outcome) {
         self.acked += other.acked;
         self.recovery = self.recovery.max(other.recovery);
+        self.overlapped += other.overlapped;
         let (sum, new) = (&mut self.verdict, other.verdict);
         sum.lost.extend(new.lost);
         sum.doubled.extend(new.doubled);
@@ -68,14 +70,14 @@ impl Run {
     /// # Errors
     /// When something failed that is not the judgement's to tell: a server or node that does not start, does not
     /// answer, or ends by itself.
-    pub fn round(&mut self, seed: u64, faults: &[&'static Fault]) -> Result<Outcome> {
+    pub fn round(&mut self, seed: u64, steps: &[Step]) -> Result<Outcome> {
         self.round += 1;
+        let mut outcome = Outcome::default();
         self.chronicle.begin_round();
         let load = Load::start(self.lab.mosquitto.port(), self.round, plan::dice(seed, 1));
         self.lab.gate = load.gate.clone();
         let mut dice = plan::dice(seed, 2);
-        let mut taken = Vec::new();
-        let broken = self.break_things(faults, &mut dice, &mut taken);
+        let broken = self.break_things(steps, &mut dice, &mut outcome);
         let (publisher, messages) = load.end();
         broken?;
         let rest = Instant::now();
@@ -84,50 +86,50 @@ impl Run {
         let mut published = Published {
             messages: &messages,
             entries: ledger.entries(),
-            broker_was_cut: faults.iter().any(|fault| fault.cuts_broker),
+            broker_was_cut: steps.iter().any(|step| step.cuts_broker()),
             replayed: false,
         };
-        let mut verdict = self.settle(&published, rest)?;
-        let recovery = rest.elapsed();
-        for fault in faults.iter().filter(|fault| fault.at_rest) {
-            if !verdict.holds() {
+        outcome.acked = ledger.acked_count() as u64;
+        outcome.verdict = self.settle(&published, rest)?;
+        outcome.recovery = rest.elapsed();
+        for step in steps.iter().filter(|step| step.fault.at_rest) {
+            if !outcome.verdict.holds() {
                 break;
             }
-            self.take(fault, &mut dice, &mut taken)?;
+            self.take(step, &mut dice, &mut outcome)?;
             published.replayed = true;
-            verdict = self.settle(&published, Instant::now())?;
+            outcome.verdict = self.settle(&published, Instant::now())?;
         }
-        if verdict.holds() {
+        if outcome.verdict.holds() {
             collect::purge_letters(&self.lab.node)?;
             self.rows_before.clone_from(&self.rows);
         }
-        Ok(Outcome { acked: ledger.acked_count() as u64, recovery, taken, verdict })
+        Ok(outcome)
     }
 
     fn break_things(
         &mut self,
-        faults: &[&'static Fault],
+        steps: &[Step],
         dice: &mut StdRng,
-        taken: &mut Vec<&'static str>,
+        outcome: &mut Outcome,
     ) -> Result<()> {
         pause(dice);
-        for fault in faults.iter().filter(|fault| !fault.at_rest) {
-            self.take(fault, dice, taken)?;
+        for step in steps.iter().filter(|step| !step.fault.at_rest) {
+            self.take(step, dice, outcome)?;
             pause(dice);
         }
         Ok(())
     }
 
-    fn take(
-        &mut self,
-        fault: &Fault,
-        dice: &mut StdRng,
-        taken: &mut Vec<&'static str>,
-    ) -> Result<()> {
+    fn take(&mut self, step: &Step, dice: &mut StdRng, outcome: &mut Outcome) -> Result<()> {
+        let fault = step.fault;
+        self.lab.meanwhile.waiting = step.meanwhile;
         let done = (fault.take)(fault, &mut self.lab, dice);
         if done.with_context(|| format!("fault {}", fault.name))? {
-            taken.push(fault.name);
+            outcome.taken.push(fault.name);
         }
+        outcome.overlapped += self.lab.meanwhile.taken.len() as u64;
+        outcome.taken.append(&mut self.lab.meanwhile.taken);
         Ok(())
     }
 

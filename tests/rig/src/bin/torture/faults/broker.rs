@@ -5,7 +5,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rig::{Mqtt, MqttOptions, block_on};
 
-use super::{Fault, last};
+use super::{Fault, last, linger};
 use crate::lab::Lab;
 use crate::traffic::STREAMS;
 
@@ -18,7 +18,7 @@ pub static FAULTS: &[Fault] = &[
 
 fn restart(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
     lab.mosquitto.stop()?;
-    last(dice, 0..500);
+    linger(lab, dice, 0..500)?;
     lab.mosquitto.restart()?;
     Ok(true)
 }
@@ -29,7 +29,7 @@ fn kill(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
     let closed = gate.lock().expect("no holder panics");
     last(dice, 200..400);
     lab.mosquitto.kill();
-    last(dice, 0..300);
+    linger(lab, dice, 0..300)?;
     lab.mosquitto.restart()?;
     drop(closed);
     Ok(true)
@@ -37,7 +37,7 @@ fn kill(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
 
 fn freeze(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
     lab.mosquitto.freeze();
-    last(dice, 300..2_500);
+    linger(lab, dice, 300..2_500)?;
     lab.mosquitto.thaw();
     Ok(true)
 }
@@ -47,7 +47,7 @@ fn takeover(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
     let mut options = MqttOptions::new(lab.mosquitto.port(), &format!("homelab-1-{}", stream.name));
     options.clean_start = false;
     let thief = block_on(async move { Mqtt::connect(&options).await })?;
-    last(dice, 0..200);
+    linger(lab, dice, 0..200)?;
     drop(thief);
     Ok(true)
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use rand::rngs::StdRng;
 
-use super::{Fault, last};
+use super::{Fault, linger};
 use crate::lab::Lab;
 
 pub static FAULTS: &[Fault] = &[
@@ -12,21 +12,23 @@ pub static FAULTS: &[Fault] = &[
     Fault::new("kafka-freeze", "Kafka says nothing for a while", freeze),
 ];
 
-fn restart(_: &Fault, lab: &mut Lab, _: &mut StdRng) -> Result<bool> {
+fn restart(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
     lab.kafka.stop()?;
+    linger(lab, dice, 0..300)?;
     lab.kafka.restart()?;
     Ok(true)
 }
 
-fn kill(_: &Fault, lab: &mut Lab, _: &mut StdRng) -> Result<bool> {
+fn kill(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
     lab.kafka.kill();
+    linger(lab, dice, 0..300)?;
     lab.kafka.restart()?;
     Ok(true)
 }
 
 fn freeze(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
     lab.kafka.freeze();
-    last(dice, 300..4_000);
+    linger(lab, dice, 300..4_000)?;
     lab.kafka.thaw();
     Ok(true)
 }

@@ -1,58 +1,88 @@
-//! What a network does between the node and broker or database.
+//! What a network does between the node and broker, database or Kafka.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rig::{Link, Proxy};
 
-use super::{Fault, last};
+use super::{Fault, linger};
 use crate::lab::Lab;
 
 /// Bytes a second: some 20 messages, or a transaction in ten seconds.
 const SLOW: usize = 10_000;
+/// 8 kbit/s: two messages a second.
+const SLOWEST: usize = 1_000;
 
 pub static FAULTS: &[Fault] = &[
-    Fault::new("network-black-hole", "nothing arrives and nobody is told", black_hole),
-    Fault::new("network-one-way", "one direction carries nothing", one_way),
-    Fault::new("network-reset", "connections are reset in the middle of whatever they say", reset),
-    Fault::new("network-slow", "a link of 80 kbit/s", slow),
+    Fault::new("network-black-hole", "nothing arrives and nobody is told", |_, lab, dice| {
+        let side = near(dice);
+        pass_through(lab, dice, side, Link::BlackHole)
+    }),
+    Fault::new("network-one-way", "one direction carries nothing", |_, lab, dice| {
+        let (side, link) = (near(dice), one_way(dice));
+        pass_through(lab, dice, side, link)
+    }),
+    Fault::new("network-reset", "connections are reset in the middle of it", |_, lab, dice| {
+        let side = near(dice);
+        reset(lab, dice, side)
+    }),
+    Fault::new("network-slow", "a link of 80 kbit/s", |_, lab, dice| {
+        let side = near(dice);
+        pass_through(lab, dice, side, Link::Slow(SLOW))
+    }),
+    Fault::new("network-kafka-black-hole", "the same on the way to Kafka", |_, lab, dice| {
+        pass_through(lab, dice, Side::Kafka, Link::BlackHole)
+    }),
+    Fault::new("network-kafka-one-way", "the same on the way to Kafka", |_, lab, dice| {
+        let link = one_way(dice);
+        pass_through(lab, dice, Side::Kafka, link)
+    }),
+    Fault::new("network-kafka-reset", "the same on the way to Kafka", |_, lab, dice| {
+        reset(lab, dice, Side::Kafka)
+    }),
+    Fault::new("network-kafka-slow", "a link of 8 kbit/s to Kafka", |_, lab, dice| {
+        pass_through(lab, dice, Side::Kafka, Link::Slow(SLOWEST))
+    }),
 ];
 
-fn black_hole(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
-    pass_through(lab, dice, Link::BlackHole);
-    Ok(true)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Broker,
+    Database,
+    Kafka,
 }
 
-fn one_way(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
-    let link = if dice.random() { Link::SilentToServer } else { Link::SilentToClient };
-    pass_through(lab, dice, link);
-    Ok(true)
+fn near(dice: &mut StdRng) -> Side {
+    if dice.random() { Side::Broker } else { Side::Database }
 }
 
-fn slow(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
-    pass_through(lab, dice, Link::Slow(SLOW));
-    Ok(true)
+fn one_way(dice: &mut StdRng) -> Link {
+    if dice.random() { Link::SilentToServer } else { Link::SilentToClient }
 }
 
-fn reset(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
+fn reset(lab: &mut Lab, dice: &mut StdRng, side: Side) -> Result<bool> {
     for _ in 0..dice.random_range(1..6) {
-        side(lab, dice.random()).reset();
-        last(dice, 0..200);
+        proxy(lab, side)?.reset();
+        linger(lab, dice, 0..200)?;
     }
     Ok(true)
 }
 
-fn pass_through(lab: &Lab, dice: &mut StdRng, link: Link) {
-    let proxy = side(lab, dice.random());
-    proxy.set(link);
-    last(dice, 300..3_500);
+fn pass_through(lab: &mut Lab, dice: &mut StdRng, side: Side, link: Link) -> Result<bool> {
+    proxy(lab, side)?.set(link);
+    linger(lab, dice, 300..3_500)?;
     // As often as not the connections do not outlive it.
     if dice.random() {
-        proxy.reset();
+        proxy(lab, side)?.reset();
     }
-    proxy.set(Link::Fine);
+    proxy(lab, side)?.set(Link::Fine);
+    Ok(true)
 }
 
-fn side(lab: &Lab, of_broker: bool) -> &Proxy {
-    if of_broker { &lab.to_broker } else { &lab.to_database }
+fn proxy(lab: &Lab, side: Side) -> Result<&Proxy> {
+    match side {
+        Side::Broker => Ok(&lab.to_broker),
+        Side::Database => Ok(&lab.to_database),
+        Side::Kafka => lab.kafka.link().context("Kafka has no link of its own"),
+    }
 }
