@@ -175,7 +175,7 @@ pub const CHAPTERS: [Chapter; 9] = [
             event(
                 "identity_restored",
                 "The name of the log was found in the records, and its file made again",
-                "",
+                "Look after the disk, or who removed the file",
             ),
             event(
                 "generation_misplaced",
@@ -301,6 +301,22 @@ pub const CHAPTERS: [Chapter; 9] = [
                 "dead_letters_filling",
                 "70, 90 or 100 % of their quota are used; at 100 % the sinks concerned hold",
                 "Replay, export or purge them",
+            ),
+            event(
+                "dead_letter_copies_held",
+                "Dead letters are kept and wait to be copied to their topic",
+                "Mend what the error names",
+            ),
+            event(
+                "dead_letter_copies_wait",
+                "The copying of dead letters waits for the cluster",
+                "It goes on by itself once the cluster answers",
+            ),
+            event("dead_letters_copied", "Dead letters are copied again", ""),
+            event(
+                "dead_letter_not_copied",
+                "The brokers refuse the copy of a dead letter for good; the letter itself stays",
+                "Raise the topic's `max.message.bytes`, or leave it: `telemetry dlq show` has it",
             ),
             event("dead_letters_replayed", "A person had dead letters delivered again", ""),
             event(
