@@ -6,10 +6,11 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::{ConfigArg, Exit, client};
-use crate::config::Settings;
+use super::{ConfigArg, Exit, check, client};
+use crate::config::{self, Settings};
 use crate::domain::{Changes, PartFate, SettingChange};
 use crate::http::{CONTROL_SOCKET, ReloadRequest};
+use crate::observe::tell_error;
 
 #[derive(Args, Debug)]
 pub struct ReloadArgs {
@@ -21,8 +22,19 @@ pub struct ReloadArgs {
 }
 
 pub fn run(args: &ReloadArgs) -> anyhow::Result<Exit> {
-    let settings = super::settings(&args.config.config)?;
-    let changes = ask(&settings, &args.config.config, false)?;
+    let config = &args.config.config;
+    // The node checks, not this command: the service manager lets the main process alone into the credentials.
+    let state_dir = match config::state_dir(config) {
+        Some(folder) => folder,
+        None => super::settings(config)?.node.state_dir,
+    };
+    let changes = match ask(&state_dir, config, false) {
+        Err(refusal) if check::load(config).is_err() => {
+            tell_error(&format!("{refusal:#}"));
+            return Ok(Exit::Configuration);
+        }
+        answer => answer?,
+    };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&changes)?);
     } else {
@@ -33,11 +45,11 @@ pub fn run(args: &ReloadArgs) -> anyhow::Result<Exit> {
 
 /// What the running node would do with its configuration as it is now.
 pub fn compare(settings: &Settings, config: &Path) -> anyhow::Result<Changes> {
-    ask(settings, config, true)
+    ask(&settings.node.state_dir, config, true)
 }
 
-fn ask(settings: &Settings, config: &Path, compare: bool) -> anyhow::Result<Changes> {
-    let socket = settings.node.state_dir.join(CONTROL_SOCKET);
+fn ask(state_dir: &Path, config: &Path, compare: bool) -> anyhow::Result<Changes> {
+    let socket = state_dir.join(CONTROL_SOCKET);
     let request = ReloadRequest { compare };
     let answer = super::block_on(client::order(&socket, "/reload", Some(&request)))??;
     let changes: Changes = serde_json::from_value(answer)?;

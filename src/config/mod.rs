@@ -152,6 +152,19 @@ fn check(file: String, table: tree::Table, mut context: Context<'_>) -> Result<L
     }
 }
 
+/// Where the node keeps its state, whatever else is wrong with its configuration, and without a look at its secrets.
+/// `None` when the files cannot be read at all.
+pub fn state_dir(path: &Path) -> Option<PathBuf> {
+    let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+    let mut context = Context { folder, environment: &|_| None, problems: Problems::default() };
+    let table = tree::read_files(path, &mut context.problems);
+    if context.problems.any_error() {
+        return None;
+    }
+    let root = Section::root(&ROOT, table, &mut context.problems);
+    Some(node::node(&root, &mut context)?.state_dir)
+}
+
 fn report(file: String, problems: Problems) -> Report {
     let (problems, warnings) = problems.into_sorted();
     Report { file, problems, warnings }

@@ -62,20 +62,6 @@ impl Settings {
         }
     }
 
-    /// Whoever is not connected to anew goes on telling these settings what was presented to those `before`.
-    pub fn keep_presented(&mut self, before: &Settings) {
-        let brokers =
-            self.brokers.iter_mut().map(|(name, of)| (format!("mqtt:{name}"), &mut of.tls));
-        let databases =
-            self.databases.iter_mut().map(|(name, of)| (format!("postgresql:{name}"), &mut of.tls));
-        for (peer, tls) in brokers.chain(databases) {
-            let known = before.tls_peers().find(|(known, _)| *known == peer);
-            if let (Some(tls), Some((_, known))) = (tls, known) {
-                tls.presented = known.presented.clone();
-            }
-        }
-    }
-
     /// Every certificate the configuration names, by who is on the other side.
     pub fn certificate_files(&self) -> Vec<NamedCertificate> {
         let mut found = Vec::new();
