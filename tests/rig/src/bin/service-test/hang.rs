@@ -69,6 +69,9 @@ fn begin(world: &World) -> Result<()> {
     homelab.without_kafka();
     homelab.set(&["node", "name"], "frozen");
     homelab.set(&["node", "state_dir"], format!("{DISK}/state"));
+    // The disk is smaller than what is kept free by default.
+    homelab.set(&["buffer", "free_bytes_min"], 8_000_000);
+    homelab.set(&["buffer", "ballast_bytes"], 1_000_000);
     homelab.set(&["supervision", "stall_timeout_seconds"], STALL.as_secs() as i64);
     homelab.set(&["http", "listen"], format!("127.0.0.1:{SECOND_PORT}"));
     world.configure(&homelab, "/etc/telemetry/nodes/frozen/telemetry.toml")?;
