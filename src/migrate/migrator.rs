@@ -27,8 +27,8 @@ pub struct Migrator {
     /// Every table sink of this database.
     pub tables: Vec<TableSettings>,
     pub board: Arc<Board>,
-    /// The writers of this database wait for `Done`. Once open it is never shut again, whatever a restart of this part
-    /// finds: the tables are there.
+    /// The writers of this database wait for `Done`. Once open this part never shuts it again, whatever its restart
+    /// finds: the tables are there. Only a reload does, for tables that are new.
     pub gate: watch::Sender<MigrationState>,
     /// [`FAILED_RETRY`], unless a test is in a hurry.
     pub failed_retry: Duration,
