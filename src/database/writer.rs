@@ -25,10 +25,6 @@ use crate::observe::{DependencyView, Edge, EdgeMeter, MigrationState, SinkState,
 use crate::part::{Control, Part, PartResult, Phase};
 use crate::retry::Backoff;
 
-/// A sink that a person must mend is tried again this often.
-const HELD_RETRY: Duration = Duration::from_secs(30);
-/// A sink that waits for room in the store of dead letters looks this often: it costs no round trip.
-const FULL_RETRY: Duration = Duration::from_secs(5);
 /// When told to stop, a running transaction is given this long; the cursor row decides about it at the next start.
 const ABANDON_AFTER: Duration = Duration::from_secs(2);
 /// A draining writer that finds nothing new for so long has delivered everything.
@@ -220,7 +216,7 @@ impl Runner {
             opened = self.gate.changed() => if opened.is_err() { self.control.changed().await },
             () = self.control.changed() => {}
             // The cause may be another one by now.
-            () = sleep(HELD_RETRY) => {}
+            () = sleep(self.sink.database.retry.max) => {}
         }
         Turn::Again
     }
@@ -535,7 +531,7 @@ impl Runner {
         if self.draining() {
             return Turn::Ended;
         }
-        self.pause(if held { HELD_RETRY } else { retry_in }).await;
+        self.pause(retry_in).await;
         Turn::Again
     }
 
@@ -576,10 +572,7 @@ impl Runner {
                        );
         }
         self.show(SinkState::Held, Some(text));
-        match trouble {
-            Trouble::Buffer(_) => FULL_RETRY,
-            Trouble::Database(_) => HELD_RETRY,
-        }
+        self.backoff.next_pause()
     }
 
     /// Two writers of one log would double every row: this one writes no more until it is started anew.

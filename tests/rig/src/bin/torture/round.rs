@@ -16,9 +16,8 @@ use crate::oracle::{self, KAFKA, Published, Verdict};
 use crate::plan::{self, Step};
 use crate::traffic::{Load, STREAMS};
 
-/// After the last fault everything must have come to rest within this time: the promise of liveness. A writer held by
-/// what somebody must mend, such as rights or a table, looks again every 30 seconds.
-pub const RECOVER_WITHIN: Duration = Duration::from_secs(45);
+/// After the last fault everything must have come to rest within this time: the promise of liveness.
+pub const RECOVER_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 const PAUSE_MAX_MS: u64 = 300;
