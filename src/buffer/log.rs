@@ -299,9 +299,9 @@ impl Log {
     pub(super) fn configure(&self, streams: &[(StreamName, Vec<SinkName>)]) {
         let mut cells = self.cells.write().unwrap_or_else(PoisonError::into_inner);
         for (name, _) in streams {
-            cells
-                .entry(name.clone())
-                .or_insert_with(|| Arc::new(StreamCell::new(name.clone(), Sequence::ZERO, &self.board)));
+            cells.entry(name.clone()).or_insert_with(|| {
+                Arc::new(StreamCell::new(name.clone(), Sequence::ZERO, &self.board))
+            });
         }
         let views: BTreeMap<_, _> = self.board.streams().into_iter().collect();
         for (name, cell) in cells.iter() {

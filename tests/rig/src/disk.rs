@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::wait::until;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use rig::until;
 
 /// Between the end of the last process that had files open and a file system that nobody uses.
 const UNUSED_WITHIN: Duration = Duration::from_secs(10);

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rig::{
-    Container, Disk, FileSystem, Folder, Homelab, Kafka, Mosquitto, MosquittoOptions, PASSWORD, Postgres,
-    Scene, Streams, get, until,
+    Container, Disk, FileSystem, Folder, Homelab, Kafka, Mosquitto, MosquittoOptions, PASSWORD,
+    Postgres, Scene, Streams, get, until,
 };
 use toml_edit::value;
 
@@ -62,7 +62,8 @@ impl World {
         let packages =
             package.canonicalize().with_context(|| format!("find {}", package.display()))?;
         let packages = packages.parent().context("the packages' folder")?.to_owned();
-        let disk = Disk::open(&folder.join("disk"), FileSystem::Ext4).context("a disk of its own")?;
+        let disk =
+            Disk::open(&folder.join("disk"), FileSystem::Ext4).context("a disk of its own")?;
         let bind = format!("--bind={}:{DISK}", disk.mount_point().display());
         let machine = Container::boot_with(
             "telemetry-service-test",

@@ -51,6 +51,11 @@ impl Fault {
         place != others && place != Place::Node && ![place, others].contains(&Place::AtRest)
     }
 
+    /// One of the node's own, which not every system lets us have.
+    pub fn needs_disk(&self) -> bool {
+        ["disk-", "power-"].iter().any(|begin| self.name.starts_with(begin))
+    }
+
     fn place(&self) -> Place {
         match self.name.split('-').next().unwrap_or_default() {
             _ if self.at_rest => Place::AtRest,

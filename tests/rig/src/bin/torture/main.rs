@@ -63,7 +63,7 @@ fn main() -> ExitCode {
 
 /// Whether every round held.
 fn run(options: &Options) -> Result<bool> {
-    let faults = faults::chosen(&options.faults)?;
+    let mut faults = faults::chosen(&options.faults)?;
     if options.list {
         faults.iter().for_each(|fault| println!("{:<28} {}", fault.name, fault.meaning));
         return Ok(true);
@@ -81,7 +81,11 @@ fn run(options: &Options) -> Result<bool> {
     }
     let began = Instant::now();
     println!("Private servers below {}", folder.display());
-    let mut run = Run::new(Lab::open(&folder, &options.node, options.filesystem)?)?;
+    let lab = Lab::open(&folder, &options.node, options.filesystem)?;
+    if lab.disk.is_none() {
+        faults.retain(|fault| !fault.needs_disk());
+    }
+    let mut run = Run::new(lab)?;
     let mut report = Report::new(&faults);
     rounds(options, &faults, &mut run, &mut report);
     let held = report.held();
