@@ -154,7 +154,11 @@ impl ProducerContext for Context {
             Ok(_) => Ok(()),
             Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(Code::Unknown)),
         };
-        if catch_unwind(AssertUnwindSafe(|| self.report(outcome, opaque))).is_err() {
+        let report = || {
+            fail::fail_point!("kafka_report");
+            self.report(outcome, opaque);
+        };
+        if catch_unwind(AssertUnwindSafe(report)).is_err() {
             tracing::error!(
                 event = "kafka_callback_panicked",
                 "a delivery report was lost; its stream sends again from its cursor"
