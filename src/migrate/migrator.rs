@@ -9,6 +9,7 @@ use super::apply::Session;
 use super::error::MigrateError;
 use super::upkeep::Upkeep;
 use crate::config::{DatabaseSettings, TableSettings};
+use crate::crash::part_point;
 use crate::database::maintenance::detect_tier;
 use crate::domain::{ErrorClass, Runbook};
 use crate::observe::{Board, DependencyView, MigrationState};
@@ -114,7 +115,7 @@ impl Migrator {
 
     async fn attempt(&self, view: &DependencyView) -> Result<Session, MigrateError> {
         let session = Session::open_if_let(&self.database, &self.settings, view).await?;
-        fail::fail_point!(&format!("migrator_apply_{}", self.database));
+        part_point(|| format!("part_migrator_{}", self.database)).await;
         view.reachable();
         let pending = session.standing().await?.plan.pending.len();
         view.update(|status| status.migrations_pending = pending as u64);

@@ -17,7 +17,7 @@ use super::redelivery::Proof;
 use super::session::{Session, SessionSettings, Step};
 use super::unacknowledged::{Batch, Intake, Settled};
 use crate::config::MqttVersion;
-use crate::crash::{crash_point, hang_point};
+use crate::crash::{crash_point, part_point};
 use crate::part::{Control, Phase};
 
 /// Room made for one read.
@@ -150,13 +150,15 @@ impl<'a, I: Intake, W: Watcher> Connection<'a, I, W> {
                 self.close(control).await?;
                 return Ok(Ended::Told);
             }
-            hang_point(|| format!("hang_stream_{}", self.settings.connect.client_id)).await;
             let woken = self.wait(control).await;
             control.progress.beat();
             match woken {
                 Woken::Control => {}
                 Woken::Written(result) => self.on_written(result)?,
-                Woken::Durable(settled) => self.acknowledge(settled?)?,
+                Woken::Durable(settled) => {
+                    part_point(|| format!("part_stream_{}", self.settings.connect.client_id)).await;
+                    self.acknowledge(settled?)?;
+                }
                 Woken::Ready => self.inlet.unacknowledged.retry(&self.inlet.intake),
                 Woken::Tick => self.on_tick()?,
                 Woken::Read(result) => self.on_read(result)?,
