@@ -129,7 +129,7 @@ impl Copier {
                 if letters.len() == 1 {
                     let letter = &letters[0].key;
                     tracing::warn!(event = "dead_letter_not_copied", cluster = %self.parts.cluster.name,
-                        %letter, %error, "this copy will never be taken; the letter itself stays");
+                        %letter, %error, "this letter is not copied; the letter itself stays");
                     self.settled(letters).await?;
                 }
                 self.single = letters.len() > 1;

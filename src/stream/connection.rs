@@ -13,7 +13,7 @@ use super::codec::{Codec, CodecError, Outbound};
 use super::dial::ByteStream;
 use super::error::StreamError;
 use super::inlet::Inlet;
-use super::redelivery::Proof;
+use super::proof::Proof;
 use super::session::{Session, SessionSettings, Step};
 use super::unacknowledged::{Batch, Intake, Settled};
 use crate::config::MqttVersion;
