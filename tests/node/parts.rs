@@ -192,6 +192,10 @@ fn parts_that_panic_for_ever_are_parked_tried_slowly_and_by_hand_and_the_others_
     let ordered = world.node.command(&["parts", "restart", WRITER]).unwrap();
     assert!(ordered.status.success(), "{ordered:?}");
     parked(&world, WRITER, 6);
+    // A person's order clears the slate: it was parked at its third and at its sixth failure alone.
+    let log = world.node.log_text();
+    let told = log.lines().filter(|line| line.contains("\"part_parked\"") && line.contains(WRITER));
+    assert_eq!(told.count(), 2);
     restart_over_http(&world, WRITER);
     // Its stream is parked: the broker keeps the others.
     eventually(SOON, "what the buffer has", || {
