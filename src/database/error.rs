@@ -38,6 +38,9 @@ pub enum DatabaseError {
     /// The compare-and-set on the cursor row touched nothing: who moved it is found out by reading it.
     #[error("the cursor row is not where this writer left it")]
     CursorMoved,
+    /// Every statement succeeded, and nothing of it is there.
+    #[error("the server rolled back what it was told to commit; it is sent again")]
+    RolledBack,
     /// A refusal that may be the plan's fault: the table is another than the one that was planned for.
     #[error("the table may have changed; it is looked at again")]
     PlanInDoubt,
@@ -54,6 +57,7 @@ impl DatabaseError {
             | DatabaseError::PoolTimedOut { .. }
             | DatabaseError::Resting { .. }
             | DatabaseError::CursorMoved
+            | DatabaseError::RolledBack
             | DatabaseError::PlanInDoubt => ErrorClass::Transient,
             DatabaseError::Tls(_)
             | DatabaseError::Standing { .. }
@@ -101,6 +105,7 @@ impl DatabaseError {
         let never_sent = matches!(
             self,
             DatabaseError::CursorMoved
+                | DatabaseError::RolledBack
                 | DatabaseError::Resting { .. }
                 | DatabaseError::Unreachable { .. }
                 | DatabaseError::Refused { .. }

@@ -107,9 +107,13 @@ async fn write(
     let cursor = sink.cursor();
     let begin = transaction::begin(&sink.database);
     client.batch_execute(&begin).await.map_err(postgres("begin"))?;
+    let ledger = bookkeeping::replayed(&sink.database.schema);
     let enter = format!(
-        "INSERT INTO {} (log, stream, sink, sequence) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING 1",
-        bookkeeping::replayed(&sink.database.schema)
+        "INSERT INTO {ledger} (log, stream, sink, sequence) VALUES ($1, $2, $3, $4) \
+         ON CONFLICT DO NOTHING RETURNING 1"
+    );
+    let entry = format!(
+        "SELECT 1 FROM {ledger} WHERE log = $1 AND stream = $2 AND sink = $3 AND sequence = $4"
     );
     let sequence = letter.key.sequence.0 as i64;
     let of_letter = [
@@ -139,6 +143,11 @@ async fn write(
     let books = cursor.amend(client, letter.key.sequence, tally).await?;
     crash_point("crash_replay_written");
     client.batch_execute("COMMIT").await.map_err(postgres("commit"))?;
+    // The letter is removed for it, and the answer to COMMIT does not say whether it was a rollback.
+    let kept = client.query_typed(&entry, &of_letter).await.map_err(postgres("find a replay"))?;
+    if kept.is_empty() {
+        return Err(DatabaseError::RolledBack);
+    }
     crash_point("crash_replayed");
     Ok(Some(books))
 }

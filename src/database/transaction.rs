@@ -2,7 +2,7 @@
 //!
 //! Statements that need no answer of an earlier one are sent together. An error anywhere aborts the transaction on the
 //! server, and a COMMIT that follows it is answered without an error by a rollback: so success means that *every* part
-//! succeeded, never that the commit did.
+//! succeeded, never that the commit did, and that what was written is seen behind it.
 
 use std::time::Duration;
 
@@ -39,13 +39,20 @@ pub struct Move<'a> {
 }
 
 impl Move<'_> {
-    /// The cursor and the commit, sent together.
+    /// The cursor, the commit and a look at what it left, sent together.
     pub async fn commit(self, client: &Client) -> Result<Books, DatabaseError> {
         crash_point("crash_cursor");
-        let (moved, committed) =
-            tokio::join!(self.cursor.advance(client, self), client.batch_execute("COMMIT"),);
+        let (moved, committed, left) = tokio::join!(
+            self.cursor.advance(client, self),
+            client.batch_execute("COMMIT"),
+            self.cursor.read(client),
+        );
         let books = moved?;
         committed.map_err(postgres("commit"))?;
+        // What is taken for committed may be dropped from the buffer, and the answer to COMMIT does not say which it was.
+        if left?.is_none_or(|left| left.cursor < self.to) {
+            return Err(DatabaseError::RolledBack);
+        }
         crash_point("crash_committed");
         Ok(books)
     }

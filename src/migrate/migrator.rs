@@ -16,8 +16,6 @@ use crate::observe::{Board, DependencyView, MigrationState};
 use crate::part::{Control, Part, PartResult, Phase, Progress};
 use crate::retry::Backoff;
 
-/// After a refusal or a failed file: the files are read again this often, so mending them is enough.
-pub const FAILED_RETRY: Duration = Duration::from_secs(30);
 const BEAT: Duration = Duration::from_secs(1);
 
 /// Waits for its database, applies what is pending, opens the gate, keeps the tables in shape. What fails here keeps
@@ -32,8 +30,6 @@ pub struct Migrator {
     /// The writers of this database wait for `Done`. Once open this part never shuts it again, whatever its restart
     /// finds: the tables are there. Only a reload does, for tables that are new.
     pub gate: watch::Sender<MigrationState>,
-    /// [`FAILED_RETRY`], unless a test is in a hurry.
-    pub failed_retry: Duration,
 }
 
 impl Part for Migrator {
@@ -95,15 +91,16 @@ impl Migrator {
                 }
                 Err(error) => error,
             };
+            let pause = backoff.next_pause();
             let pause = match error.class() {
                 ErrorClass::Transient => {
                     self.report_waiting(view, &error, &mut told);
-                    let pause = backoff.next_pause();
                     view.breaker().rest().unwrap_or(pause)
                 }
                 ErrorClass::Data | ErrorClass::Standing => {
                     self.report_failed(view, &error, &mut told);
-                    self.failed_retry
+                    // The files are read again, so mending them is enough.
+                    pause
                 }
             };
             tokio::select! {
@@ -152,7 +149,7 @@ impl Migrator {
                            event = "migration_failed",
             runbook = Runbook::MigrationFailed.page(),
                            database = self.database,
-                           retry_seconds = self.failed_retry.as_secs(),
+                           retry_seconds = self.settings.retry.max.as_secs(),
                            %error,
                            "the database is not migrated; its writers stay off, messages are kept"
                        );

@@ -15,6 +15,6 @@ mod upkeep;
 pub use apply::{Session, Standing};
 pub use draft::{Draft, draft};
 pub use error::MigrateError;
-pub use migrator::{FAILED_RETRY, Migrator};
+pub use migrator::Migrator;
 pub use plan::{Applied, Migration, Plan, Refusal, plan};
 pub use source::{SourceFile, next_number, read_folder};

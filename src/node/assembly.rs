@@ -14,7 +14,7 @@ use crate::config::{DatabaseSettings, Settings, StreamSettings, TableSettings};
 use crate::database::{BatchWriter, Pool, TableSink};
 use crate::domain::{SinkName, StreamName};
 use crate::kafka::{KafkaParts, KafkaProducer, Routes};
-use crate::migrate::{FAILED_RETRY, Migrator};
+use crate::migrate::Migrator;
 use crate::observe::{Board, MigrationState};
 use crate::stream::StreamReader;
 
@@ -178,7 +178,6 @@ impl Assembly {
             tables: tables.clone(),
             board: board.clone(),
             gate: gate.clone(),
-            failed_retry: FAILED_RETRY,
         })
     }
 

@@ -81,7 +81,6 @@ fn start(database: &TestDatabase, tables: Vec<TableSettings>) -> Running {
         tables,
         board: board.clone(),
         gate: gate_sender,
-        failed_retry: Duration::from_millis(50),
     };
     let control = Control::new(phase_seen, paused_seen, Arc::new(Progress::default()));
     let task = tokio::task::spawn_local(migrator.run(control));

@@ -276,6 +276,8 @@ fn settings(port: u16, given: &[(String, String)]) -> Vec<String> {
         ("fsync", "on".into()),
         ("max_connections", "100".into()),
         ("log_timezone", "UTC".into()),
+        // A shutdown waits so long for whoever has connected and says nothing.
+        ("authentication_timeout", "10s".into()),
         ("timezone", "UTC".into()),
     ];
     let own = own.map(|(name, value)| (name.to_owned(), value));
