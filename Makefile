@@ -21,12 +21,13 @@ EXPOSURE_MAX := 12
 DURATION ?=
 KAFKA ?= yes
 RATE ?= 10
-# torture: rounds, the seed of the first, a part of the list of faults (words of their names, by commas), and what the
-# node's state is on (ext4, xfs).
+# torture: rounds, the seed of the first, a part of the list of faults (words of their names, by commas), what the node's
+# state is on (ext4, xfs), and how many Kafka brokers there are (3: the kafka-leader faults exist).
 ROUNDS ?= 40
 SEED ?= 1
 FAULTS ?=
 FILESYSTEM ?= ext4
+KAFKA_NODES ?= 1
 # bench, service-test: 1 = a short form.
 QUICK ?=
 # fuzz: mapping, block or configuration, and for how long.
@@ -69,9 +70,9 @@ bench: ## measures with a baseline beside each (QUICK=1: under two minutes)
 	@$(RELEASE)
 	@exec $(TARGET)/release/bench --node $(TARGET)/release/telemetry $(if $(filter 1,$(QUICK)),--quick)
 
-torture: build ## faults under load: nothing lost, doubled or stuck (ROUNDS=40, SEED=1, FAULTS=kafka,power, FILESYSTEM=xfs)
+torture: build ## faults under load: nothing lost, doubled or stuck (ROUNDS=40, SEED=1, FAULTS=kafka,power, FILESYSTEM=xfs, KAFKA_NODES=3)
 	@exec $(TARGET)/debug/torture --node $(TARGET)/debug/telemetry --rounds $(ROUNDS) --seed $(SEED) \
-	  --filesystem $(FILESYSTEM) $(if $(FAULTS),--faults $(FAULTS))
+	  --filesystem $(FILESYSTEM) --kafka-nodes $(KAFKA_NODES) $(if $(FAULTS),--faults $(FAULTS))
 
 # Seeds are read, what is found goes to fuzz/corpus. Without the address sanitizer: the node has no unsafe code, and the C
 # libraries it links would have to be built with it too.

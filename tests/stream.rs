@@ -1,5 +1,8 @@
 //! A stream's part with the real buffer against a real broker.
 
+#[path = "stream/odd_brokers.rs"]
+mod odd_brokers;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

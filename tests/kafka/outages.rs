@@ -1,8 +1,8 @@
-//! Kafka away, killed and robbed of a topic: nothing is lost, nothing overtakes, and the tables do not notice.
+//! Kafka away, killed, robbed of a topic and told to take less: nothing is lost, nothing overtakes, and the tables do not notice.
 
 use rig::{Kafka, KafkaOptions};
 
-use crate::site::Site;
+use crate::site::{STREAM, Site};
 use crate::world::SOON;
 
 const TOPIC: &str = "readings";
@@ -53,7 +53,8 @@ fn a_deleted_topic_is_asked_for() {
     site.says("held", &[TOPIC, "create it"]);
     kafka.create_topic(TOPIC, 2).unwrap();
     site.world.drained(SOON);
-    assert_eq!(kafka.count(TOPIC).unwrap(), 100, "what was delivered left with the topic");
+    // What was delivered left with the topic.
+    site.assert_topic_has(&kafka, 101..=200);
 }
 
 #[test]
@@ -67,5 +68,38 @@ fn a_deleted_topic_with_ensure_is_made_again() {
     site.publish(100);
     site.assert_table_follows();
     site.world.drained(SOON);
-    assert_eq!(kafka.count(TOPIC).unwrap(), 100, "what was delivered left with the topic");
+    // What was delivered left with the topic.
+    site.assert_topic_has(&kafka, 101..=200);
+}
+
+/// The node is allowed more than the broker takes, which it learns from a refusal of a whole batch alone.
+#[test]
+fn a_limit_lowered_below_ours_sets_aside_what_is_above_it_and_nothing_else() {
+    const TOO_LARGE: u64 = 1_101;
+    let kafka = Kafka::start().unwrap();
+    kafka.create_topic(TOPIC, 2).unwrap();
+    let mut site = Site::start(&kafka.bootstrap(), TOPIC, "", "");
+    site.publish(100);
+    site.assert_topic_is_whole(&kafka);
+
+    // Some six records.
+    kafka.set_topic(TOPIC, &[("max.message.bytes", "2000")]).unwrap();
+    site.publish(1_000);
+    site.publish_one(&"x".repeat(5_000));
+    site.publish(500);
+    site.assert_topic_has(&kafka, (1..=1_601).filter(|sequence| *sequence != TOO_LARGE));
+    site.assert_table_follows();
+    let letters = site.world.node.command(&["dlq", "list", "--json"]).unwrap();
+    let letters = String::from_utf8(letters.stdout).unwrap();
+    let letters: Vec<serde_json::Value> =
+        letters.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told = letters.iter().map(|letter| (&letter["letter"], &letter["reason"]));
+    let name = format!("{STREAM}/kafka/{TOO_LARGE}").into();
+    assert_eq!(told.collect::<Vec<_>>(), [(&name, &"kafka_too_large".into())]);
+
+    kafka.set_topic(TOPIC, &[]).unwrap();
+    let replay = site.world.node.command(&["dlq", "replay"]).unwrap();
+    assert!(replay.status.success(), "{}", String::from_utf8_lossy(&replay.stdout));
+    let newest = kafka.read_topic(TOPIC).unwrap();
+    assert!(newest.iter().any(|record| record.value.len() > 5_000), "it came in the end");
 }

@@ -5,7 +5,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use rig::{CertificateFiles, Certificates, Folder, Kafka, KafkaOptions, KafkaSecurity};
+use rig::{
+    CertificateFiles, Certificates, Folder, KAFKA_RIGHTS, Kafka, KafkaOptions, KafkaSecurity,
+};
 
 use crate::site::Site;
 
@@ -22,17 +24,24 @@ struct Fortress {
 
 fn fortress() -> &'static Fortress {
     static FORTRESS: OnceLock<Fortress> = OnceLock::new();
-    FORTRESS.get_or_init(|| {
+    FORTRESS.get_or_init(|| Fortress::build(&[]))
+}
+
+impl Fortress {
+    fn build(properties: &[(&str, &str)]) -> Self {
         let certificates = Certificates::generate().unwrap();
         let folder = Folder::new(None, "fortress").unwrap();
         let files = certificates.write(folder.path()).unwrap();
         let security = KafkaSecurity { certificates, user: USER.into(), password: PASSWORD.into() };
-        let options = KafkaOptions { security: Some(security), ..KafkaOptions::default() };
+        let properties = properties.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+        let options = KafkaOptions {
+            security: Some(security),
+            properties: properties.collect(),
+            ..KafkaOptions::default()
+        };
         Fortress { kafka: Kafka::start_with(options).unwrap(), files, folder }
-    })
-}
+    }
 
-impl Fortress {
     fn password_file(&self, name: &str, password: &str) -> PathBuf {
         let file = self.folder.path().join(name);
         fs::write(&file, password).unwrap();
@@ -108,6 +117,29 @@ fn a_wrong_password_is_told_and_once_corrected_the_backlog_flows() {
         }
         let log = site.world.node.log_text();
         assert!(!log.contains(WRONG) && !log.contains(PASSWORD), "{log}");
+    }
+}
+
+#[test]
+fn rights_revoked_hold_the_sink_and_given_back_leave_no_hole() {
+    const TOPIC: &str = "guarded";
+    let fortress = Fortress::build(&KAFKA_RIGHTS);
+    let kafka = &fortress.kafka;
+    kafka.allow(USER, TOPIC).unwrap();
+    let password = fortress.password_file("password", PASSWORD);
+    let mut site = fortress.login(TOPIC, "PLAIN", &password, &fortress.files.authority);
+    site.publish(300);
+    site.assert_topic_is_whole(kafka);
+    for _ in 0..2 {
+        kafka.revoke(USER, TOPIC).unwrap();
+        site.publish(300);
+        site.assert_table_follows();
+        site.says("held", &["allow this user"]);
+        let health = site.world.node.get("/health").unwrap().json().unwrap();
+        assert_eq!(health["state"], "unhealthy", "{health}");
+        kafka.allow(USER, TOPIC).unwrap();
+        site.publish(300);
+        site.assert_topic_is_whole(kafka);
     }
 }
 

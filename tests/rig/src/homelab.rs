@@ -125,11 +125,11 @@ impl Homelab {
         });
     }
 
-    /// All records to this cluster.
+    /// All records to this cluster: `host:port`, or several by commas.
     pub fn cluster(&mut self, bootstrap: &str) {
         self.each("clusters", |cluster| {
             forget(cluster, &CREDENTIALS);
-            cluster.insert("bootstrap_servers", value(Array::from_iter([bootstrap])));
+            cluster.insert("bootstrap_servers", value(Array::from_iter(bootstrap.split(','))));
         });
     }
 

@@ -1,17 +1,17 @@
 //! A private Kafka broker: one node that is broker and controller (KRaft).
 
+mod administration;
+mod cluster;
 mod follower;
 mod jars;
+mod layout;
 mod reader;
 mod security;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use rand::RngCore;
+use anyhow::{Context, Result};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -21,7 +21,10 @@ use crate::daemon::Daemon;
 use crate::paths::Folder;
 use crate::ports::free_port;
 use crate::proxy::Proxy;
+use layout::{Seat, far_listener, format_storage, properties};
 
+pub use administration::KAFKA_RIGHTS;
+pub use cluster::KafkaCluster;
 pub use follower::Follower;
 pub use reader::Record;
 pub use security::KafkaSecurity;
@@ -85,15 +88,10 @@ impl Kafka {
     /// # Errors
     /// Names the command and the log's last lines.
     pub fn start_with(options: KafkaOptions) -> Result<Self> {
-        let mut last = None;
-        for _ in 0..PORT_TRIES {
+        first_that_starts(|| {
             let mut broker = Self::prepare(&options)?;
-            match broker.restart() {
-                Ok(()) => return Ok(broker),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.expect("there was at least one try"))
+            Ok(broker.restart().map(|()| broker))
+        })
     }
 
     /// Formats the storage and chooses the ports, but starts nothing: a broker that is away.
@@ -101,11 +99,16 @@ impl Kafka {
     /// # Errors
     /// When the jars cannot be had or the storage not be formatted.
     pub fn prepare(options: &KafkaOptions) -> Result<Self> {
-        let class_path = format!("{}/*", jars::folder()?.display());
+        let [seat] = &Seat::of_cluster(1)[..] else { unreachable!("one was asked for") };
+        Self::seated(options, seat)
+    }
+
+    fn seated(options: &KafkaOptions, seat: &Seat) -> Result<Self> {
+        let class_path = class_path()?;
         let folder = Folder::new(options.folder.clone(), "kafka")?;
         let port = free_port();
         let secure_ports = [free_port(), free_port()];
-        let mut properties = properties(port, free_port(), &folder);
+        let mut properties = properties(port, seat, &folder);
         if let Some(security) = &options.security {
             security.add_to(&mut properties, secure_ports, &folder.join("tls"))?;
         }
@@ -117,7 +120,7 @@ impl Kafka {
         std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
         if !folder.join("data").join("meta.properties").exists() {
             let users = options.security.iter().map(KafkaSecurity::scram_user);
-            format_storage(&class_path, &file, users)?;
+            format_storage(&class_path, &file, seat, users)?;
         }
         let daemon = Daemon::new("kafka", "java", folder.join("kafka.log"))
             .working_folder(folder.path())
@@ -134,6 +137,11 @@ impl Kafka {
     /// When it does not answer in time.
     pub fn restart(&mut self) -> Result<()> {
         self.daemon.start()?;
+        self.wait_ready(1)
+    }
+
+    /// Until it answers and knows of so many brokers.
+    fn wait_ready(&mut self, brokers: usize) -> Result<()> {
         let bootstrap = self.bootstrap();
         self.daemon.wait_ready(READY_WITHIN, || {
             // A client made while nothing listens waits longer and longer between its attempts.
@@ -141,7 +149,9 @@ impl Kafka {
                 return Ok(false);
             }
             let client: BaseConsumer = config(&bootstrap).create().context("make a client")?;
-            Ok(client.fetch_metadata(None, ASK_WITHIN).is_ok_and(|data| !data.brokers().is_empty()))
+            Ok(client
+                .fetch_metadata(None, ASK_WITHIN)
+                .is_ok_and(|data| data.brokers().len() >= brokers))
         })
     }
 
@@ -278,97 +288,26 @@ impl Kafka {
 const JAVA: [&str; 3] =
     ["-XX:+UseSerialGC", "-Xshare:auto", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"];
 
+/// A port that was free may be taken a moment later; then all is tried anew.
+fn first_that_starts<T>(mut start: impl FnMut() -> Result<Result<T>>) -> Result<T> {
+    let mut last = None;
+    for _ in 0..PORT_TRIES {
+        match start()? {
+            Ok(started) => return Ok(started),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.expect("there was at least one try"))
+}
+
+/// Kafka's own programs, the broker among them.
+fn class_path() -> Result<String> {
+    Ok(format!("{}/*", jars::folder()?.display()))
+}
+
 pub(crate) fn config(bootstrap: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     // The library's own lines about lost connections would only spoil the output of a test.
     config.set("bootstrap.servers", bootstrap).set("log_level", "2");
     config
-}
-
-fn properties(port: u16, controller: u16, folder: &Folder) -> BTreeMap<String, String> {
-    let own = [
-        ("process.roles", "broker,controller".into()),
-        ("node.id", "1".into()),
-        ("controller.quorum.voters", format!("1@127.0.0.1:{controller}")),
-        ("listeners", format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}")),
-        ("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{port}")),
-        ("controller.listener.names", "CONTROLLER".into()),
-        ("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".into()),
-        ("log.dirs", folder.join("data").display().to_string()),
-        ("offsets.topic.replication.factor", "1".into()),
-        ("offsets.topic.num.partitions", "1".into()),
-        ("transaction.state.log.replication.factor", "1".into()),
-        ("transaction.state.log.min.isr", "1".into()),
-        ("group.initial.rebalance.delay.ms", "0".into()),
-        ("auto.create.topics.enable", "false".into()),
-    ];
-    own.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-/// Clients that begin there are told to go on there.
-fn far_listener(properties: &mut BTreeMap<String, String>) -> Result<Proxy> {
-    let port = free_port();
-    let link = Proxy::start(port)?;
-    for (name, more) in [
-        ("listeners", format!(",FAR://127.0.0.1:{port}")),
-        ("advertised.listeners", format!(",FAR://127.0.0.1:{}", link.port())),
-        ("listener.security.protocol.map", ",FAR:PLAINTEXT".to_owned()),
-    ] {
-        properties.entry(name.to_owned()).or_default().push_str(&more);
-    }
-    Ok(link)
-}
-
-fn format_storage(
-    class_path: &str,
-    properties: &Path,
-    scram_users: impl Iterator<Item = String>,
-) -> Result<()> {
-    let mut command = Command::new("java");
-    command
-        .args(["-XX:TieredStopAtLevel=1", "-cp", class_path, "kafka.tools.StorageTool", "format"])
-        .args(["-t", &cluster_id(), "-c"])
-        .arg(properties)
-        .args(scram_users.flat_map(|user| ["--add-scram".to_owned(), user]))
-        .stdin(Stdio::null());
-    let output = command.output().context("run java (Debian: default-jre-headless)")?;
-    if !output.status.success() {
-        bail!(
-            "{command:?} failed:\n{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(())
-}
-
-/// 16 random bytes in URL-safe base64 without padding: 22 characters, the last of which carries two bits.
-fn cluster_id() -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut bits = rand::rng().next_u64() as u128;
-    bits = bits << 64 | rand::rng().next_u64() as u128;
-    // A leading dash would be taken for an option.
-    let first = DIGITS[(bits & 31) as usize] as char;
-    bits >>= 6;
-    let rest = (1..22).map(|place| {
-        let mask = if place == 21 { 48 } else { 63 };
-        let digit = DIGITS[(bits & mask) as usize] as char;
-        bits >>= 6;
-        digit
-    });
-    std::iter::once(first).chain(rest).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::cluster_id;
-
-    #[test]
-    fn a_cluster_id_has_22_characters_and_never_starts_like_an_option() {
-        for _ in 0..1_000 {
-            let id = cluster_id();
-            assert_eq!(id.len(), 22, "{id}");
-            assert!(!id.starts_with('-'), "{id}");
-        }
-    }
 }

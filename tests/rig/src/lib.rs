@@ -38,7 +38,7 @@ pub use daemon::Daemon;
 pub use disk::{Disk, FileSystem, Filling, Frozen};
 pub use homelab::{Homelab, TableSink};
 pub use http::{Response, get, request, request_as};
-pub use kafka::{Follower, Kafka, KafkaOptions, KafkaSecurity, Record};
+pub use kafka::{Follower, KAFKA_RIGHTS, Kafka, KafkaCluster, KafkaOptions, KafkaSecurity, Record};
 pub use ledger::{Comparison, Entry, Ledger};
 pub use mosquitto::{Mosquitto, MosquittoOptions};
 pub use mqtt::{Mqtt, MqttOptions};

@@ -10,6 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::config;
 use super::reader::Record;
+use crate::wait::until;
 
 const ASK_WITHIN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
@@ -43,12 +44,9 @@ impl Follower {
         let mut assignment = TopicPartitionList::new();
         let mut next = HashMap::new();
         for topic in topics {
-            let metadata = consumer.fetch_metadata(Some(topic), ASK_WITHIN)?;
-            let partitions = metadata.topics().first().map(|about| about.partitions());
-            let partitions = partitions.filter(|all| !all.is_empty());
-            for partition in partitions.with_context(|| format!("there is no topic {topic}"))? {
-                assignment.add_partition_offset(topic, partition.id(), Offset::Offset(0))?;
-                next.insert(((*topic).to_owned(), partition.id()), 0);
+            for partition in partitions(&consumer, topic)? {
+                assignment.add_partition_offset(topic, partition, Offset::Offset(0))?;
+                next.insert(((*topic).to_owned(), partition), 0);
             }
         }
         consumer.assign(&assignment)?;
@@ -92,4 +90,13 @@ impl Follower {
         }
         Ok(records)
     }
+}
+
+/// The broker asked may be one of several to which a new topic is not known yet.
+fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Vec<i32>> {
+    until(ASK_WITHIN, format!("there is a topic {topic}"), || {
+        let metadata = consumer.fetch_metadata(Some(topic), ASK_WITHIN)?;
+        let about = metadata.topics().first().map(|about| about.partitions()).unwrap_or_default();
+        Ok((!about.is_empty()).then(|| about.iter().map(|one| one.id()).collect()))
+    })
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use anyhow::{Context, Result, bail};
-use rig::{Follower, Kafka, Record};
+use rig::{Follower, KafkaCluster, Record};
 
 use crate::collect::Reading;
 use crate::traffic::{STREAMS, Stream};
@@ -29,7 +29,7 @@ pub struct Chronicle {
 impl Chronicle {
     /// # Errors
     /// When a topic does not exist.
-    pub fn new(kafka: &Kafka, topics: &[String]) -> Result<Self> {
+    pub fn new(kafka: &KafkaCluster, topics: &[String]) -> Result<Self> {
         let names: Vec<&str> = topics.iter().map(String::as_str).collect();
         Ok(Self {
             follower: kafka.follow(&names)?,

@@ -6,6 +6,7 @@ mod crash;
 mod database;
 mod disk;
 mod kafka;
+mod leader;
 mod network;
 mod node;
 mod replay;
@@ -56,6 +57,11 @@ impl Fault {
         ["disk-", "power-"].iter().any(|begin| self.name.starts_with(begin))
     }
 
+    /// One that takes more than one Kafka broker.
+    fn needs_cluster(&self) -> bool {
+        self.name.starts_with("kafka-leader-")
+    }
+
     fn place(&self) -> Place {
         match self.name.split('-').next().unwrap_or_default() {
             _ if self.at_rest => Place::AtRest,
@@ -92,6 +98,7 @@ pub static ALL: &[&[Fault]] = &[
     broker::FAULTS,
     database::FAULTS,
     kafka::FAULTS,
+    leader::FAULTS,
     network::FAULTS,
     disk::FAULTS,
     crash::FAULTS,
@@ -99,13 +106,15 @@ pub static ALL: &[&[Fault]] = &[
 ];
 
 /// Those whose name contains one of the words; of a word that is a whole name, that one alone; all without a word.
+/// A lone Kafka broker has nobody to lead in its place.
 ///
 /// # Errors
 /// When none does.
-pub fn chosen(words: &str) -> Result<Vec<&'static Fault>> {
+pub fn chosen(words: &str, kafka_nodes: usize) -> Result<Vec<&'static Fault>> {
     let words: Vec<&str> =
         words.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
-    let all = || ALL.iter().flat_map(|group| group.iter());
+    let possible = |fault: &&Fault| kafka_nodes > 1 || !fault.needs_cluster();
+    let all = || ALL.iter().flat_map(|group| group.iter()).filter(possible);
     let is_name = |word: &str| all().any(|fault| fault.name == word);
     let means =
         |word: &str, name: &str| if is_name(word) { name == word } else { name.contains(word) };
@@ -113,7 +122,9 @@ pub fn chosen(words: &str) -> Result<Vec<&'static Fault>> {
         |fault: &&Fault| words.is_empty() || words.iter().any(|word| means(word, fault.name));
     let chosen: Vec<_> = all().filter(wanted).collect();
     if chosen.is_empty() {
-        bail!("no fault is called anything like {words:?}: see --list");
+        bail!(
+            "no fault is called anything like {words:?}: see --list (kafka-leader needs --kafka-nodes 3)"
+        );
     }
     Ok(chosen)
 }
@@ -144,14 +155,16 @@ mod tests {
 
     #[test]
     fn a_whole_name_means_one_fault_and_a_part_of_names_all_of_those() {
-        assert_eq!(chosen("crash-cursor").unwrap().len(), 1);
-        assert!(chosen("crash-cur").unwrap().len() > 2);
-        assert!(chosen("no-such").is_err());
+        assert_eq!(chosen("crash-cursor", 1).unwrap().len(), 1);
+        assert!(chosen("crash-cur", 1).unwrap().len() > 2);
+        assert!(chosen("no-such", 1).is_err());
+        assert!(chosen("kafka-leader", 1).is_err());
+        assert_eq!(chosen("kafka-leader", 3).unwrap().len(), 4);
     }
 
     #[test]
     fn what_restarts_a_node_never_lasts_and_what_needs_rest_stays_alone() {
-        let named = |name: &str| chosen(name).unwrap()[0];
+        let named = |name: &str| chosen(name, 1).unwrap()[0];
         assert!(named("postgres-kill").may_last_over(named("node-kill")));
         assert!(!named("node-freeze").may_last_over(named("postgres-kill")));
         assert!(!named("disk-full").may_last_over(named("node-kill")));

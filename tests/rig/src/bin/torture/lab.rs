@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use rig::{
-    Disk, FileSystem, Homelab, Kafka, KafkaOptions, Mosquitto, MosquittoOptions, Node, PASSWORD,
-    Postgres, PostgresOptions, Proxy, Streams, free_port, until,
+    Disk, FileSystem, Homelab, KafkaCluster, KafkaOptions, Mosquitto, MosquittoOptions, Node,
+    PASSWORD, Postgres, PostgresOptions, Proxy, Streams, free_port, until,
 };
 
 use crate::faults::Fault;
@@ -15,6 +15,8 @@ use crate::traffic::{POISON, STREAMS};
 
 /// The node's, in the database.
 pub const ROLE: &str = "node";
+/// Of each topic, where there are brokers to share them.
+pub const KAFKA_PARTITIONS: i32 = 3;
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Of each log, when a round fails; the whole logs stay in the folder.
 const TOLD_LINES: usize = 10;
@@ -27,7 +29,7 @@ pub struct Lab {
     pub disk: Option<Disk>,
     pub to_broker: Proxy,
     pub to_database: Proxy,
-    pub kafka: Kafka,
+    pub kafka: KafkaCluster,
     pub postgres: Postgres,
     pub mosquitto: Mosquitto,
     pub topics: Vec<String>,
@@ -46,9 +48,14 @@ pub struct Meanwhile {
 impl Lab {
     /// # Errors
     /// When a server does not start.
-    pub fn open(folder: &Path, binary: &Path, filesystem: FileSystem) -> Result<Self> {
+    pub fn open(
+        folder: &Path,
+        binary: &Path,
+        filesystem: FileSystem,
+        kafka_nodes: usize,
+    ) -> Result<Self> {
         let at = |name: &str| Some(folder.join(name));
-        let kafka = start_kafka(at("kafka"));
+        let kafka = start_kafka(at("kafka"), kafka_nodes);
         let postgres = Postgres::start_with(PostgresOptions {
             folder: at("postgres"),
             ..PostgresOptions::default()
@@ -68,6 +75,9 @@ impl Lab {
         homelab.broker(to_broker.port());
         homelab.databases(to_database.port(), folder)?;
         homelab.cluster(&kafka.far_bootstrap());
+        if kafka.len() > 1 {
+            share_topics(&mut homelab, kafka.len());
+        }
         own_databases(&mut homelab, &postgres)?;
         let config = folder.join("telemetry.toml");
         homelab.write(&config)?;
@@ -116,14 +126,15 @@ impl Lab {
 
     /// What each party said last.
     pub fn story(&mut self) -> String {
+        let kafkas = self.kafka.nodes().iter().map(|kafka| ("Kafka", kafka.log_tail(TOLD_LINES)));
         [
             ("the node", self.node.daemon().log_tail(TOLD_LINES)),
             ("Mosquitto", self.mosquitto.log_tail(TOLD_LINES)),
             ("PostgreSQL", self.postgres.log_tail(TOLD_LINES)),
-            ("Kafka", self.kafka.log_tail(TOLD_LINES)),
         ]
-        .iter()
-        .map(|(who, said)| format!("--- {who} ---\n{}", shortened(said)))
+        .into_iter()
+        .chain(kafkas)
+        .map(|(who, said)| format!("--- {who} ---\n{}", shortened(&said)))
         .collect()
     }
 }
@@ -158,9 +169,22 @@ fn shortened(lines: &str) -> String {
         .collect()
 }
 
-fn start_kafka(folder: Option<PathBuf>) -> std::thread::JoinHandle<Result<Kafka>> {
+fn start_kafka(
+    folder: Option<PathBuf>,
+    nodes: usize,
+) -> std::thread::JoinHandle<Result<KafkaCluster>> {
     let options = KafkaOptions { folder, heap_mib: 256, far: true, ..KafkaOptions::default() };
-    std::thread::spawn(move || Kafka::start_with(options))
+    std::thread::spawn(move || KafkaCluster::start_with(nodes, &options))
+}
+
+/// Every broker has every partition, and not all of them have the same leader.
+fn share_topics(homelab: &mut Homelab, brokers: usize) {
+    for stream in homelab.names("streams") {
+        let ensure = ["streams", &stream, "kafka", "ensure"];
+        let mut set = |name, value: i64| homelab.set(&[&ensure[..], &[name]].concat(), value);
+        set("partitions", i64::from(KAFKA_PARTITIONS));
+        set("replication", brokers as i64);
+    }
 }
 
 /// The homelab with waits that suit rounds of seconds.

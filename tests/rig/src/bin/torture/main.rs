@@ -45,6 +45,9 @@ struct Options {
     /// What the node's state is on.
     #[arg(long, value_enum, default_value = "ext4")]
     filesystem: FileSystem,
+    /// Kafka brokers; of three, each has every record, and the leaders of topics come and go.
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u8).range(1..=3))]
+    kafka_nodes: u8,
     /// Print the list of faults and end.
     #[arg(long)]
     list: bool,
@@ -63,7 +66,7 @@ fn main() -> ExitCode {
 
 /// Whether every round held.
 fn run(options: &Options) -> Result<bool> {
-    let mut faults = faults::chosen(&options.faults)?;
+    let mut faults = faults::chosen(&options.faults, options.kafka_nodes.into())?;
     if options.list {
         faults.iter().for_each(|fault| println!("{:<28} {}", fault.name, fault.meaning));
         return Ok(true);
@@ -81,7 +84,7 @@ fn run(options: &Options) -> Result<bool> {
     }
     let began = Instant::now();
     println!("Private servers below {}", folder.display());
-    let lab = Lab::open(&folder, &options.node, options.filesystem)?;
+    let lab = Lab::open(&folder, &options.node, options.filesystem, options.kafka_nodes.into())?;
     if lab.disk.is_none() {
         faults.retain(|fault| !fault.needs_disk());
     }
@@ -146,5 +149,9 @@ fn command(options: &Options, seed: u64, words: &str) -> String {
         FileSystem::Ext4 => "",
         FileSystem::Xfs => " FILESYSTEM=xfs",
     };
-    format!("make torture ROUNDS=1 SEED={seed}{list}{filesystem}")
+    let nodes = match options.kafka_nodes {
+        1 => String::new(),
+        nodes => format!(" KAFKA_NODES={nodes}"),
+    };
+    format!("make torture ROUNDS=1 SEED={seed}{list}{filesystem}{nodes}")
 }

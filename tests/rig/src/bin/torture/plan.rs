@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_seed_always_says_the_same_and_forty_rounds_take_every_fault() {
-        let all = faults::chosen("").unwrap();
+        let all = faults::chosen("", 1).unwrap();
         assert_eq!(names(7, &all), names(7, &all));
         assert!(takes_all(40, &all), "{} faults", all.len());
         let taken: std::collections::BTreeSet<_> =
@@ -101,9 +101,9 @@ mod tests {
 
     #[test]
     fn of_one_fault_each_round_takes_it_and_many_rounds_overlap() {
-        let one = faults::chosen("node-kill-twice").unwrap();
+        let one = faults::chosen("node-kill-twice", 1).unwrap();
         assert!((1..9).all(|seed| names(seed, &one).contains(&"node-kill-twice")));
-        let all = faults::chosen("").unwrap();
+        let all = faults::chosen("", 1).unwrap();
         let overlaps = |seed: &u64| of(*seed, &all).iter().any(|step| step.meanwhile.is_some());
         assert!((1..=40).filter(overlaps).count() >= 8);
     }

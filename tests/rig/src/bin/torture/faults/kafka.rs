@@ -1,7 +1,8 @@
-//! The Kafka broker ends, or stops for a while.
+//! The Kafka broker ends, or stops for a while; of a cluster all of them, at a stop one after the other.
 
 use anyhow::Result;
 use rand::rngs::StdRng;
+use rig::Kafka;
 
 use super::{Fault, linger};
 use crate::lab::Lab;
@@ -13,22 +14,24 @@ pub static FAULTS: &[Fault] = &[
 ];
 
 fn restart(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
-    lab.kafka.stop()?;
-    linger(lab, dice, 0..300)?;
-    lab.kafka.restart()?;
+    for place in 0..lab.kafka.len() {
+        lab.kafka.node(place).stop()?;
+        linger(lab, dice, 0..300)?;
+        lab.kafka.node(place).restart()?;
+    }
     Ok(true)
 }
 
 fn kill(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
-    lab.kafka.kill();
+    (0..lab.kafka.len()).for_each(|place| lab.kafka.node(place).kill());
     linger(lab, dice, 0..300)?;
     lab.kafka.restart()?;
     Ok(true)
 }
 
 fn freeze(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
-    lab.kafka.freeze();
+    lab.kafka.nodes().iter().for_each(Kafka::freeze);
     linger(lab, dice, 300..4_000)?;
-    lab.kafka.thaw();
+    lab.kafka.nodes().iter().for_each(Kafka::thaw);
     Ok(true)
 }

@@ -1,6 +1,6 @@
 //! What a network does between the node and broker, database or Kafka.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rand::Rng;
 use rand::rngs::StdRng;
 use rig::{Link, Proxy};
@@ -62,27 +62,27 @@ fn one_way(dice: &mut StdRng) -> Link {
 
 fn reset(lab: &mut Lab, dice: &mut StdRng, side: Side) -> Result<bool> {
     for _ in 0..dice.random_range(1..6) {
-        proxy(lab, side)?.reset();
+        proxies(lab, side).into_iter().for_each(Proxy::reset);
         linger(lab, dice, 0..200)?;
     }
     Ok(true)
 }
 
 fn pass_through(lab: &mut Lab, dice: &mut StdRng, side: Side, link: Link) -> Result<bool> {
-    proxy(lab, side)?.set(link);
+    proxies(lab, side).into_iter().for_each(|proxy| proxy.set(link));
     linger(lab, dice, 300..3_500)?;
     // As often as not the connections do not outlive it.
     if dice.random() {
-        proxy(lab, side)?.reset();
+        proxies(lab, side).into_iter().for_each(Proxy::reset);
     }
-    proxy(lab, side)?.set(Link::Fine);
+    proxies(lab, side).into_iter().for_each(|proxy| proxy.set(Link::Fine));
     Ok(true)
 }
 
-fn proxy(lab: &Lab, side: Side) -> Result<&Proxy> {
+fn proxies(lab: &Lab, side: Side) -> Vec<&Proxy> {
     match side {
-        Side::Broker => Ok(&lab.to_broker),
-        Side::Database => Ok(&lab.to_database),
-        Side::Kafka => lab.kafka.link().context("Kafka has no link of its own"),
+        Side::Broker => vec![&lab.to_broker],
+        Side::Database => vec![&lab.to_database],
+        Side::Kafka => lab.kafka.links(),
     }
 }
