@@ -96,6 +96,17 @@ impl DatabaseError {
         }
     }
 
+    /// A transaction was cut off, here or by the server: a smaller one may be quick enough.
+    pub fn ran_out_of_time(&self) -> bool {
+        match self {
+            DatabaseError::TimedOut { doing, .. } => *doing == super::transaction::WRITE,
+            DatabaseError::Postgres { source, .. } => {
+                source.code() == Some(&SqlState::QUERY_CANCELED)
+            }
+            _ => false,
+        }
+    }
+
     /// The transaction may have been committed all the same: only the cursor row knows.
     pub fn leaves_outcome_unknown(&self) -> bool {
         let never_sent = matches!(
