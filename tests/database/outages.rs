@@ -7,7 +7,7 @@ use std::time::Duration;
 use rig::{Link, Postgres, PostgresOptions, Proxy};
 use telemetry::domain::{ErrorClass, Secret};
 use telemetry::migrate::Migrator;
-use telemetry::observe::{MigrationState, SinkState};
+use telemetry::observe::{MigrationState, SinkState, SinkStatus};
 use telemetry::part::{Control, Part as _, Phase, Progress};
 use tokio::sync::watch;
 use tokio_postgres::{Client, NoTls};
@@ -369,8 +369,12 @@ fn a_host_whose_name_is_not_known_is_waited_for_and_named() {
         bench.feed("energy", energies(1)).await;
         bench.settings.databases["telemetry"].host = "no-such-host.invalid".to_owned();
         let running = bench.start("energy", "energy_consumption");
-        let waiting = running.reaches(SinkState::Waiting).await;
-        assert!(waiting.trouble.unwrap().contains("no-such-host.invalid"));
+        let named = || {
+            let SinkStatus { state, trouble, .. } = running.status();
+            state == SinkState::Waiting
+                && trouble.is_some_and(|why| why.contains("no-such-host.invalid"))
+        };
+        eventually("it waits, and says for whom", named).await;
         assert_eq!(running.sink.dependency().status().up, Some(false));
         assert!(bench.letters().await.is_empty());
         running.stop().await;
