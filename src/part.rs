@@ -57,6 +57,11 @@ impl Control {
         Control { phase, paused: self.paused.clone(), progress: self.progress.child() }
     }
 
+    /// For one of several things this part does side by side: its progress is watched by itself.
+    pub fn beside(&self) -> Control {
+        self.child(self.phase.clone())
+    }
+
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }

@@ -1,14 +1,45 @@
 //! The threads parts live on. Each has a few more for calls that block, such as librdkafka's: hundreds of streams that
 //! ask at once wait for each other instead of filling the unit's `TasksMax=`.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use actix::prelude::*;
 use tokio::runtime::{Builder, Runtime};
 
 /// Calls that block, under way for the parts of one thread.
 const BLOCKING_CALLS_MAX: usize = 4;
 
-/// A thread for parts.
-pub fn arbiter() -> ArbiterHandle {
+/// A thread for parts. Whoever launches a part on it holds the same one: when it is blocked, all of them launch on its
+/// successor from then on.
+#[derive(Debug, Clone)]
+pub struct Thread(Arc<Mutex<ArbiterHandle>>);
+
+impl Thread {
+    /// Starts it.
+    pub fn start() -> Self {
+        Thread(Arc::new(Mutex::new(arbiter())))
+    }
+
+    pub fn arbiter(&self) -> ArbiterHandle {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another one in its place. The old one ends as soon as it can, with all that was left on it.
+    pub fn renew(&self) {
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *current, arbiter()).stop();
+    }
+
+    pub fn stop(&self) {
+        self.arbiter().stop();
+    }
+
+    pub fn is(&self, other: &Thread) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+fn arbiter() -> ArbiterHandle {
     Arbiter::with_tokio_rt(runtime).handle()
 }
 

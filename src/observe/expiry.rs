@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -13,8 +12,6 @@ use tokio::sync::watch;
 use super::Board;
 use crate::certificates;
 use crate::config::{NamedCertificate, Settings};
-
-const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Below this a renewal should be on its way.
 const SOON_DAYS: i64 = 30;
@@ -109,28 +106,44 @@ fn status(named: &NamedCertificate) -> CertificateStatus {
     }
 }
 
-/// For the whole life of the node, of whatever is configured at the moment.
-pub async fn watch_certificates(mut settings: watch::Receiver<Arc<Settings>>, board: Arc<Board>) {
-    let mut told: BTreeMap<String, Nearness> = BTreeMap::new();
-    loop {
-        let current = settings.borrow_and_update().clone();
+/// Looks at those of whatever is configured at the moment.
+pub struct CertificateWatch {
+    settings: watch::Receiver<Arc<Settings>>,
+    board: Arc<Board>,
+    told: BTreeMap<String, Nearness>,
+}
+
+impl CertificateWatch {
+    pub fn new(settings: watch::Receiver<Arc<Settings>>, board: Arc<Board>) -> Self {
+        CertificateWatch { settings, board, told: BTreeMap::new() }
+    }
+
+    /// Shows what it finds, and tells what has passed a threshold since the last look.
+    pub async fn look(&mut self) {
+        let current = self.settings.borrow_and_update().clone();
         let files = current.certificate_files();
         // Small files, but a file system may hang.
-        if let Ok(mut found) = tokio::task::spawn_blocking(move || read_certificates(&files)).await
-        {
-            for (peer, der) in current.presented_certificates() {
-                // What the handshake took can be parsed.
-                let Ok(facts) = certificates::parse(&der) else { continue };
-                let (file, expires) = (None, Some(facts.expires));
-                keep_first(&mut found, &peer, CertificateStatus { file, expires, trouble: None });
-            }
-            told.retain(|peer, _| found.contains_key(peer));
-            tell(&found, &mut told);
-            board.set_certificates(found);
+        let reading = tokio::task::spawn_blocking(move || read_certificates(&files));
+        let mut found = match reading.await {
+            Ok(found) => found,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => return,
+        };
+        for (peer, der) in current.presented_certificates() {
+            // What the handshake took can be parsed.
+            let Ok(facts) = certificates::parse(&der) else { continue };
+            let (file, expires) = (None, Some(facts.expires));
+            keep_first(&mut found, &peer, CertificateStatus { file, expires, trouble: None });
         }
-        tokio::select! {
-            () = tokio::time::sleep(INTERVAL) => {}
-            Ok(()) = settings.changed() => {}
+        self.told.retain(|peer, _| found.contains_key(peer));
+        tell(&found, &mut self.told);
+        self.board.set_certificates(found);
+    }
+
+    /// Returns when another configuration is in force.
+    pub async fn reloaded(&mut self) {
+        if self.settings.changed().await.is_err() {
+            std::future::pending().await
         }
     }
 }
