@@ -10,7 +10,7 @@ use std::time::Duration;
 use rig::{Certificates, Link, Mosquitto, MosquittoOptions, Mqtt, MqttOptions, Proxy, Publisher};
 use sha2::{Digest as _, Sha256};
 use telemetry::buffer::Buffer;
-use telemetry::config::{self, MqttVersion, Settings, TlsSettings};
+use telemetry::config::{self, DedupeKey, DedupeSettings, MqttVersion, Settings, TlsSettings};
 use telemetry::domain::{Delivered, Secret, Sequence, SinkName, StreamName, Verdict};
 use telemetry::observe::{Board, DisconnectReason, Redelivery};
 use telemetry::part::{Control, Part as _, PartResult, Phase, Progress};
@@ -259,6 +259,48 @@ async fn a_retained_copy_after_a_new_subscription_is_not_kept_again() {
             retained("two");
             life.kept(2).await;
             assert_eq!(all_payloads(&life.buffer), [b"one".to_vec(), b"two".to_vec()]);
+            life.stop().await;
+        })
+        .await;
+}
+
+/// As after a crash of the broker: the same message, under a packet id of its own and without the DUP flag.
+#[tokio::test]
+async fn a_message_that_comes_again_as_another_is_known_by_the_id_it_declares() {
+    let broker = quick_broker();
+    let state = tempfile::tempdir().unwrap();
+    let mut settings = settings(broker.port());
+    settings.streams[&energy()].dedupe = Some(DedupeSettings {
+        key: DedupeKey::MessageId(vec!["id".to_owned(), "at".to_owned()]),
+        window: Duration::from_secs(3600),
+        window_messages: 1000,
+    });
+    LocalSet::new()
+        .run_until(async {
+            let publisher = publisher(broker.port());
+            let publish = |text: &str| {
+                publisher.publish("energy", "a/b", text);
+            };
+            let first = r#"{"id": "x", "at": 1, "attempt": 1}"#;
+            let life = Life::begin(&settings, state.path());
+            life.subscribed().await;
+            for text in [first, r#"{"id": "x", "at": 1, "attempt": 2}"#, r#"{"id": "x", "at": 2}"#]
+            {
+                publish(text);
+            }
+            life.kept(2).await;
+            life.until("recognised", |life| life.redelivered(Redelivery::MessageId) == 1).await;
+            life.kill().await;
+
+            let life = Life::begin(&settings, state.path());
+            life.subscribed().await;
+            publish(first);
+            life.until("still recognised", |life| life.redelivered(Redelivery::MessageId) == 1)
+                .await;
+            publish(r#"{"id": "x", "at": 3}"#);
+            life.kept(3).await;
+            let expected = [first, r#"{"id": "x", "at": 2}"#, r#"{"id": "x", "at": 3}"#];
+            assert_eq!(all_payloads(&life.buffer), expected.map(|text| text.as_bytes().to_vec()));
             life.stop().await;
         })
         .await;

@@ -13,7 +13,7 @@ use crate::domain::ErrorClass;
 pub enum DatabaseError {
     #[error("{doing}: {}", describe(source))]
     Postgres { doing: &'static str, source: tokio_postgres::Error },
-    /// The server was there and refused the session.
+    /// There is no session: the server refused it, or was not reached.
     #[error("connect to {target}: {}{}", describe(source), remedy(source))]
     Refused { target: String, source: tokio_postgres::Error },
     #[error("{doing}: no answer within {} s", limit.as_secs_f32())]
@@ -100,6 +100,17 @@ impl DatabaseError {
         }
     }
 
+    /// A transaction was cut off, here or by the server: a smaller one may be quick enough.
+    pub fn ran_out_of_time(&self) -> bool {
+        match self {
+            DatabaseError::TimedOut { doing, .. } => *doing == super::transaction::WRITE,
+            DatabaseError::Postgres { source, .. } => {
+                source.code() == Some(&SqlState::QUERY_CANCELED)
+            }
+            _ => false,
+        }
+    }
+
     /// The transaction may have been committed all the same: only the cursor row knows.
     pub fn leaves_outcome_unknown(&self) -> bool {
         let never_sent = matches!(
@@ -136,14 +147,11 @@ pub fn postgres(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Da
     move |source| DatabaseError::Postgres { doing, source }
 }
 
-/// For `map_err` of a connection attempt: an answer of the server names user, database and what to do.
+/// For `map_err` of a connection attempt: says where to.
 pub fn refused(
     target: impl FnOnce() -> String,
 ) -> impl FnOnce(tokio_postgres::Error) -> DatabaseError {
-    move |source| match source.code() {
-        Some(_) => DatabaseError::Refused { target: target(), source },
-        None => DatabaseError::Postgres { doing: "connect", source },
-    }
+    move |source| DatabaseError::Refused { target: target(), source }
 }
 
 /// What a person does about a refused session; nothing where the server's own words are enough.

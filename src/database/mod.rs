@@ -19,6 +19,7 @@ mod error;
 mod fold;
 mod latest;
 pub mod maintenance;
+mod pace;
 mod pool;
 mod probe;
 mod replay;

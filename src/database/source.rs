@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::append::AppendPlan;
 use super::batch::{Batch, Special};
 use super::latest::LatestPlan;
+use super::pace::Pace;
 use super::table_sink::TableSink;
 use crate::buffer::{Block, BufferError, Reader};
 use crate::domain::{Arrival, Durable, Reason, Record, Runbook, Sequence, Stage};
@@ -44,22 +45,30 @@ struct Limits {
     bytes: usize,
 }
 
-impl Source {
-    pub fn new(sink: &TableSink, mapper: RowMapper, plan: Arc<Plan>) -> Source {
-        let reader = sink.buffer.reader(&sink.stream.name);
+impl Limits {
+    fn of(sink: &TableSink, pace: Pace) -> Limits {
         let table = &sink.table;
+        Limits { records: pace.of(table.batch_rows_max), bytes: pace.of(table.batch_bytes_max) }
+    }
+}
+
+impl Source {
+    pub fn new(sink: &TableSink, mapper: RowMapper, plan: Arc<Plan>, pace: Pace) -> Source {
+        let reader = sink.buffer.reader(&sink.stream.name);
         Source {
             durable: reader.durable(),
             reader,
             mapper,
             plan,
             blocks: VecDeque::new(),
-            limits: Limits {
-                records: table.batch_rows_max.max(1),
-                bytes: table.batch_bytes_max.max(1),
-            },
+            limits: Limits::of(sink, pace),
             sink: sink.clone(),
         }
+    }
+
+    /// For the batches from here on.
+    pub fn keep_pace(&mut self, pace: Pace) {
+        self.limits = Limits::of(&self.sink, pace);
     }
 
     /// Everything durable is in the batch.

@@ -20,6 +20,9 @@ use crate::domain::{Books, ErrorClass, Sequence};
 /// The server's own limit ends a statement first, with an answer; this is added for a server that no longer answers.
 pub const ANSWER_MARGIN: Duration = Duration::from_secs(1);
 
+/// What takes the time, in the words of its error.
+pub const WRITE: &str = "write a batch";
+
 /// Starts a transaction whose statements are bounded on the server too. `SET LOCAL` ends with the transaction, so the
 /// node may stand behind a transaction pooler.
 pub fn begin(settings: &DatabaseSettings) -> String {
@@ -68,7 +71,7 @@ pub async fn run<T>(
     let mut lease = pool.get().await?;
     crash_point("crash_begin");
     let limit = settings.statement_timeout + ANSWER_MARGIN;
-    let timed_out = DatabaseError::TimedOut { doing: "write a batch", limit };
+    let timed_out = DatabaseError::TimedOut { doing: WRITE, limit };
     let result = timeout(limit, work(&lease)).await.unwrap_or(Err(timed_out));
     lease.learned(&result);
     match &result {

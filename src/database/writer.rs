@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use super::batch::Batch;
 use super::cursor::Tally;
 use super::error::DatabaseError;
+use super::pace::Pace;
 use super::source::{Source, linger_left};
 use super::table_sink::TableSink;
 use super::target::{Target, Trouble, count};
@@ -95,6 +96,7 @@ struct Runner {
     gathered: EdgeMeter,
     dependency: Arc<DependencyView>,
     backoff: Backoff,
+    pace: Pace,
     /// The best knowledge of the cursor row.
     books: Option<Books>,
     /// `books` came from the database in this life of the part.
@@ -120,6 +122,7 @@ impl Runner {
             ),
             dependency: sink.dependency(),
             backoff: Backoff::new(sink.database.retry),
+            pace: Pace::whole(),
             sink,
             gate,
             control,
@@ -241,7 +244,7 @@ impl Runner {
         let (books, plan) = prepared?;
         lease.give_back();
         let plan = Arc::new(plan);
-        let source = Source::new(&self.sink, mapper, Arc::clone(&plan));
+        let source = Source::new(&self.sink, mapper, Arc::clone(&plan), self.pace);
         let progress = Arc::clone(&self.control.progress);
         let mut target = Target::new(&self.sink, progress, plan, books);
         target.uncertain.clone_from(&self.uncertain);
@@ -358,6 +361,8 @@ impl Runner {
             self.view.update(|status| status.oldest_pending = batch.oldest);
             deliver_and_fill(source, target, batch, &mut filling).await?;
             self.books = Some(target.books);
+            self.pace.in_time();
+            source.keep_pace(self.pace);
             self.well();
             if self.saved_at.elapsed() >= SAVE_INTERVAL {
                 self.save_books().await;
@@ -489,6 +494,9 @@ impl Runner {
         };
         self.view.meters.error(class).inc();
         self.view.meters.retries.inc();
+        if matches!(&trouble, Trouble::Database(error) if error.ran_out_of_time()) {
+            self.pace.ran_out_of_time();
+        }
         if let Trouble::Database(error @ DatabaseError::Fenced { .. }) = &trouble {
             return self.fenced(error).await;
         }

@@ -32,6 +32,31 @@ fn refused_rows_become_dead_letters_and_the_others_of_their_batch_rows() {
     });
 }
 
+/// How many statements wrote to the table is counted by the server, outside of any transaction.
+#[test]
+fn one_refused_row_of_five_thousand_costs_its_neighbours_a_few_round_trips() {
+    const ROWS: i64 = 5000;
+    local(async {
+        let bench = Bench::new().await;
+        bench.rows(
+            "ALTER TABLE energy_consumption ADD CONSTRAINT sane CHECK (active_power_total <> 3210); \
+             CREATE SEQUENCE attempts; \
+             CREATE FUNCTION attempted() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN PERFORM nextval('telemetry.attempts'); RETURN NULL; END $$; \
+             CREATE TRIGGER attempted BEFORE INSERT ON energy_consumption \
+             FOR EACH STATEMENT EXECUTE FUNCTION attempted()",
+        );
+        bench.feed("energy", energies(ROWS)).await;
+        let running = bench.start("energy", "energy_consumption");
+        let books = running.drained().await;
+        assert_eq!((books.delivered, books.dead_lettered), (ROWS as u64 - 1, 1));
+        let attempts: u32 = bench.rows("SELECT last_value FROM attempts")[0].parse().unwrap();
+        // Twice log2 of 5,000, for each halving has a good half and a bad one; and the last one once more.
+        assert!(attempts <= 30, "{attempts} writes");
+        running.stop().await;
+    });
+}
+
 #[test]
 fn a_table_that_does_not_fit_holds_its_writer_with_every_mistake_and_its_remedy() {
     local(async {
@@ -244,6 +269,39 @@ fn a_second_writer_is_fenced_and_writes_nothing_twice() {
         assert!(fenced.trouble.unwrap().contains("another node"));
         assert_eq!(bench.rows("SELECT count(*) FROM energy_consumption"), ["10"]);
         running.stop().await;
+    });
+}
+
+#[test]
+fn of_two_writers_of_one_log_one_stops_and_no_row_is_doubled() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.feed("energy", energies(100)).await;
+        let both = [(); 2].map(|()| bench.start("energy", "energy_consumption"));
+        let state = |n: usize| both[n].status().state;
+        for round in 2_i64.. {
+            let more = energies(round * 100).split_off((round as usize - 1) * 100);
+            bench.feed("energy", more).await;
+            let fenced = |n| state(n) == SinkState::Fenced;
+            let delivered = || {
+                let rows = bench.rows("SELECT count(*) FROM energy_consumption");
+                rows[0] == (round * 100).to_string()
+            };
+            eventually("delivered, by whichever", || delivered() || fenced(0) && fenced(1)).await;
+            if fenced(0) || fenced(1) {
+                break;
+            }
+        }
+        let loser = usize::from(state(1) == SinkState::Fenced);
+        let fenced = both[loser].reaches(SinkState::Fenced).await;
+        assert!(fenced.trouble.unwrap().contains("another node"));
+        both[1 - loser].drained().await;
+        let rows = bench
+            .rows("SELECT count(*) - count(DISTINCT active_power_total) FROM energy_consumption");
+        assert_eq!(rows, ["0"], "rows that are there twice");
+        for writer in both {
+            writer.stop().await;
+        }
     });
 }
 

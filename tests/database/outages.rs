@@ -7,7 +7,7 @@ use std::time::Duration;
 use rig::{Link, Postgres, PostgresOptions, Proxy};
 use telemetry::domain::{ErrorClass, Secret};
 use telemetry::migrate::Migrator;
-use telemetry::observe::{MigrationState, SinkState};
+use telemetry::observe::{MigrationState, SinkState, SinkStatus};
 use telemetry::part::{Control, Part as _, Phase, Progress};
 use tokio::sync::watch;
 use tokio_postgres::{Client, NoTls};
@@ -354,6 +354,55 @@ fn a_table_locked_for_longer_than_the_statement_timeout_is_waited_for() {
         other.batch_execute("COMMIT").await.unwrap();
         running.drained().await;
         assert_once_each(&bench, 200).await;
+        running.stop().await;
+    });
+}
+
+/// Whole batches would be cut off by the time a statement has, one like the other.
+#[test]
+fn a_link_too_slow_for_a_whole_batch_gets_smaller_ones() {
+    const ROWS: usize = 600;
+    /// Some 20 kB for a hundred rows: all of them take twice the time there is.
+    const BYTES_A_SECOND: usize = 20_000;
+    local(async {
+        let mut bench = Bench::new().await;
+        bench.feed("energy", energies(ROWS as i64)).await;
+        let proxy = Proxy::start(bench.cluster.port()).unwrap();
+        let database = &mut bench.settings.databases["telemetry"];
+        database.port = proxy.port();
+        database.statement_timeout = Duration::from_secs(3);
+        proxy.set(Link::Slow(BYTES_A_SECOND));
+        let mut sink = bench.sink("energy", "energy_consumption");
+        Arc::make_mut(&mut sink.table).batch_rows_max = ROWS;
+        let running = Running::start(sink);
+        let delivered = || running.status().books.map_or(0, |books| books.delivered);
+        let cut_off = || running.sink.view().meters.error(ErrorClass::Transient).get() > 0;
+        eventually("a whole batch is cut off", || cut_off() || delivered() > 0).await;
+        assert_eq!(delivered(), 0, "the link is too fast for this test");
+        eventually("a smaller one arrives", || delivered() > 0).await;
+        assert!(delivered() < ROWS as u64);
+        proxy.set(Link::Fine);
+        running.drained().await;
+        assert_once_each(&bench, ROWS).await;
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_host_whose_name_is_not_known_is_waited_for_and_named() {
+    local(async {
+        let mut bench = Bench::new().await;
+        bench.feed("energy", energies(1)).await;
+        bench.settings.databases["telemetry"].host = "no-such-host.invalid".to_owned();
+        let running = bench.start("energy", "energy_consumption");
+        let named = || {
+            let SinkStatus { state, trouble, .. } = running.status();
+            state == SinkState::Waiting
+                && trouble.is_some_and(|why| why.contains("no-such-host.invalid"))
+        };
+        eventually("it waits, and says for whom", named).await;
+        assert_eq!(running.sink.dependency().status().up, Some(false));
+        assert!(bench.letters().await.is_empty());
         running.stop().await;
     });
 }

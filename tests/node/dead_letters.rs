@@ -120,7 +120,7 @@ fn letters_are_filtered_by_time_exported_and_purged_running_and_stopped() {
     let before = letters(&world, &["--until", &mark]);
     let after = letters(&world, &["--since", &mark]);
     let all = letters(&world, &["--since", "1h"]);
-    assert!(before.len() < 2 && !after.is_empty(), "{before:?}\n{after:?}");
+    assert!(before.len() == 1 && !after.is_empty(), "{before:?}\n{after:?}");
     assert_eq!(before.len() + after.len(), all.len());
     assert!(letters(&world, &["--until", "1h"]).is_empty());
     assert!(!dlq(&world, &["list", "--since", "yesterday"]).status.success());
@@ -134,10 +134,17 @@ fn letters_are_filtered_by_time_exported_and_purged_running_and_stopped() {
     assert!(!dlq(&world, &["export", "--output", &name]).status.success(), "it overwrites nothing");
 
     let one = &all[0]["letter"].as_str().unwrap().to_owned();
+    let unasked = dlq(&world, &["purge", "--until", &mark]);
+    assert_eq!(unasked.status.code(), Some(1), "nobody is there to ask");
+    assert!(text(&unasked.stderr).contains("--yes"), "{}", text(&unasked.stderr));
+    assert_eq!(letters(&world, &[]).len(), all.len());
     printed(&dlq(&world, &["purge", "--until", &mark, "--yes"]));
     assert_eq!(letters(&world, &[]).len(), after.len());
     let log = world.node.log_text();
-    assert!(before.is_empty() || log.contains("dead_letters_purged"), "{log}");
+    let audit = log.lines().find(|line| line.contains("dead_letters_purged"));
+    let purged = format!("\"purged\":{}", before.len());
+    let told = audit.is_some_and(|line| line.contains("uid ") && line.contains(&purged));
+    assert!(told, "who, and how many\n{log}");
 
     world.node.stop(SOON).unwrap();
     let key = after[0]["letter"].as_str().unwrap();

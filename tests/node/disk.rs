@@ -109,6 +109,61 @@ fn the_first_write_or_sync_that_fails_ends_the_process_and_is_never_retried() {
     }
 }
 
+/// Where the space ends differs: in the log, in what proves how far it was acknowledged, in cursors and dead letters, and
+/// before the node has opened anything.
+#[test]
+fn wherever_the_space_ends_the_process_says_so_and_nothing_acknowledged_is_lost() {
+    let folder = Folder::new(None, "disk").unwrap();
+    let mut world = World::prepare(Changes { extra: SETTINGS.to_owned(), ..Changes::default() });
+    world.node.start().unwrap();
+    world.node.wait_ready(SOON).unwrap();
+    world.subscribed();
+    world.node.kill();
+    let publisher = world.publisher();
+    let state = world.node.config().with_file_name("state");
+    let generation = |number| state.join(format!("buffer/generation-{number:06}/db"));
+    let log = (1..100).map(generation).collect::<Vec<_>>();
+    let mut count = 0;
+    for (step, inject, files) in [
+        ("append", "pwrite64:error=ENOSPC:when=12", log),
+        ("acknowledgement", "pwrite64:error=ENOSPC:when=6", vec![state.join("buffer/reached")]),
+        ("cursor", "pwrite64:error=ENOSPC:when=6", vec![state.join("state/db")]),
+        ("open", "pwrite64:error=ENOSPC:when=1", vec![state.join("state/db")]),
+    ] {
+        let calls = folder.join(step);
+        let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config().to_owned());
+        let port = world.node.http_port();
+        let said_before = world.node.log_text().len();
+        let mut failing = Node::new(binary, &config, port).through(tracer(&calls, inject, &files));
+        failing.spawn().unwrap();
+        let ended = until(SOON, "the node to end over its disk", || {
+            for _ in 0..20 {
+                // Dead letters among them, which the state database takes.
+                let text = if count % 20 == 0 { "{".to_owned() } else { reading(count) };
+                publisher.publish("energy", "saveeye/telemetry", text);
+                count += 1;
+            }
+            failing.daemon().exit_status()
+        });
+        let status = ended.unwrap_or_else(|error| panic!("{step}: {error:#}"));
+        assert_eq!(status.code(), Some(1), "{step}: {status}");
+        let said = failing.log_text()[said_before..].to_owned();
+        assert!(said.contains("no space left at"), "{step}: {said}");
+        assert!(fs::read_to_string(&calls).unwrap().contains("(INJECTED)"), "{step}");
+    }
+    world.node.start().unwrap();
+    world.subscribed();
+    publisher.flush(SOON).unwrap();
+    let readings = count - count.div_ceil(20);
+    eventually(SOON, "all rows", || world.count("telemetry", "energy_consumption") >= readings);
+    world.drained(SOON);
+    assert_eq!(world.count("telemetry", "energy_consumption"), readings);
+    let distinct = "SELECT count(DISTINCT active_energy_total) FROM energy_consumption";
+    assert_eq!(world.postgres.value("telemetry", distinct).unwrap(), readings.to_string());
+    assert_eq!(world.books("energy", "energy_consumption", "dead_lettered"), count - readings);
+    assert!(!state.join("buffer/quarantine").exists(), "a full disk is no damage");
+}
+
 #[test]
 fn a_read_that_fails_once_costs_nothing() {
     let folder = Folder::new(None, "disk").unwrap();

@@ -62,6 +62,47 @@ fn it_starts_with_everything_away_and_catches_up_when_things_come() {
     world.node.wait_ready(SOON).unwrap();
 }
 
+/// The node sees a list of hosts of its own, and no name server.
+#[test]
+fn names_that_cannot_be_resolved_are_waited_for_and_looked_up_again() {
+    let mut world = World::prepare(Changes::default());
+    let config = world.node.config().to_owned();
+    let text = std::fs::read_to_string(&config).unwrap();
+    let named = text.replace("host = \"127.0.0.1\"", "host = \"outside.test\"");
+    assert_eq!(named.matches("outside.test").count(), 3, "a broker and two databases\n{named}");
+    std::fs::write(&config, named).unwrap();
+    let (hosts, resolver) = (config.with_file_name("hosts"), config.with_file_name("resolv.conf"));
+    std::fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
+    std::fs::write(&resolver, "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n").unwrap();
+    let mounts = format!(
+        "mount --bind {} /etc/hosts && mount --bind {} /etc/resolv.conf && exec \"$@\"",
+        hosts.display(),
+        resolver.display()
+    );
+    let port = world.node.http_port();
+    let through = ["unshare", "--mount", "sh", "-c", &mounts, "sh"].map(str::to_owned).to_vec();
+    world.node = rig::Node::new(env!("CARGO_BIN_EXE_telemetry"), config, port).through(through);
+    world.node.start().unwrap();
+    for name in ["mqtt:home", "postgresql:telemetry"] {
+        eventually(SOON, format!("{name} is said to be away, by its name"), || {
+            let dependency = dependency(&world, name);
+            dependency["up"] == false && dependency["trouble"].to_string().contains("outside.test")
+        });
+    }
+    let asked = Instant::now();
+    assert_eq!(world.node.get("/health/live").unwrap().status, 200);
+    assert!(asked.elapsed() < Duration::from_secs(1), "a look-up blocks nothing");
+    // In place: the file is what is mounted.
+    std::fs::write(&hosts, "127.0.0.1 localhost outside.test\n").unwrap();
+    world.subscribed();
+    world.node.wait_ready(SOON).unwrap();
+    let publisher = world.publisher();
+    publisher.publish("energy", "saveeye/telemetry", reading(1));
+    publisher.flush(SOON).unwrap();
+    world.drained(SOON);
+    assert_once_each(&world, &publisher);
+}
+
 #[test]
 fn a_database_away_under_load_costs_nothing() {
     let mut world = World::start(Changes::default());
@@ -274,14 +315,18 @@ fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
         .to_string()
     };
     let mut count = 0;
+    let buffer = || world.node.get("/health").unwrap().json().unwrap()["buffer"].clone();
     eventually(Duration::from_secs(60), "the quota is reached and said", || {
-        for _ in 0..200 {
+        let before = buffer()["bytes"].clone();
+        // A tenth of the quota; and not sooner than it is looked at, once a second.
+        for _ in 0..1000 {
             publisher.publish("energy", "saveeye/telemetry", padded(count));
             count += 1;
         }
         publisher.flush(SOON).unwrap();
-        let health = world.node.get("/health").unwrap().json().unwrap();
-        health["buffer"]["accepting"] == false
+        let looked = || buffer()["bytes"] != before || buffer()["accepting"] == false;
+        eventually(SOON, "it is looked at", looked);
+        buffer()["accepting"] == false
     });
     for _ in 0..500 {
         publisher.publish("energy", "saveeye/telemetry", padded(count));
@@ -290,6 +335,22 @@ fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
     publisher.flush(SOON).unwrap();
     let ready = world.node.get("/health/ready").unwrap();
     assert_eq!(ready.status, 503, "{}", ready.body);
+    let sequence = |world: &World| {
+        let all = world.node.streams().unwrap();
+        all["streams"].as_array().unwrap().iter().find(|line| line["name"] == "energy").unwrap()
+            ["status"]["sequence"]
+            .as_u64()
+            .unwrap()
+    };
+    assert!(sequence(&world) < count, "the broker holds the rest");
+    let warned = || -> Vec<u64> {
+        let log = world.node.log_text();
+        let lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
+        let filling = lines.filter(|line: &serde_json::Value| line["event"] == "buffer_filling");
+        filling.filter_map(|line| line["percent"].as_u64()).collect()
+    };
+    eventually(SOON, "it has warned twice", || warned().len() >= 2);
+    assert!((80..95).contains(&warned()[0]) && warned()[1] >= 95, "{:?}", warned());
     world.postgres.restart().unwrap();
     eventually(Duration::from_secs(60), "all rows", || {
         world.postgres.count("telemetry", "energy_consumption").is_ok_and(|rows| rows == count)

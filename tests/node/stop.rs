@@ -25,21 +25,25 @@ fn terminate(world: &mut World) {
 
 #[test]
 fn a_stop_under_load_ends_in_time_and_loses_nothing() {
-    let mut world = World::start(Changes::default());
+    /// Messages a second.
+    const RATE: u64 = 2000;
+    let mut world = World::start(Changes { flooded: true, ..Changes::default() });
     let publisher = world.publisher();
     let ended = AtomicBool::new(false);
     let count = std::thread::scope(|scope| {
         let load = scope.spawn(|| {
-            let mut count = 0;
+            let (mut count, begun) = (0, Instant::now());
             while !ended.load(Ordering::Relaxed) {
-                publisher.publish("energy", "saveeye/telemetry", reading(count));
-                count += 1;
-                std::thread::sleep(Duration::from_micros(500));
+                while count < begun.elapsed().as_millis() as u64 * RATE / 1000 {
+                    publisher.publish("energy", "saveeye/telemetry", reading(count));
+                    count += 1;
+                }
+                std::thread::sleep(Duration::from_millis(1));
             }
             count
         });
         eventually(SOON, "the load arrives", || {
-            world.books("energy", "energy_consumption", "delivered") > 500
+            world.books("energy", "energy_consumption", "delivered") > RATE
         });
         let started = Instant::now();
         let status = world.node.stop(STOP_LIMIT).unwrap();
