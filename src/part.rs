@@ -89,6 +89,8 @@ pub struct Progress {
     started: Instant,
     last_beat_ms: AtomicU64,
     work_waiting: AtomicBool,
+    /// When its thread last got round to it.
+    last_turn_ms: AtomicU64,
     /// Of what the part does side by side: one that hangs shows although the others beat.
     children: Mutex<Vec<Arc<Progress>>>,
 }
@@ -99,6 +101,7 @@ impl Default for Progress {
             started: Instant::now(),
             last_beat_ms: AtomicU64::new(0),
             work_waiting: AtomicBool::new(false),
+            last_turn_ms: AtomicU64::new(0),
             children: Mutex::default(),
         }
     }
@@ -107,8 +110,26 @@ impl Default for Progress {
 impl Progress {
     /// Something got done (a batch delivered, an attempt made and its failure classified, a packet handled).
     pub fn beat(&self) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_beat_ms.store(now, Ordering::Relaxed);
+        self.last_beat_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// The thread got round to the part's actor, whatever its body waits for.
+    pub fn turn(&self) {
+        self.last_turn_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// How long the thread has not got round to it.
+    pub fn blocked_for(&self) -> Duration {
+        self.since(&self.last_turn_ms)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn since(&self, moment: &AtomicU64) -> Duration {
+        let moment = Duration::from_millis(moment.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(moment)
     }
 
     /// True from the moment there is something to do until there is nothing. Idle parts never stall.
@@ -138,8 +159,7 @@ impl Progress {
         if !self.work_waiting.load(Ordering::Relaxed) {
             return None;
         }
-        let beat = Duration::from_millis(self.last_beat_ms.load(Ordering::Relaxed));
-        Some(self.started.elapsed().saturating_sub(beat))
+        Some(self.since(&self.last_beat_ms))
     }
 }
 

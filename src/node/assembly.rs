@@ -110,7 +110,10 @@ impl Assembly {
                         basis: basis.clone(),
                         pool: Pool::new(&settings, dependency),
                         settings,
-                        arbiter: known.map_or_else(thread::arbiter, |known| known.arbiter),
+                        arbiter: known.map_or_else(
+                            || thread::arbiter(&format!("pg:{name}")),
+                            |known| known.arbiter,
+                        ),
                         migrated: watch::Sender::new(MigrationState::Waiting),
                     }
                 }
@@ -128,7 +131,7 @@ impl Assembly {
             let PartKey::Kafka(name) = key else { continue };
             let wanted = Arc::new(routes(&self.settings, name));
             let shared = before.remove(name).unwrap_or_else(|| SharedCluster {
-                arbiter: thread::arbiter(),
+                arbiter: thread::arbiter(&key.name()),
                 routes: watch::Sender::new(wanted.clone()),
             });
             shared.routes.send_replace(wanted);
@@ -226,7 +229,7 @@ impl Assembly {
         let place = self.streams_placed % self.settings.node.stream_threads.max(1);
         self.streams_placed += 1;
         if place == self.stream_arbiters.len() {
-            self.stream_arbiters.push(thread::arbiter());
+            self.stream_arbiters.push(thread::arbiter(&format!("streams-{place}")));
         }
         self.stream_arbiters[place].clone()
     }

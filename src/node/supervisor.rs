@@ -78,6 +78,15 @@ struct Life {
     cancelled_at: Option<Instant>,
 }
 
+impl Life {
+    /// How long work waits without progress, or the thread has not got round to this part: one that has nothing to do
+    /// would not show otherwise that it could do nothing.
+    fn stalled_for(&self) -> Duration {
+        let waiting = self.progress.stalled_for().unwrap_or_default();
+        waiting.max(self.progress.blocked_for())
+    }
+}
+
 /// See the module's text.
 pub struct Supervisor {
     settings: SupervisionSettings,
@@ -174,10 +183,10 @@ impl Supervisor {
         for (name, part) in &mut self.parts {
             let Some(life) = &mut part.life else { continue };
             match life.cancelled_at {
-                None if life.progress.stalled_for().is_some_and(|stalled| stalled > limit) => {
+                None if life.stalled_for() > limit => {
                     tracing::error!(event = "part_stalled",
  runbook = Runbook::PartStalled.page(), part = %name,
-                        after_seconds = limit.as_secs(), "a part has work and makes no progress");
+                        after_seconds = limit.as_secs(), "a part makes no progress");
                     self.board.update_part(name, |status| status.stalls += 1);
                     life.cancelled_at = Some(Instant::now());
                     // A full mailbox means the thread is blocked: the grace below deals with it.
@@ -189,7 +198,7 @@ impl Supervisor {
         }
         for name in blocked {
             if let Some(part) = self.parts.get_mut(&name) {
-                part.spec.arbiter = thread::arbiter();
+                part.spec.arbiter = thread::arbiter(&name);
                 self.launches += 1;
                 part.launch = self.launches;
             }
@@ -350,10 +359,8 @@ impl Handler<GetAlive> for Supervisor {
         // A stalled part is cancelled and restarted within its limit and the grace; only when even that does not help
         // is the process of no use.
         let limit = self.settings.stall_timeout + CANCEL_GRACE * 2;
-        self.parts.values().all(|part| {
-            let stalled = part.life.as_ref().and_then(|life| life.progress.stalled_for());
-            stalled.is_none_or(|stalled| stalled <= limit)
-        })
+        let mut lives = self.parts.values().filter_map(|part| part.life.as_ref());
+        lives.all(|life| life.stalled_for() <= limit)
     }
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::Board;
-use crate::certificates;
+use crate::certificates::{self, CertificateFacts};
 use crate::config::{NamedCertificate, Settings};
 
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -42,6 +42,11 @@ pub enum Nearness {
 }
 
 impl CertificateStatus {
+    /// Of what the other side presented.
+    pub fn presented(facts: &CertificateFacts) -> Self {
+        CertificateStatus { file: None, expires: Some(facts.expires), trouble: None }
+    }
+
     pub fn nearness(&self, now: Timestamp) -> Nearness {
         let Some(expires) = self.expires else { return Nearness::Over };
         let seconds = expires.as_second() - now.as_second();
@@ -109,6 +114,12 @@ fn status(named: &NamedCertificate) -> CertificateStatus {
     }
 }
 
+/// What the other sides presented, by peer. What a handshake took can be parsed.
+pub fn presented_certificates(settings: &Settings) -> BTreeMap<String, CertificateFacts> {
+    let presented = settings.presented_certificates().into_iter();
+    presented.filter_map(|(peer, der)| Some((peer, certificates::parse(&der).ok()?))).collect()
+}
+
 /// For the whole life of the node, of whatever is configured at the moment.
 pub async fn watch_certificates(mut settings: watch::Receiver<Arc<Settings>>, board: Arc<Board>) {
     let mut told: BTreeMap<String, Nearness> = BTreeMap::new();
@@ -118,15 +129,13 @@ pub async fn watch_certificates(mut settings: watch::Receiver<Arc<Settings>>, bo
         // Small files, but a file system may hang.
         if let Ok(mut found) = tokio::task::spawn_blocking(move || read_certificates(&files)).await
         {
-            for (peer, der) in current.presented_certificates() {
-                // What the handshake took can be parsed.
-                let Ok(facts) = certificates::parse(&der) else { continue };
-                let (file, expires) = (None, Some(facts.expires));
-                keep_first(&mut found, &peer, CertificateStatus { file, expires, trouble: None });
+            let presented = presented_certificates(&current);
+            for (peer, facts) in &presented {
+                keep_first(&mut found, peer, CertificateStatus::presented(facts));
             }
             told.retain(|peer, _| found.contains_key(peer));
             tell(&found, &mut told);
-            board.set_certificates(found);
+            board.set_certificates(found, presented);
         }
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}

@@ -19,7 +19,9 @@ pub use board::{
 };
 pub use dependency::{BreakerShown, DependencyStatus, DependencyView, MigrationState};
 pub use edges::{Edge, EdgeMeter, Entered};
-pub use expiry::{CertificateStatus, Nearness, read_certificates, watch_certificates};
+pub use expiry::{
+    CertificateStatus, Nearness, presented_certificates, read_certificates, watch_certificates,
+};
 pub use http_meters::{HttpMeters, HttpRefusal};
 pub use logging::{LogControl, start_logging, tell_error};
 pub use metrics::{BufferMeters, SinkMeters, StreamMeters};

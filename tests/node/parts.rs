@@ -1,4 +1,6 @@
-//! A panic in one part ends that life of that part and nothing else.
+//! A panic in one part, or a thread that stands still, ends that life of the parts concerned and nothing else.
+
+use std::time::{Duration, Instant};
 
 use rig::eventually;
 use serde_json::json;
@@ -63,6 +65,53 @@ fn a_panicking_migrator_is_started_afresh() {
 #[test]
 fn a_panicking_producer_is_started_afresh() {
     survives("kafka:main", "kafka_attempt_energy", true);
+}
+
+/// Of a thread that stands still: longer than it takes to notice, to cancel in vain and to start afresh.
+const HANG: Duration = Duration::from_secs(40);
+
+#[test]
+fn parts_on_a_thread_that_hangs_go_on_on_others_also_those_that_had_nothing_to_do() {
+    let failpoints = format!("writer_batch_energy=1*sleep({})", HANG.as_millis());
+    let extra = "[supervision]\nstall_timeout_seconds = 5\n".to_owned();
+    let mut world = World::prepare(Changes { failpoints, extra, ..Changes::default() });
+    world.node.start().unwrap();
+    world.subscribed();
+    eventually(SOON, "every table is there", || {
+        let health = world.node.get("/health").unwrap().json().unwrap();
+        health["state"] == "healthy"
+    });
+    let publisher = world.publisher();
+    publisher.publish("energy", "saveeye/telemetry", reading(1));
+    publisher.flush(SOON).unwrap();
+    let hung = Instant::now();
+    let stalls = |part: &str| {
+        let health = world.node.get("/health").unwrap().json().unwrap();
+        health["parts"][part]["stalls"].as_u64()
+    };
+    // The one that hangs, and one on the same thread that waits for its first message.
+    for part in
+        ["writer:energy:energy_consumption", "writer:temperature_outdoor:temperature_sensors"]
+    {
+        eventually(SOON, format!("{part} counts as stalled"), || stalls(part) == Some(1));
+    }
+    publisher.publish(
+        "temperature_outdoor",
+        "homelab/temperature/outdoor",
+        r#"{"temperature_c": 1}"#,
+    );
+    publisher.flush(SOON).unwrap();
+    for table in ["energy_consumption", "temperature_sensors"] {
+        eventually(SOON, format!("a row in {table}"), || world.count("telemetry", table) == 1);
+    }
+    assert!(hung.elapsed() < HANG, "{:?}: the thread goes on", hung.elapsed());
+    assert_eq!(stalls("stream:energy"), Some(0), "streams have threads of their own");
+    // What hung wakes up again, and finds that others have done its work.
+    eventually(HANG, "the thread goes on", || hung.elapsed() > HANG + Duration::from_secs(1));
+    publisher.publish("energy", "saveeye/telemetry", reading(2));
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "the second", || world.count("telemetry", "energy_consumption") == 2);
+    world.drained(SOON);
 }
 
 #[test]
