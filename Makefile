@@ -8,11 +8,11 @@ VERSION_cargo-deny := 0.20.2
 VERSION_cargo-deb := 3.8.0
 VERSION_cargo-fuzz := 0.13.2
 TOOLS := $(TARGET)/tools/bin
-# One build for all programs: the same dependencies with the same features serve them all. No path of this machine comes
-# into them, so that two builds are the same.
+# One build for the node and the programs that measure it: the same dependencies with the same features serve them all. No
+# path of this machine comes into them, so that two builds are the same.
 CARGO_HOME ?= $(HOME)/.cargo
 RELEASE := RUSTFLAGS="--remap-path-prefix=$(CARGO_HOME)=/cargo --remap-path-prefix=$(CURDIR)=/telemetry" \
-  cargo build --release --workspace --bins
+  cargo build --release --workspace --bin telemetry --bin bench --bin demo
 PACKAGES := target/package
 # Bounds of `systemd-analyze security`, times ten: 1.2.
 EXPOSURE_MAX := 12
@@ -87,12 +87,12 @@ deb: setup $(TOOLS)/cargo-deb ## the Debian package: target/package/telemetry_<v
 	  rm $$again && echo "$$package: packed twice, the same bits"
 	@lintian --allow-root --fail-on error,warning $(PACKAGES)/*.deb
 
-service-test: setup $(TOOLS)/cargo-deb ## package and playbooks, from installation to purge in a booted Debian 12 (needs root)
+service-test: build $(TOOLS)/cargo-deb ## package and playbooks, from installation to purge in a booted Debian 12 (needs root)
 	@$(RELEASE)
 	@package=$$(scripts/package --into $(PACKAGES)/test) && \
 	  newer=$$(scripts/package --into $(PACKAGES)/test --version 9999) && \
-	  $(TARGET)/release/service-test --package $$package --newer $$newer && \
-	  exec $(TARGET)/release/provision-test --package $$package --newer $$newer $(if $(filter 1,$(QUICK)),--quick)
+	  $(TARGET)/debug/service-test --package $$package --newer $$newer && \
+	  exec $(TARGET)/debug/provision-test --package $$package --newer $$newer $(if $(filter 1,$(QUICK)),--quick)
 
 build: setup
 	cargo build --workspace --all-targets
@@ -100,10 +100,11 @@ build: setup
 setup: ## installs missing Debian packages
 	@scripts/setup
 
-# Their own target folder: a tool's build must not wait for, or disturb, the project's.
+# Their own target folder: a tool's build must not wait for, or disturb, the project's. Hardly optimised: they are built for
+# longer than they run.
 $(TOOLS)/%: | setup
 	@echo "$* is missing and will be built into $(TARGET)/tools (once, some minutes)"
 	@mkdir -p $(TARGET)/tools
-	CARGO_TARGET_DIR=$(TARGET)/tools/build CARGO_PROFILE_RELEASE_LTO=off cargo install $* --quiet --locked \
+	CARGO_TARGET_DIR=$(TARGET)/tools/build CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 cargo install $* --quiet --locked \
 	  --version $(VERSION_$*) --root $(TARGET)/tools
 	@rm -rf $(TARGET)/tools/build

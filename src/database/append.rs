@@ -17,7 +17,7 @@ use crate::mapping::{Fault, Value};
 const PIECE_BYTES: usize = 128 * 1024;
 
 /// How a row of this table is written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AppendPlan {
     pub columns: Vec<PlannedColumn>,
     /// As it was when the columns were planned.

@@ -38,9 +38,9 @@ pub enum DatabaseError {
     /// The compare-and-set on the cursor row touched nothing: who moved it is found out by reading it.
     #[error("the cursor row is not where this writer left it")]
     CursorMoved,
-    /// A refusal that may be the plan's fault instead of the row's: the table was last looked at before other rows.
-    #[error("{cause}; the table is looked at again")]
-    PlanInDoubt { cause: Box<DatabaseError> },
+    /// A refusal that may be the plan's fault: the table is another than the one that was planned for.
+    #[error("the table may have changed; it is looked at again")]
+    PlanInDoubt,
 }
 
 impl DatabaseError {
@@ -54,7 +54,7 @@ impl DatabaseError {
             | DatabaseError::PoolTimedOut { .. }
             | DatabaseError::Resting { .. }
             | DatabaseError::CursorMoved
-            | DatabaseError::PlanInDoubt { .. } => ErrorClass::Transient,
+            | DatabaseError::PlanInDoubt => ErrorClass::Transient,
             DatabaseError::Tls(_)
             | DatabaseError::Standing { .. }
             | DatabaseError::Fenced { .. } => ErrorClass::Standing,
@@ -108,10 +108,10 @@ impl DatabaseError {
         !never_sent && self.class() == ErrorClass::Transient
     }
 
-    /// The server refused a statement or a row, and would not have if the table were what it was.
+    /// The server refused a statement, and would not have if the table were what it was.
     pub fn may_be_due_to_the_plan(&self) -> bool {
         matches!(self, DatabaseError::Postgres { .. })
-            && matches!(self.class(), ErrorClass::Data | ErrorClass::Standing)
+            && self.class() == ErrorClass::Standing
             && !self.is_connection_trouble()
     }
 

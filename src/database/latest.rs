@@ -19,7 +19,7 @@ const KEYS_PER_STATEMENT: usize = 1000;
 type Parameter = Box<dyn ToSql + Sync + Send>;
 
 /// How rows of this table are read and written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LatestPlan {
     pub columns: Vec<PlannedColumn>,
     key: usize,

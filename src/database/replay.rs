@@ -57,10 +57,7 @@ pub async fn replay(sink: &TableSink, letter: &DeadLetter) -> Result<ReplayOutco
 }
 
 async fn attempt(sink: &TableSink, letter: &DeadLetter) -> Result<ReplayOutcome, DatabaseError> {
-    let mut mapper = sink.mapper().map_err(|error| DatabaseError::Standing {
-        problem: error.to_string(),
-        remedy: "mend the configuration".to_owned(),
-    })?;
+    let mut mapper = sink.mapper()?;
     let replayed = transaction::run(&sink.pool, &sink.database, async |client| {
         let plan = sink.plan(client, &mapper).await?;
         let mut batch = Batch::behind(Sequence::ZERO);

@@ -21,7 +21,7 @@ const BLOCKS_PER_TURN: usize = 4;
 const READ_BYTES: usize = 512 * 1024;
 
 /// How the table takes rows.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Plan {
     Append(AppendPlan),
     Latest(LatestPlan),

@@ -51,10 +51,13 @@ impl TableSink {
     }
 
     /// The configuration's check has compiled the same mapping before: an error here is a mistake in our own wiring.
-    pub fn mapper(&self) -> Result<RowMapper, anyhow::Error> {
+    pub fn mapper(&self) -> Result<RowMapper, DatabaseError> {
         let words = |mistakes: Vec<MappingError>| {
             let all: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
-            anyhow::anyhow!("the mapping of stream {}: {}", self.stream.name, all.join("; "))
+            DatabaseError::Standing {
+                problem: format!("the mapping of stream {}: {}", self.stream.name, all.join("; ")),
+                remedy: "mend the configuration".to_owned(),
+            }
         };
         RowMapper::compile(&self.stream, &self.table).map_err(words)
     }

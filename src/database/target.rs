@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use tokio_postgres::Client;
 
 use super::batch::{Batch, Segment};
 use super::cursor::{Cursor, Tally};
-use super::error::DatabaseError;
+use super::error::{DatabaseError, postgres};
 use super::source::Plan;
+use super::sql::qualified;
 use super::table_sink::TableSink;
 use super::transaction::{self, Move};
 use crate::buffer::BufferError;
@@ -28,6 +30,15 @@ pub enum Trouble {
     Database(#[from] DatabaseError),
     #[error(transparent)]
     Buffer(#[from] BufferError),
+}
+
+/// What is known of the table while rows are written.
+#[derive(Debug, Clone, Copy)]
+enum Table {
+    /// It was as planned when the writer last looked.
+    AsPlanned,
+    /// It is as planned, and nobody can change it.
+    Locked,
 }
 
 /// Delivers batches, one at a time.
@@ -72,7 +83,7 @@ impl Target {
         let mut waiting = vec![batch.whole()];
         let mut partitions_made = false;
         while let Some(segment) = waiting.pop() {
-            match self.write(&batch, &encoded, &segment).await {
+            match self.write(&batch, &encoded, &segment, Table::AsPlanned).await {
                 Ok((books, tally)) => self.confirmed(&batch, &segment, books, tally),
                 Err(error) if error.is_missing_partition() => {
                     if std::mem::replace(&mut partitions_made, true) {
@@ -82,17 +93,16 @@ impl Target {
                     waiting.push(segment);
                 }
                 Err(error) if self.plan_is_old && error.may_be_due_to_the_plan() => {
-                    return Err(DatabaseError::PlanInDoubt { cause: Box::new(error) }.into());
+                    return Err(DatabaseError::PlanInDoubt.into());
                 }
-                Err(error) if error.class() == ErrorClass::Data => {
-                    self.isolate(&mut batch, segment, &error, &mut waiting).await?;
-                }
-                Err(error) => {
-                    if error.leaves_outcome_unknown() {
-                        self.uncertain.push(segment.to);
+                Err(error) if error.class() == ErrorClass::Data => match batch.halves(&segment) {
+                    Some((first, second)) => waiting.extend([second, first]),
+                    None => {
+                        let rest = self.judge(&mut batch, &encoded, segment, error).await?;
+                        waiting.extend(rest);
                     }
-                    return Err(error.into());
-                }
+                },
+                Err(error) => return Err(self.failed(error, &segment)),
             }
         }
         self.plan_is_old = true;
@@ -104,6 +114,7 @@ impl Target {
         batch: &Batch,
         encoded: &Bytes,
         segment: &Segment,
+        table: Table,
     ) -> Result<(Books, Tally), DatabaseError> {
         let from = self.books.cursor;
         let tally = batch.tally(segment, from);
@@ -112,40 +123,87 @@ impl Target {
             _ => None,
         };
         let cursor = Move { cursor: &self.cursor, from, to: segment.to, tally, shape };
-        transaction::run(&self.sink.pool, &self.sink.database, async |client| match &*self.plan {
-            Plan::Append(plan) => {
-                let rows = encoded.slice(batch.encoded_range(&segment.rows));
-                let books = plan.write(client, &self.begin, rows, cursor).await?;
-                Ok((books, tally))
-            }
-            Plan::Latest(plan) => {
-                client.batch_execute(&self.begin).await.map_err(super::error::postgres("begin"))?;
-                let messages = &batch.messages[segment.rows.clone()];
-                let folded = plan.write(client, messages).await?;
-                crash_point("crash_latest_written");
-                let tally = Tally {
-                    unchanged: folded.unchanged as i64,
-                    stale: folded.stale as i64,
-                    ..tally
-                };
-                Ok((Move { tally, ..cursor }.commit(client).await?, tally))
+        transaction::run(&self.sink.pool, &self.sink.database, async |client| {
+            let begin = match table {
+                Table::AsPlanned => self.begin.as_str(),
+                Table::Locked => {
+                    self.begin_locked(client).await?;
+                    ""
+                }
+            };
+            match &*self.plan {
+                Plan::Append(plan) => {
+                    let rows = encoded.slice(batch.encoded_range(&segment.rows));
+                    Ok((plan.write(client, begin, rows, cursor).await?, tally))
+                }
+                Plan::Latest(plan) => {
+                    client.batch_execute(begin).await.map_err(postgres("begin"))?;
+                    let messages = &batch.messages[segment.rows.clone()];
+                    let folded = plan.write(client, messages).await?;
+                    crash_point("crash_latest_written");
+                    let tally = Tally {
+                        unchanged: folded.unchanged as i64,
+                        stale: folded.stale as i64,
+                        ..tally
+                    };
+                    Ok((Move { tally, ..cursor }.commit(client).await?, tally))
+                }
             }
         })
         .await
     }
 
-    /// Halves the segment, or sets its only row aside.
-    async fn isolate(
+    /// Until this transaction ends the table stays as it is, and that is as planned.
+    async fn begin_locked(&self, client: &Client) -> Result<(), DatabaseError> {
+        let table = qualified(&self.sink.database.schema, &self.sink.table.table);
+        let begin = format!("{}; LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE", self.begin);
+        client.batch_execute(&begin).await.map_err(postgres("lock the table"))?;
+        let plan = self.sink.plan(client, &self.sink.mapper()?).await?;
+        if plan == *self.plan { Ok(()) } else { Err(DatabaseError::PlanInDoubt) }
+    }
+
+    fn failed(&mut self, error: DatabaseError, segment: &Segment) -> Trouble {
+        if error.leaves_outcome_unknown() {
+            self.uncertain.push(segment.to);
+        }
+        error.into()
+    }
+
+    /// The only row of a segment was refused. The table may have been altered since it was planned for, and then every
+    /// row would be refused: it is set aside only when the server refuses it again while the table is as planned. Gives
+    /// the segment that moves the cursor past it.
+    async fn judge(
+        &mut self,
+        batch: &mut Batch,
+        encoded: &Bytes,
+        segment: Segment,
+        error: DatabaseError,
+    ) -> Result<Option<Segment>, Trouble> {
+        let error = if segment.rows.is_empty() {
+            error
+        } else {
+            match self.write(batch, encoded, &segment, Table::Locked).await {
+                Ok((books, tally)) => {
+                    self.confirmed(batch, &segment, books, tally);
+                    return Ok(None);
+                }
+                Err(error) if error.is_missing_partition() => {
+                    return Err(no_partition(&error).into());
+                }
+                Err(error) if error.class() == ErrorClass::Data => error,
+                Err(error) => return Err(self.failed(error, &segment)),
+            }
+        };
+        self.bury(batch, &segment, &error).await.map(Some)
+    }
+
+    /// Sets the only row of the segment aside.
+    async fn bury(
         &self,
         batch: &mut Batch,
-        segment: Segment,
+        segment: &Segment,
         error: &DatabaseError,
-        waiting: &mut Vec<Segment>,
-    ) -> Result<(), Trouble> {
-        if let Some((first, second)) = batch.halves(&segment) {
-            waiting.extend([second, first]);
-            return Ok(());
-        }
+    ) -> Result<Segment, Trouble> {
         self.view.meters.error(ErrorClass::Data).inc();
         let Some(mark) = batch.rows.get(segment.rows.clone()).and_then(|rows| rows.first()) else {
             return Err(DatabaseError::Standing {
@@ -172,9 +230,7 @@ impl Target {
             .into());
         };
         self.store(vec![refused.clone()]).await?;
-        let rest = batch.bury(&segment, refused);
-        waiting.push(rest);
-        Ok(())
+        Ok(batch.bury(segment, refused))
     }
 
     async fn store(&self, letters: Vec<DeadLetter>) -> Result<(), BufferError> {

@@ -227,10 +227,7 @@ impl Runner {
 
     /// Reads the cursor row, checks the table, and begins behind the cursor.
     async fn resume(&mut self) -> Result<(Source, Target), Trouble> {
-        let mapper = self.sink.mapper().map_err(|error| DatabaseError::Standing {
-            problem: error.to_string(),
-            remedy: "mend the configuration".to_owned(),
-        })?;
+        let mapper = self.sink.mapper()?;
         let mut lease = self.sink.pool.get().await?;
         let limit = self.sink.database.statement_timeout;
         let prepared = timeout(limit, self.prepare(&lease, &mapper)).await;
@@ -475,8 +472,7 @@ impl Runner {
     async fn suffer(&mut self, trouble: Trouble) -> Turn {
         self.control.progress.beat();
         self.control.progress.set_work_waiting(false);
-        if let Trouble::Database(DatabaseError::CursorMoved | DatabaseError::PlanInDoubt { .. }) =
-            trouble
+        if let Trouble::Database(DatabaseError::CursorMoved | DatabaseError::PlanInDoubt) = trouble
         {
             // Reading the row tells a lost answer from another writer; the table is checked with it.
             if std::mem::replace(&mut self.in_doubt, true) {

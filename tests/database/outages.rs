@@ -269,6 +269,31 @@ fn a_column_of_another_type_takes_the_right_value_or_holds_the_writer() {
     });
 }
 
+/// Between the look at the table and the first row.
+#[test]
+fn a_table_altered_before_the_first_row_buries_none() {
+    local(async {
+        let bench = Bench::new().await;
+        let other = session(&bench).await;
+        other.batch_execute("BEGIN; LOCK TABLE telemetry.energy_consumption").await.unwrap();
+        bench.feed("energy", energies(100)).await;
+        let running = bench.start("energy", "energy_consumption");
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'COPY%'";
+        eventually("the first rows wait", || bench.rows(waiting) == ["1"]).await;
+        let alter = "ALTER TABLE telemetry.energy_consumption ALTER wifi_rssi TYPE text; COMMIT";
+        other.batch_execute(alter).await.unwrap();
+        let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
+        assert!(trouble.contains("wifi_rssi is text"), "{trouble}");
+        bench.rows(
+            "ALTER TABLE energy_consumption ALTER wifi_rssi TYPE smallint USING wifi_rssi::smallint",
+        );
+        running.nudge().await;
+        running.drained().await;
+        assert_once_each(&bench, 100).await;
+        running.stop().await;
+    });
+}
+
 #[test]
 fn a_rule_added_under_the_writer_holds_it_instead_of_burying_every_row() {
     local(async {

@@ -76,14 +76,20 @@ impl Publisher {
     /// Waits until the broker has answered everything.
     ///
     /// # Errors
-    /// When it has not in time.
-    pub fn flush(&self, within: Duration) -> Result<()> {
-        until(within, "every publication answered by the broker", || {
+    /// When it has answered nothing more for so long: how fast it answers is the machine's matter.
+    pub fn flush(&self, without_an_answer: Duration) -> Result<()> {
+        let open = || {
             let ledger = locked(&self.ledger);
-            // The newest are answered last, so they are looked at first.
-            let answered = ledger.entries().iter().rev().all(|e| e.acked || e.refused.is_some());
-            Ok(answered.then_some(()))
-        })
+            ledger.entries().iter().filter(|e| !e.acked && e.refused.is_none()).count()
+        };
+        let mut before = open();
+        while before > 0 {
+            before = until(without_an_answer, "every publication answered by the broker", || {
+                let now = open();
+                Ok((now < before).then_some(now))
+            })?;
+        }
+        Ok(())
     }
 
     /// How many publications the ledger has.
