@@ -57,6 +57,11 @@ impl Control {
         Control { phase, paused: self.paused.clone(), progress: self.progress.child() }
     }
 
+    /// For one of several things this part does side by side: its progress is watched by itself.
+    pub fn beside(&self) -> Control {
+        self.child(self.phase.clone())
+    }
+
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
@@ -185,6 +190,17 @@ pub struct OrderPart {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_that_does_not_get_round_shows_although_nothing_waits() {
+        let progress = Progress::default();
+        while progress.blocked_for() < Duration::from_millis(20) {
+            std::thread::yield_now();
+        }
+        assert_eq!(progress.stalled_for(), None);
+        progress.turn();
+        assert!(progress.blocked_for() < Duration::from_millis(20));
+    }
 
     #[test]
     fn a_child_that_hangs_shows_although_its_sibling_beats() {

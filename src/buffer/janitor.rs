@@ -18,6 +18,7 @@ pub(super) fn run(log: &Log) {
     let mut warned = 0;
     let mut shown: Option<Instant> = None;
     while log.stopped().is_none() {
+        fail::fail_point!("buffer_janitor");
         if let Err(error) = tidy(log) {
             return log.fail(&error);
         }

@@ -132,6 +132,7 @@ impl Reader {
 /// The reading thread: until it is sent `None` or every asker is gone.
 pub(super) fn run(log: &Log, requests: &mpsc::Receiver<Option<Request>>) {
     while let Ok(Some(request)) = requests.recv() {
+        fail::fail_point!("buffer_reader");
         let found = fetch(log, &request.cell, request.position, request.bytes_max);
         // The asker may have been stopped meanwhile.
         let _ = request.answer.send(found);

@@ -236,6 +236,7 @@ pub(super) fn run(log: &Log, mut store: StateStore, commands: Commands) {
     let mut warned = 0;
     while !closing {
         let Some(first) = queue.blocking_recv() else { return };
+        fail::fail_point!("buffer_state");
         let mut outcomes = Vec::new();
         let mut next = Some(first);
         while let Some(command) = next.take() {

@@ -130,6 +130,7 @@ impl Writer {
         let ended = loop {
             let (group, closing) = self.collect(orders);
             self.log.progress.set_work_waiting(!group.is_empty());
+            fail::fail_point!("buffer_writer");
             if !group.is_empty()
                 && let Err(error) = self.keep(group)
             {

@@ -14,7 +14,7 @@ use super::sql::qualified;
 use super::table_sink::TableSink;
 use super::transaction::{self, Move};
 use crate::buffer::BufferError;
-use crate::crash::crash_point;
+use crate::crash::{crash_point, part_point};
 use crate::domain::{Arrival, Books, DeadLetter, Delivered, ErrorClass, Reason, Sequence, Stage};
 use crate::mapping::Fault;
 use crate::observe::SinkView;
@@ -75,7 +75,7 @@ impl Target {
     /// Delivers the batch: whole, or in halves around the rows that the server refuses, which become dead letters.
     /// After an error the cursor row says how much of it was taken.
     pub async fn deliver(&mut self, mut batch: Batch) -> Result<(), Trouble> {
-        fail::fail_point!(&format!("writer_batch_{}", self.sink.stream.name));
+        part_point(|| format!("part_writer_{}", self.sink.stream.name)).await;
         let started = Instant::now();
         // Before the cursor passes them: a crash may repeat a letter under its own key, never lose it.
         self.store(batch.letters.clone()).await?;

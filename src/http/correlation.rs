@@ -16,6 +16,7 @@ pub async fn correlate(
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    fail::fail_point!("http_request");
     let brought = request.headers().get(HEADER).and_then(|value| value.to_str().ok());
     let id = brought.and_then(CorrelationId::parse).unwrap_or_else(CorrelationId::new);
     // Nothing a header may not hold passes `parse`.

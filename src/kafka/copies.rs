@@ -2,20 +2,22 @@
 //! so that no sink waits for a copy and no restart forgets one; a letter whose copy was confirmed right before a crash
 //! is copied again.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::message::{Header, OwnedHeaders};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::error::KafkaError;
 use super::outbox::{RECORD_OVERHEAD_BYTES, TELEMETRY_ID_HEADER};
-use super::reports::opaque;
+use super::reports::{Reports, opaque};
 use super::session::{Cluster, Outgoing, Session};
 use super::topics;
 use crate::buffer::{BufferError, State};
 use crate::config::{DeadLetterTopic, KafkaSinkSettings};
+use crate::crash::part_point;
 use crate::domain::{
     DeadLetter, DeadLetterKey, ErrorClass, LogIdentity, Runbook, Sequence, SinkName, TelemetryId,
 };
@@ -27,6 +29,8 @@ const BATCH_LETTERS: usize = 100;
 const BATCH_BYTES: usize = 1 << 20;
 /// Without a new letter for so long the connection is given up.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
+/// Between two signs of life while copies are on their way.
+const BEAT: Duration = Duration::from_millis(100);
 /// Room for the headers of a copy whose payload has to be cut.
 const HEADERS_BYTES: usize = 4 << 10;
 
@@ -112,7 +116,10 @@ impl Copier {
     }
 
     async fn attempt(&mut self, letters: &[DeadLetter]) -> Result<(), BufferError> {
-        match self.copy(letters).await {
+        let copied = self.copy(letters).await;
+        // What follows is a wait of our own choice.
+        self.parts.control.progress.set_work_waiting(false);
+        match copied {
             Ok(()) => {
                 self.settled(letters).await?;
                 self.recovered();
@@ -122,7 +129,7 @@ impl Copier {
                 if letters.len() == 1 {
                     let letter = &letters[0].key;
                     tracing::warn!(event = "dead_letter_not_copied", cluster = %self.parts.cluster.name,
-                        %letter, %error, "the brokers refuse this copy for good; the letter itself stays");
+                        %letter, %error, "this letter is not copied; the letter itself stays");
                     self.settled(letters).await?;
                 }
                 self.single = letters.len() > 1;
@@ -188,11 +195,16 @@ impl Copier {
             }
         };
         self.record_bytes_max = Some(record_bytes_max);
+        self.parts.control.progress.set_work_waiting(true);
+        part_point(|| format!("part_copies_{}", cluster.name)).await;
         let reports = session.reports(self.parts.lane);
         reports.window().begin(Sequence::ZERO);
         for letter in letters {
             let place = reports.window().push(letter.arrival);
-            let copy = CopyText::of(letter, self.parts.log, record_bytes_max);
+            let copy = catch_unwind(AssertUnwindSafe(|| {
+                CopyText::of(letter, self.parts.log, record_bytes_max)
+            }));
+            let copy = copy.map_err(|_| KafkaError::Panicked { doing: DOING })?;
             let record = copy.record(&self.sink.topic, opaque(self.parts.lane, place));
             session
                 .producer()
@@ -200,7 +212,7 @@ impl Copier {
                 .map_err(|(error, _)| KafkaError::of(DOING, &self.sink.topic, &error))?;
         }
         let limit = cluster.settings.message_timeout;
-        timeout(limit, reports.all_reported())
+        timeout(limit, self.all_reported(&reports))
             .await
             .map_err(|_| KafkaError::TimedOut { doing: DOING, limit })?;
         if let Some(failure) = reports.window().failure() {
@@ -209,6 +221,20 @@ impl Copier {
         }
         self.session = Some(session);
         Ok(())
+    }
+
+    /// Waiting is work too; how long is bounded by the caller.
+    async fn all_reported(&self, reports: &Reports) {
+        let beating = async {
+            loop {
+                self.parts.control.progress.beat();
+                sleep(BEAT).await;
+            }
+        };
+        tokio::select! {
+            () = reports.all_reported() => {}
+            () = beating => {}
+        }
     }
 }
 
@@ -239,6 +265,7 @@ struct CopyText<'a> {
 
 impl<'a> CopyText<'a> {
     fn of(letter: &'a DeadLetter, log: LogIdentity, record_bytes_max: usize) -> Self {
+        fail::fail_point!(&format!("map_copy_{}", letter.topic));
         let DeadLetterKey { sink, stream, sequence } = &letter.key;
         let id = TelemetryId { log, stream, sequence: *sequence };
         let time = |micros| jiff::Timestamp::from_microsecond(micros).map(|at| format!("{at:.6}"));

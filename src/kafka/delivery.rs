@@ -13,6 +13,7 @@ use super::reports::{Reports, opaque};
 use super::session::{Cluster, Session};
 use super::window::Fate;
 use crate::buffer::{Block, Chunk, Reader};
+use crate::crash::part_point;
 use crate::domain::{DeadLetter, Durable, Record, Sequence, SequenceRange};
 use crate::mapping::Outcome;
 use crate::observe::{EdgeMeter, SinkState};
@@ -120,6 +121,7 @@ impl Delivery<'_> {
                 }
                 None => {
                     self.control.progress.set_work_waiting(true);
+                    part_point(|| format!("part_kafka_{}", self.ledger.stream())).await;
                     let next = chunk.blocks.last().map_or(Sequence::ZERO, |b| b.range().last);
                     let (read, sent) =
                         tokio::join!(reader.read(next, chunk_bytes), self.send(&chunk.blocks));

@@ -31,6 +31,8 @@ pub enum KafkaError {
     NotServed { stream: String },
     #[error("the mapping of stream {stream:?} does not compile: {problem}")]
     Mapping { stream: String, problem: String },
+    #[error("{doing}: this program panicked, which is a mistake in it")]
+    Panicked { doing: &'static str },
     #[error(transparent)]
     Buffer(#[from] BufferError),
 }
@@ -72,7 +74,7 @@ impl KafkaError {
         match self {
             KafkaError::Refused { code, .. } => class_of(*code),
             KafkaError::TimedOut { .. } | KafkaError::NotServed { .. } => ErrorClass::Transient,
-            KafkaError::TooLarge { .. } => ErrorClass::Data,
+            KafkaError::TooLarge { .. } | KafkaError::Panicked { .. } => ErrorClass::Data,
             KafkaError::Settings { .. }
             | KafkaError::TopicMissing { .. }
             | KafkaError::TurnedAway { .. }

@@ -143,7 +143,6 @@ impl Lane {
 
     /// From the cursor on, until something ends it that is dealt with before it returns.
     async fn attempt(&mut self) -> Result<(), KafkaError> {
-        fail::fail_point!(&format!("kafka_attempt_{}", self.ledger.stream()));
         let session = match self.single_until {
             None => self.cluster.shared()?,
             Some(_) => match &self.own_session {

@@ -52,7 +52,11 @@ impl Outbox {
     pub fn map(&mut self, record: &Record<'_>) -> Result<Outcome<()>, KafkaError> {
         let (json, key) = (&mut self.json, &mut self.key);
         let mapper = &mut self.mapper;
-        match catch_unwind(AssertUnwindSafe(|| mapper.map(record, json, key))) {
+        let map = || {
+            fail::fail_point!(&format!("map_record_{}", record.topic));
+            mapper.map(record, json, key)
+        };
+        match catch_unwind(AssertUnwindSafe(map)) {
             Ok(outcome) => Ok(outcome),
             Err(_) => {
                 self.mapper = compile(&self.settings)?;

@@ -71,7 +71,7 @@ impl Part for KafkaProducer {
     async fn run(self, mut control: Control) -> PartResult {
         let health = watch_health(self.cluster.clone(), self.routes.clone());
         tokio::pin!(health);
-        let copying = copy_letters(&self, control.clone());
+        let copying = copy_letters(&self, control.beside());
         tokio::pin!(copying);
         let mut routes = self.routes.clone();
         let mut lanes = Lanes::default();

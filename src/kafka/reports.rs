@@ -133,6 +133,17 @@ impl Context {
         }
     }
 
+    fn trouble(&self, code: Code, reason: &str) {
+        if let Some(access) = Access::of(code, reason) {
+            return self.health.turned_away(access, reason);
+        }
+        match code {
+            Code::Fatal | Code::GaplessGuarantee => self.set_fatal(),
+            Code::AllBrokersDown => self.health.lost(reason),
+            _ => tracing::debug!(target: "librdkafka", %code, reason),
+        }
+    }
+
     /// Whoever waits for a report of this producer waits in vain from now on.
     pub fn give_up(&self) {
         self.set_fatal();
@@ -146,6 +157,19 @@ impl Context {
     }
 }
 
+/// Runs what a callback does. False when it panicked: its polling thread lives on.
+fn guarded(callback: &'static str, body: impl FnOnce()) -> bool {
+    let whole = catch_unwind(AssertUnwindSafe(body)).is_ok();
+    if !whole {
+        tracing::error!(
+            event = "kafka_callback_panicked",
+            callback,
+            "what the library told was lost; for a delivery its stream sends again from its cursor"
+        );
+    }
+    whole
+}
+
 impl ProducerContext for Context {
     type DeliveryOpaque = usize;
 
@@ -154,11 +178,11 @@ impl ProducerContext for Context {
             Ok(_) => Ok(()),
             Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(Code::Unknown)),
         };
-        if catch_unwind(AssertUnwindSafe(|| self.report(outcome, opaque))).is_err() {
-            tracing::error!(
-                event = "kafka_callback_panicked",
-                "a delivery report was lost; its stream sends again from its cursor"
-            );
+        let report = || {
+            fail::fail_point!("callback_delivery");
+            self.report(outcome, opaque);
+        };
+        if !guarded("delivery", report) {
             self.fatal.store(true, Ordering::Release);
         }
     }
@@ -166,19 +190,17 @@ impl ProducerContext for Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        self.health.library_log(level, facility, text);
+        guarded("log", || {
+            fail::fail_point!("callback_log");
+            self.health.library_log(level, facility, text);
+        });
     }
 
     fn error(&self, error: ClientError, reason: &str) {
-        let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
-        if let Some(access) = Access::of(code, reason) {
-            return self.health.turned_away(access, reason);
-        }
-        match code {
-            Code::Fatal | Code::GaplessGuarantee => self.set_fatal(),
-            Code::AllBrokersDown => self.health.lost(reason),
-            _ => tracing::debug!(target: "librdkafka", %code, reason),
-        }
+        guarded("error", || {
+            fail::fail_point!("callback_error");
+            self.trouble(error.rdkafka_error_code().unwrap_or(Code::Unknown), reason);
+        });
     }
 }
 

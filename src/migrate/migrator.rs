@@ -9,14 +9,16 @@ use super::apply::Session;
 use super::error::MigrateError;
 use super::upkeep::Upkeep;
 use crate::config::{DatabaseSettings, TableSettings};
+use crate::crash::part_point;
 use crate::database::maintenance::detect_tier;
 use crate::domain::{ErrorClass, Runbook};
 use crate::observe::{Board, DependencyView, MigrationState};
-use crate::part::{Control, Part, PartResult, Phase};
+use crate::part::{Control, Part, PartResult, Phase, Progress};
 use crate::retry::Backoff;
 
 /// After a refusal or a failed file: the files are read again this often, so mending them is enough.
 pub const FAILED_RETRY: Duration = Duration::from_secs(30);
+const BEAT: Duration = Duration::from_secs(1);
 
 /// Waits for its database, applies what is pending, opens the gate, keeps the tables in shape. What fails here keeps
 /// this database's writers off and nothing else: the node stays up and goes on keeping messages.
@@ -43,11 +45,23 @@ impl Part for Migrator {
             }
         };
         // Ending in the middle of a file drops the connection, and the server rolls the file back.
+        let progress = control.progress.clone();
+        progress.set_work_waiting(true);
         tokio::select! {
             () = over => {}
             never = self.live(control) => match never {},
+            never = beating(&progress) => match never {},
         }
+        progress.set_work_waiting(false);
         Ok(())
+    }
+}
+
+/// A statement may take as long as it was given, and every wait has its limit: all that can hang is the thread.
+async fn beating(progress: &Progress) -> std::convert::Infallible {
+    loop {
+        progress.beat();
+        tokio::time::sleep(BEAT).await;
     }
 }
 
@@ -101,7 +115,7 @@ impl Migrator {
 
     async fn attempt(&self, view: &DependencyView) -> Result<Session, MigrateError> {
         let session = Session::open_if_let(&self.database, &self.settings, view).await?;
-        fail::fail_point!(&format!("migrator_apply_{}", self.database));
+        part_point(|| format!("part_migrator_{}", self.database)).await;
         view.reachable();
         let pending = session.standing().await?.plan.pending.len();
         view.update(|status| status.migrations_pending = pending as u64);

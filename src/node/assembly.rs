@@ -3,13 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use actix::prelude::*;
 use tokio::sync::watch;
 
 use super::blueprint::{Basis, Blueprint, PartKey, routes, tables};
 use super::replay::Replayers;
 use super::supervisor::{PartSpec, Side};
-use super::thread;
+use super::thread::Thread;
 use crate::buffer::Buffer;
 use crate::config::{DatabaseSettings, Settings, StreamSettings, TableSettings};
 use crate::database::{BatchWriter, Pool, TableSink};
@@ -28,7 +27,7 @@ pub struct Assembly {
     blueprint: Blueprint,
     databases: HashMap<String, SharedDatabase>,
     clusters: HashMap<String, SharedCluster>,
-    stream_arbiters: Vec<ArbiterHandle>,
+    stream_threads: Vec<Thread>,
     streams_placed: usize,
 }
 
@@ -38,12 +37,12 @@ struct SharedDatabase {
     settings: Arc<DatabaseSettings>,
     /// One cap over all its writers.
     pool: Pool,
-    arbiter: ArbiterHandle,
+    thread: Thread,
     migrated: watch::Sender<MigrationState>,
 }
 
 struct SharedCluster {
-    arbiter: ArbiterHandle,
+    thread: Thread,
     routes: watch::Sender<Routes>,
 }
 
@@ -58,7 +57,7 @@ impl Assembly {
             blueprint: Blueprint::default(),
             databases: HashMap::new(),
             clusters: HashMap::new(),
-            stream_arbiters: Vec::new(),
+            stream_threads: Vec::new(),
             streams_placed: 0,
         }
     }
@@ -110,9 +109,9 @@ impl Assembly {
                         basis: basis.clone(),
                         pool: Pool::new(&settings, dependency),
                         settings,
-                        arbiter: known.map_or_else(
-                            || thread::arbiter(&format!("pg:{name}")),
-                            |known| known.arbiter,
+                        thread: known.map_or_else(
+                            || Thread::start(&format!("pg:{name}")),
+                            |known| known.thread,
                         ),
                         migrated: watch::Sender::new(MigrationState::Waiting),
                     }
@@ -121,7 +120,7 @@ impl Assembly {
             self.databases.insert(name.clone(), shared);
         }
         for shared in before.into_values() {
-            shared.arbiter.stop();
+            shared.thread.stop();
         }
     }
 
@@ -131,14 +130,14 @@ impl Assembly {
             let PartKey::Kafka(name) = key else { continue };
             let wanted = Arc::new(routes(&self.settings, name));
             let shared = before.remove(name).unwrap_or_else(|| SharedCluster {
-                arbiter: thread::arbiter(&key.name()),
+                thread: Thread::start(&key.name()),
                 routes: watch::Sender::new(wanted.clone()),
             });
             shared.routes.send_replace(wanted);
             self.clusters.insert(name.clone(), shared);
         }
         for shared in before.into_values() {
-            shared.arbiter.stop();
+            shared.thread.stop();
         }
     }
 
@@ -176,7 +175,7 @@ impl Assembly {
         let tables: Vec<_> = tables.collect();
         let (gate, settings) = (shared.migrated.clone(), shared.settings.clone());
         let (database, board) = (database.to_owned(), self.board.clone());
-        PartSpec::new(key.name(), Side::Delivery, shared.arbiter.clone(), move || Migrator {
+        PartSpec::new(key.name(), Side::Delivery, shared.thread.clone(), move || Migrator {
             database: database.clone(),
             settings: settings.as_ref().clone(),
             tables: tables.clone(),
@@ -191,7 +190,7 @@ impl Assembly {
         let table = &stream.tables[sink];
         let shared = &self.databases[&table.database];
         let (sink, migrated) = (self.table_sink(stream, table), shared.migrated.clone());
-        PartSpec::new(key.name(), Side::Delivery, shared.arbiter.clone(), move || {
+        PartSpec::new(key.name(), Side::Delivery, shared.thread.clone(), move || {
             BatchWriter::new(sink.clone(), migrated.subscribe())
         })
     }
@@ -201,7 +200,7 @@ impl Assembly {
         let (name, settings) = (cluster.to_owned(), self.settings.clusters[cluster].clone());
         let (buffer, board) = (self.buffer.clone(), self.board.clone());
         let (routes, replayers) = (shared.routes.clone(), self.replayers.clone());
-        PartSpec::new(key.name(), Side::Delivery, shared.arbiter.clone(), move || {
+        PartSpec::new(key.name(), Side::Delivery, shared.thread.clone(), move || {
             let producer = KafkaProducer::new(KafkaParts {
                 cluster: name.clone(),
                 settings: settings.clone(),
@@ -218,19 +217,19 @@ impl Assembly {
         let stream = self.settings.streams[stream].clone();
         let broker = self.settings.brokers[&stream.broker].clone();
         let (buffer, board) = (self.buffer.clone(), self.board.clone());
-        let arbiter = self.stream_arbiter();
-        PartSpec::new(key.name(), Side::Intake, arbiter, move || {
+        let thread = self.stream_thread();
+        PartSpec::new(key.name(), Side::Intake, thread, move || {
             StreamReader::new(stream.clone(), broker.clone(), buffer.clone(), board.clone())
         })
     }
 
     /// Streams are spread over a few threads on which nothing blocks.
-    fn stream_arbiter(&mut self) -> ArbiterHandle {
+    fn stream_thread(&mut self) -> Thread {
         let place = self.streams_placed % self.settings.node.stream_threads.max(1);
         self.streams_placed += 1;
-        if place == self.stream_arbiters.len() {
-            self.stream_arbiters.push(thread::arbiter(&format!("streams-{place}")));
+        if place == self.stream_threads.len() {
+            self.stream_threads.push(Thread::start(&format!("streams-{place}")));
         }
-        self.stream_arbiters[place].clone()
+        self.stream_threads[place].clone()
     }
 }

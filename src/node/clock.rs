@@ -4,11 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::watch::Watch;
 use crate::domain::{Arrival, Runbook};
 use crate::observe::Board;
-
-/// Between two looks.
-const INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a clock that is steered, not set, never drifts between two looks.
 const JUMP_MICROS_MIN: i64 = 1_000_000;
@@ -35,15 +33,27 @@ impl Clocks {
 }
 
 /// Tells and counts each jump, once.
-pub async fn watch(board: &Arc<Board>) -> ! {
-    let mut last = Clocks::now();
-    loop {
-        tokio::time::sleep(INTERVAL).await;
+pub struct ClockWatch {
+    board: Arc<Board>,
+    last: Clocks,
+}
+
+impl ClockWatch {
+    pub fn new(board: Arc<Board>) -> Self {
+        ClockWatch { board, last: Clocks::now() }
+    }
+}
+
+impl Watch for ClockWatch {
+    const NAME: &'static str = "clock";
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    async fn look(&mut self) {
         let now = Clocks::now();
-        if let Some(jump) = last.jump_until(&now) {
-            tell(board, jump);
+        if let Some(jump) = self.last.jump_until(&now) {
+            tell(&self.board, jump);
         }
-        last = now;
+        self.last = now;
     }
 }
 

@@ -2,27 +2,38 @@
 
 use std::time::Duration;
 
+use super::watch::Watch;
 use crate::buffer::Buffer;
 use crate::domain::{Incident, Runbook};
 
-/// Between two looks.
-const INTERVAL: Duration = Duration::from_secs(1);
-
 /// Says once that the disk hangs, and once that it goes on.
-pub async fn watch(buffer: &Buffer, limit: Duration) -> ! {
-    let stall = Incident::default();
-    loop {
-        tokio::time::sleep(INTERVAL).await;
-        if !hangs(buffer, limit) {
-            if let Some(correlation_id) = stall.end() {
+pub struct DiskWatch {
+    buffer: Buffer,
+    limit: Duration,
+    stall: Incident,
+}
+
+impl DiskWatch {
+    pub fn new(buffer: Buffer, limit: Duration) -> Self {
+        DiskWatch { buffer, limit, stall: Incident::default() }
+    }
+}
+
+impl Watch for DiskWatch {
+    const NAME: &'static str = "disk";
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    async fn look(&mut self) {
+        if !hangs(&self.buffer, self.limit) {
+            if let Some(correlation_id) = self.stall.end() {
                 tracing::info!(event = "buffer_moves", %correlation_id, "the disk answers again");
             }
-        } else if stall.current().is_none() {
+        } else if self.stall.current().is_none() {
             tracing::error!(
                 event = "buffer_stalled",
                 runbook = Runbook::PartStalled.page(),
-                correlation_id = %stall.id(),
-                after_seconds = limit.as_secs(),
+                correlation_id = %self.stall.id(),
+                after_seconds = self.limit.as_secs(),
                 "the disk does not answer: nothing is acknowledged, and the watchdog is not fed"
             );
         }

@@ -12,6 +12,7 @@ mod run;
 mod service;
 mod supervisor;
 mod thread;
+mod watch;
 
 pub use reload::Loader;
 pub use run::run;

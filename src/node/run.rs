@@ -11,17 +11,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::assembly::Assembly;
-use super::clock;
 use super::disk;
 use super::reload::{self, Loader, ReloadOrder, Reloader};
 use super::replay::replay;
 use super::service;
-use super::supervisor::{GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
+use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
 use super::thread;
+use super::watch::watches;
 use crate::buffer::Buffer;
 use crate::config::{Loaded, Settings};
 use crate::http::{ControlState, Server, serve};
-use crate::observe::{Board, LogControl, watch_certificates};
+use crate::observe::{Board, LogControl};
 use crate::part::Phase;
 
 /// How often a stop looks whether parts have ended.
@@ -129,7 +129,10 @@ impl Node {
             serve(&settings.http, &settings.node.state_dir, board.clone(), control).await?;
         let reloader = Reloader::new(loaded, load, log, supervisor.clone(), assembly);
         reloader.launch().await.context("launch the parts")?;
-        actix::spawn(watch_certificates(reloader.settings(), board.clone()));
+        let stall_timeout = settings.supervision.stall_timeout;
+        for watch in watches(&board, &buffer, stall_timeout, &reloader.settings()) {
+            supervisor.send(AddPart(watch)).await.context("launch the watches")?;
+        }
         board.update_node(|node| node.running = true);
         tracing::info!(event = "node_started", node = %settings.node.name,
             log = %buffer.identity(), http = %server.address,
@@ -160,8 +163,6 @@ impl Node {
                 Err(error.into())
             }
             () = watchdog => Ok(()),
-            never = clock::watch(&self.board) => never,
-            never = disk::watch(&self.buffer, self.settings.supervision.stall_timeout) => never,
             () = service::keep_telling(&self.board) => Ok(()),
             () = self.reloader.obey(reloads, hangup) => Ok(()),
         }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::part_actor::{Cancel, EndNotice, Ending, PartActor, PartEnded};
 use super::restart::{Decision, RestartPolicy};
-use super::thread;
+use super::thread::Thread;
 use crate::config::SupervisionSettings;
 use crate::domain::Runbook;
 use crate::observe::{Board, PartState};
@@ -36,16 +36,16 @@ type Launch =
 pub struct PartSpec {
     pub name: String,
     pub side: Side,
-    pub arbiter: ArbiterHandle,
+    thread: Thread,
     launch: Launch,
 }
 
 impl PartSpec {
-    /// `build` runs on the part's own arbiter, once per life.
+    /// `build` runs on the part's own thread, once per life.
     pub fn new<P: Part>(
         name: String,
         side: Side,
-        arbiter: ArbiterHandle,
+        thread: Thread,
         build: impl Fn() -> P + Send + Sync + 'static,
     ) -> Self {
         let build = Arc::new(build);
@@ -56,7 +56,7 @@ impl PartSpec {
             });
             address.recipient()
         };
-        PartSpec { name, side, arbiter, launch: Arc::new(launch) }
+        PartSpec { name, side, thread, launch: Arc::new(launch) }
     }
 }
 
@@ -79,8 +79,8 @@ struct Life {
 }
 
 impl Life {
-    /// How long work waits without progress, or the thread has not got round to this part: one that has nothing to do
-    /// would not show otherwise that it could do nothing.
+    /// How long work waits without progress, or the thread has not got round to this part: where nobody has work, nothing
+    /// else would show that it could not be done.
     fn stalled_for(&self) -> Duration {
         let waiting = self.progress.stalled_for().unwrap_or_default();
         waiting.max(self.progress.blocked_for())
@@ -127,7 +127,7 @@ impl Supervisor {
         let progress = Arc::new(Progress::default());
         let control = Control::new(phase, part.paused.subscribe(), progress.clone());
         let notice = EndNotice::new(context.address().recipient(), name.to_owned(), part.launch);
-        let cancel = (part.spec.launch)(&part.spec.arbiter, control, notice);
+        let cancel = (part.spec.launch)(&part.spec.thread.arbiter(), control, notice);
         part.life = Some(Life { progress, cancel, cancelled_at: None });
         let paused = *part.paused.borrow();
         self.set_state(name, if paused { PartState::Paused } else { PartState::Running }, None);
@@ -175,8 +175,7 @@ impl Supervisor {
         });
     }
 
-    /// Cancels what has work and makes no progress. A part that does not even take the cancel sits on a blocked
-    /// thread: its next life gets a new one.
+    /// Cancels what has work and makes no progress. A part that does not even take the cancel sits on a blocked thread.
     fn look_for_stalls(&mut self, context: &mut Context<Self>) {
         let limit = self.settings.stall_timeout;
         let mut blocked = Vec::new();
@@ -197,8 +196,24 @@ impl Supervisor {
             }
         }
         for name in blocked {
+            self.leave_thread_of(&name, context);
+        }
+    }
+
+    /// All that live on the blocked thread of `name` get another one: what has no work does not stall, and would not
+    /// notice when some comes.
+    fn leave_thread_of(&mut self, name: &str, context: &mut Context<Self>) {
+        let Some(part) = self.parts.get(name).filter(|part| part.life.is_some()) else { return };
+        let thread = part.spec.thread.clone();
+        thread.renew();
+        let stuck: Vec<_> = self
+            .parts
+            .iter()
+            .filter(|(_, part)| part.life.is_some() && part.spec.thread.is(&thread))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in stuck {
             if let Some(part) = self.parts.get_mut(&name) {
-                part.spec.arbiter = thread::arbiter(&name);
                 self.launches += 1;
                 part.launch = self.launches;
             }

@@ -262,7 +262,7 @@ pub const CHAPTERS: [Chapter; 9] = [
             ),
             event(
                 "kafka_callback_panicked",
-                "A delivery report was lost to a defect; its stream sends again from its cursor",
+                "What the Kafka client told was lost to a defect; for a delivery report its stream sends again from its cursor",
                 "Report it, with the panic before it",
             ),
         ],
@@ -315,8 +315,8 @@ pub const CHAPTERS: [Chapter; 9] = [
             event("dead_letters_copied", "Dead letters are copied again", ""),
             event(
                 "dead_letter_not_copied",
-                "The brokers refuse the copy of a dead letter for good; the letter itself stays",
-                "Raise the topic's `max.message.bytes`, or leave it: `telemetry dlq show` has it",
+                "The brokers refuse the copy of a dead letter for good, or making it panicked; the letter itself stays",
+                "As the error says, or leave it: `telemetry dlq show` has the letter",
             ),
             event("dead_letters_replayed", "A person had dead letters delivered again", ""),
             event(

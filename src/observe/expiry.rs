@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -13,8 +12,6 @@ use tokio::sync::watch;
 use super::Board;
 use crate::certificates::{self, CertificateFacts};
 use crate::config::{NamedCertificate, Settings};
-
-const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Below this a renewal should be on its way.
 const SOON_DAYS: i64 = 30;
@@ -120,26 +117,42 @@ pub fn presented_certificates(settings: &Settings) -> BTreeMap<String, Certifica
     presented.filter_map(|(peer, der)| Some((peer, certificates::parse(&der).ok()?))).collect()
 }
 
-/// For the whole life of the node, of whatever is configured at the moment.
-pub async fn watch_certificates(mut settings: watch::Receiver<Arc<Settings>>, board: Arc<Board>) {
-    let mut told: BTreeMap<String, Nearness> = BTreeMap::new();
-    loop {
-        let current = settings.borrow_and_update().clone();
+/// Looks at those of whatever is configured at the moment.
+pub struct CertificateWatch {
+    settings: watch::Receiver<Arc<Settings>>,
+    board: Arc<Board>,
+    told: BTreeMap<String, Nearness>,
+}
+
+impl CertificateWatch {
+    pub fn new(settings: watch::Receiver<Arc<Settings>>, board: Arc<Board>) -> Self {
+        CertificateWatch { settings, board, told: BTreeMap::new() }
+    }
+
+    /// Shows what it finds, and tells what has passed a threshold since the last look.
+    pub async fn look(&mut self) {
+        let current = self.settings.borrow_and_update().clone();
         let files = current.certificate_files();
         // Small files, but a file system may hang.
-        if let Ok(mut found) = tokio::task::spawn_blocking(move || read_certificates(&files)).await
-        {
-            let presented = presented_certificates(&current);
-            for (peer, facts) in &presented {
-                keep_first(&mut found, peer, CertificateStatus::presented(facts));
-            }
-            told.retain(|peer, _| found.contains_key(peer));
-            tell(&found, &mut told);
-            board.set_certificates(found, presented);
+        let reading = tokio::task::spawn_blocking(move || read_certificates(&files));
+        let mut found = match reading.await {
+            Ok(found) => found,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => return,
+        };
+        let presented = presented_certificates(&current);
+        for (peer, facts) in &presented {
+            keep_first(&mut found, peer, CertificateStatus::presented(facts));
         }
-        tokio::select! {
-            () = tokio::time::sleep(INTERVAL) => {}
-            Ok(()) = settings.changed() => {}
+        self.told.retain(|peer, _| found.contains_key(peer));
+        tell(&found, &mut self.told);
+        self.board.set_certificates(found, presented);
+    }
+
+    /// Returns when another configuration is in force.
+    pub async fn reloaded(&mut self) {
+        if self.settings.changed().await.is_err() {
+            std::future::pending().await
         }
     }
 }

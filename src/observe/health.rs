@@ -3,9 +3,10 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::board::{Board, PartState, Silence, SinkState};
+use super::board::Board;
 use super::dependency::MigrationState;
 use super::expiry::Nearness;
+use super::status::{PartState, Silence, SinkState};
 use crate::breaker::BreakerState;
 use crate::domain::Runbook;
 

@@ -12,9 +12,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
-use super::board::{Board, DisconnectReason, PartState, Redelivery, SinkKind, SinkState};
+use super::board::Board;
 use super::edges::{Edge, EdgeMeter};
 use super::http_meters::{HttpMeters, HttpRefusal};
+use super::status::{DisconnectReason, PartState, Redelivery, SinkKind, SinkState};
 use crate::breaker::BreakerState;
 use crate::domain::{Arrival, ErrorClass, Reason, SinkName, StreamName};
 

@@ -12,17 +12,19 @@ mod logging;
 mod metrics;
 mod process;
 mod seldom;
+mod status;
 
-pub use board::{
-    Board, BufferStatus, DisconnectReason, NodeStatus, PartState, PartStatus, Redelivery, Silence,
-    SinkKind, SinkState, SinkStatus, SinkView, StreamStatus, StreamView,
-};
+pub use board::{Board, SinkView, StreamView};
 pub use dependency::{BreakerShown, DependencyStatus, DependencyView, MigrationState};
 pub use edges::{Edge, EdgeMeter, Entered};
 pub use expiry::{
-    CertificateStatus, Nearness, presented_certificates, read_certificates, watch_certificates,
+    CertificateStatus, CertificateWatch, Nearness, presented_certificates, read_certificates,
 };
 pub use http_meters::{HttpMeters, HttpRefusal};
 pub use logging::{LogControl, start_logging, tell_error};
 pub use metrics::{BufferMeters, SinkMeters, StreamMeters};
 pub use seldom::Seldom;
+pub use status::{
+    BufferStatus, DisconnectReason, NodeStatus, PartState, PartStatus, Redelivery, Silence,
+    SinkKind, SinkState, SinkStatus, StreamStatus,
+};

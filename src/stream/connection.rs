@@ -13,11 +13,11 @@ use super::codec::{Codec, CodecError, Outbound};
 use super::dial::ByteStream;
 use super::error::StreamError;
 use super::inlet::Inlet;
-use super::redelivery::Proof;
+use super::proof::Proof;
 use super::session::{Session, SessionSettings, Step};
 use super::unacknowledged::{Batch, Intake, Settled};
 use crate::config::MqttVersion;
-use crate::crash::crash_point;
+use crate::crash::{crash_point, part_point};
 use crate::part::{Control, Phase};
 
 /// Room made for one read.
@@ -155,7 +155,10 @@ impl<'a, I: Intake, W: Watcher> Connection<'a, I, W> {
             match woken {
                 Woken::Control => {}
                 Woken::Written(result) => self.on_written(result)?,
-                Woken::Durable(settled) => self.acknowledge(settled?)?,
+                Woken::Durable(settled) => {
+                    part_point(|| format!("part_stream_{}", self.settings.connect.client_id)).await;
+                    self.acknowledge(settled?)?;
+                }
                 Woken::Ready => self.inlet.unacknowledged.retry(&self.inlet.intake),
                 Woken::Tick => self.on_tick()?,
                 Woken::Read(result) => self.on_read(result)?,

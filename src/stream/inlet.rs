@@ -80,7 +80,6 @@ impl<I: Intake> Inlet<I> {
         if batch.messages == 0 {
             return;
         }
-        fail::fail_point!("stream_batch");
         crash_point("crash_received");
         batch.taken = self.repeats.taken();
         self.view.meters.received_messages.inc_by(batch.messages as u64);

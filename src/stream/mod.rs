@@ -10,6 +10,7 @@
 
 mod codec;
 mod connection;
+mod declared;
 mod dial;
 mod error;
 mod heard;
@@ -17,6 +18,7 @@ mod inlet;
 mod message_id;
 mod notes;
 mod probe;
+mod proof;
 mod redelivery;
 mod session;
 mod signs;

@@ -12,16 +12,15 @@
 //!
 //! Fingerprints stand in for the bytes: 64 bits of SipHash over topic and payload.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hasher as _;
 use std::num::NonZeroUsize;
-use std::time::Duration;
 
 use lru::LruCache;
 
 use super::codec::Publish;
-use super::message_id::MessageIdPath;
-use crate::config::{DedupeKey, DedupeSettings};
+use super::declared::Declared;
+use crate::config::DedupeSettings;
 use crate::domain::{Arrival, Record, Sequence};
 use crate::observe::Redelivery;
 
@@ -279,137 +278,14 @@ impl Repeats {
     }
 }
 
-/// Which acknowledgements the broker is proved to have read, by the pings that were sent behind them. It dies with the
-/// connection.
-#[derive(Debug, Default)]
-pub struct Proof {
-    /// Not yet answered; answers come in their order.
-    pings: VecDeque<Ping>,
-    /// PUBACKs written on this connection.
-    written: u64,
-    proved: u64,
-}
-
-#[derive(Debug)]
-struct Ping {
-    behind: Acknowledged,
-    written: u64,
-}
-
-impl Proof {
-    /// PUBACKs were written.
-    pub fn on_written(&mut self, pubacks: usize) {
-        self.written += pubacks as u64;
-    }
-
-    /// A ping was written behind these acknowledgements.
-    pub fn on_ping(&mut self, behind: Acknowledged) {
-        self.pings.push_back(Ping { behind, written: self.written });
-    }
-
-    /// What an answered ping proves.
-    pub fn on_answer(&mut self) -> Option<Acknowledged> {
-        let ping = self.pings.pop_front()?;
-        self.proved = ping.written;
-        Some(ping.behind)
-    }
-
-    /// PUBACKs the broker may not have read.
-    pub fn unproved(&self) -> usize {
-        usize::try_from(self.written - self.proved).unwrap_or(usize::MAX)
-    }
-
-    /// Of these, the ones no ping was sent behind.
-    pub fn unpinged(&self) -> usize {
-        let pinged = self.pings.back().map_or(self.proved, |ping| ping.written);
-        usize::try_from(self.written - pinged).unwrap_or(usize::MAX)
-    }
-}
-
-/// Message ids (or whole messages) of the last while.
-#[derive(Debug)]
-struct Declared {
-    /// Empty: topic and payload are the id.
-    paths: Vec<MessageIdPath>,
-    window: Duration,
-    window_messages: usize,
-    seen: HashSet<u64>,
-    order: VecDeque<(u64, Arrival)>,
-}
-
-impl Declared {
-    fn new(settings: &DedupeSettings) -> Self {
-        let paths = match &settings.key {
-            DedupeKey::Payload => Vec::new(),
-            DedupeKey::MessageId(paths) => paths.iter().map(|p| MessageIdPath::parse(p)).collect(),
-        };
-        Declared {
-            paths,
-            window: settings.window,
-            window_messages: settings.window_messages,
-            seen: HashSet::new(),
-            order: VecDeque::new(),
-        }
-    }
-
-    /// True when it came before within the window; else it is remembered. A message without an id never repeats.
-    fn seen(
-        &mut self,
-        topic: &[u8],
-        payload: &[u8],
-        fingerprint: Fingerprint,
-        arrival: Arrival,
-    ) -> bool {
-        let Some(id) = self.id(topic, payload, fingerprint) else { return false };
-        self.forget_older_than_the_window(arrival);
-        if self.seen.contains(&id) {
-            return true;
-        }
-        while self.order.len() >= self.window_messages.max(1) {
-            self.forget_oldest();
-        }
-        self.seen.insert(id);
-        self.order.push_back((id, arrival));
-        false
-    }
-
-    fn id(&self, topic: &[u8], payload: &[u8], fingerprint: Fingerprint) -> Option<u64> {
-        if self.paths.is_empty() {
-            return Some(fingerprint.message);
-        }
-        let document: serde_json::Value = serde_json::from_slice(payload).ok()?;
-        let mut id = Vec::new();
-        for path in &self.paths {
-            let value = path.find(&document).filter(|value| !value.is_null())?;
-            // Writing a value to a Vec cannot fail.
-            serde_json::to_writer(&mut id, value).ok()?;
-            id.push(0);
-        }
-        // The topic belongs to the id: it often names the device, and counters of two devices meet.
-        Some(Fingerprint::of(topic, &id).message)
-    }
-
-    fn forget_older_than_the_window(&mut self, now: Arrival) {
-        let window = i64::try_from(self.window.as_micros()).unwrap_or(i64::MAX);
-        while let Some(&(_, arrival)) = self.order.front()
-            && now.as_micros().saturating_sub(arrival.as_micros()) > window
-        {
-            self.forget_oldest();
-        }
-    }
-
-    fn forget_oldest(&mut self) {
-        if let Some((id, _)) = self.order.pop_front() {
-            self.seen.remove(&id);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bytes::Bytes;
 
     use super::*;
+    use crate::config::DedupeKey;
     use crate::domain::DeliveryFlags;
 
     struct Memory {
@@ -609,22 +485,5 @@ mod tests {
         memory.judge(2, "two", "dup");
         assert_eq!(ids(&memory, 2), None);
         assert_eq!(ids(&memory, 3), Some(vec![1, 2]));
-    }
-
-    #[test]
-    fn a_ping_proves_only_what_was_written_before_it() {
-        let upto = |taken| Acknowledged { taken, sequence: Sequence(taken) };
-        let mut proof = Proof::default();
-        proof.on_written(10);
-        proof.on_ping(upto(10));
-        proof.on_written(10);
-        proof.on_ping(upto(20));
-        proof.on_written(5);
-        assert_eq!((proof.unproved(), proof.unpinged()), (25, 5));
-        assert_eq!(proof.on_answer(), Some(upto(10)));
-        assert_eq!((proof.unproved(), proof.unpinged()), (15, 5));
-        assert_eq!(proof.on_answer(), Some(upto(20)));
-        assert_eq!((proof.unproved(), proof.unpinged()), (5, 5));
-        assert_eq!(proof.on_answer(), None, "an answer nobody asked for proves nothing");
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rig::{Postgres, PostgresOptions};
+use rig::{Link, Postgres, PostgresOptions, Proxy};
 use telemetry::domain::{ErrorClass, Secret};
 use telemetry::migrate::Migrator;
 use telemetry::observe::{MigrationState, SinkState};
@@ -220,6 +220,25 @@ fn a_wrong_password_holds_migrator_and_writer_until_the_server_takes_it() {
         running.stop().await;
         bench.rows("REASSIGN OWNED BY collector TO postgres; DROP OWNED BY collector");
         bench.cluster.execute("postgres", "DROP ROLE collector").unwrap();
+    });
+}
+
+/// As a server that ends a transaction without a word: the rows are not there, and no statement failed.
+#[test]
+fn a_commit_that_is_answered_by_a_rollback_loses_no_row() {
+    local(async {
+        let mut bench = Bench::new().await;
+        let proxy = Proxy::start(bench.cluster.port()).unwrap();
+        bench.settings.databases["telemetry"].port = proxy.port();
+        let running = at_work(&bench).await;
+        proxy.set(Link::Replacing(b"Q\0\0\0\x0bCOMMIT\0", b"Q\0\0\0\x0dROLLBACK\0"));
+        bench.feed("energy", next_hundred()).await;
+        tokio::time::sleep(QUICK).await;
+        proxy.set(Link::Fine);
+        bench.feed("energy", energies(300).split_off(200)).await;
+        running.drained().await;
+        assert_once_each(&bench, 300).await;
+        running.stop().await;
     });
 }
 

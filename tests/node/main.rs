@@ -18,4 +18,5 @@ mod secrets;
 mod service;
 mod stop;
 mod streams;
+mod threads;
 mod world;

@@ -194,6 +194,10 @@ impl World {
         kafka.read_topic(&self.topic(topic)).unwrap_or_default()
     }
 
+    pub fn bootstrap(&self) -> String {
+        self.own_kafka.as_ref().unwrap_or_else(|| kafka()).bootstrap()
+    }
+
     pub fn own_kafka(&mut self) -> &mut Kafka {
         self.own_kafka.as_mut().expect("the world was made with one")
     }
