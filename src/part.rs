@@ -123,9 +123,10 @@ impl Progress {
         self.last_turn_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
-    /// How long the thread has not got round to it.
-    pub fn blocked_for(&self) -> Duration {
-        self.since(&self.last_turn_ms)
+    /// How long work waits without a beat, or the thread has not got round to the part: where nobody has work, nothing else
+    /// would show that it could not be done.
+    pub fn hung_for(&self) -> Duration {
+        self.stalled_for().unwrap_or_default().max(self.since(&self.last_turn_ms))
     }
 
     fn now_ms(&self) -> u64 {
@@ -194,12 +195,12 @@ mod tests {
     #[test]
     fn a_thread_that_does_not_get_round_shows_although_nothing_waits() {
         let progress = Progress::default();
-        while progress.blocked_for() < Duration::from_millis(20) {
+        while progress.hung_for() < Duration::from_millis(20) {
             std::thread::yield_now();
         }
         assert_eq!(progress.stalled_for(), None);
         progress.turn();
-        assert!(progress.blocked_for() < Duration::from_millis(20));
+        assert!(progress.hung_for() < Duration::from_millis(20));
     }
 
     #[test]

@@ -78,15 +78,6 @@ struct Life {
     cancelled_at: Option<Instant>,
 }
 
-impl Life {
-    /// How long work waits without progress, or the thread has not got round to this part: where nobody has work, nothing
-    /// else would show that it could not be done.
-    fn stalled_for(&self) -> Duration {
-        let waiting = self.progress.stalled_for().unwrap_or_default();
-        waiting.max(self.progress.blocked_for())
-    }
-}
-
 /// See the module's text.
 pub struct Supervisor {
     settings: SupervisionSettings,
@@ -182,7 +173,7 @@ impl Supervisor {
         for (name, part) in &mut self.parts {
             let Some(life) = &mut part.life else { continue };
             match life.cancelled_at {
-                None if life.stalled_for() > limit => {
+                None if life.progress.hung_for() > limit => {
                     tracing::error!(event = "part_stalled",
  runbook = Runbook::PartStalled.page(), part = %name,
                         after_seconds = limit.as_secs(), "a part makes no progress");
@@ -375,7 +366,7 @@ impl Handler<GetAlive> for Supervisor {
         // is the process of no use.
         let limit = self.settings.stall_timeout + CANCEL_GRACE * 2;
         let mut lives = self.parts.values().filter_map(|part| part.life.as_ref());
-        lives.all(|life| life.stalled_for() <= limit)
+        lives.all(|life| life.progress.hung_for() <= limit)
     }
 }
 
