@@ -94,6 +94,8 @@ pub struct Progress {
     started: Instant,
     last_beat_ms: AtomicU64,
     work_waiting: AtomicBool,
+    /// When its thread last got round to it.
+    last_turn_ms: AtomicU64,
     /// Of what the part does side by side: one that hangs shows although the others beat.
     children: Mutex<Vec<Arc<Progress>>>,
 }
@@ -104,6 +106,7 @@ impl Default for Progress {
             started: Instant::now(),
             last_beat_ms: AtomicU64::new(0),
             work_waiting: AtomicBool::new(false),
+            last_turn_ms: AtomicU64::new(0),
             children: Mutex::default(),
         }
     }
@@ -112,8 +115,27 @@ impl Default for Progress {
 impl Progress {
     /// Something got done (a batch delivered, an attempt made and its failure classified, a packet handled).
     pub fn beat(&self) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_beat_ms.store(now, Ordering::Relaxed);
+        self.last_beat_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// The thread got round to the part's actor, whatever its body waits for.
+    pub fn turn(&self) {
+        self.last_turn_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// How long work waits without a beat, or the thread has not got round to the part: where nobody has work, nothing else
+    /// would show that it could not be done.
+    pub fn hung_for(&self) -> Duration {
+        self.stalled_for().unwrap_or_default().max(self.since(&self.last_turn_ms))
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn since(&self, moment: &AtomicU64) -> Duration {
+        let moment = Duration::from_millis(moment.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(moment)
     }
 
     /// True from the moment there is something to do until there is nothing. Idle parts never stall.
@@ -143,8 +165,7 @@ impl Progress {
         if !self.work_waiting.load(Ordering::Relaxed) {
             return None;
         }
-        let beat = Duration::from_millis(self.last_beat_ms.load(Ordering::Relaxed));
-        Some(self.started.elapsed().saturating_sub(beat))
+        Some(self.since(&self.last_beat_ms))
     }
 }
 
@@ -170,6 +191,17 @@ pub struct OrderPart {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_that_does_not_get_round_shows_although_nothing_waits() {
+        let progress = Progress::default();
+        while progress.hung_for() < Duration::from_millis(20) {
+            std::thread::yield_now();
+        }
+        assert_eq!(progress.stalled_for(), None);
+        progress.turn();
+        assert!(progress.hung_for() < Duration::from_millis(20));
+    }
 
     #[test]
     fn a_child_that_hangs_shows_although_its_sibling_beats() {

@@ -51,9 +51,9 @@ pub fn probe(state_dir: &Path, settings: &BufferSettings, load: Option<Load>) ->
             "run as the node's user or as root; if you did, the drive is broken or full",
         ),
     }
-    if let Some(cache) = write_cache(state_dir) {
-        findings.ok("write cache", format!("{cache}; the drive must obey flushes"));
-    }
+    let cache = write_cache(state_dir);
+    let cache = cache.as_deref().unwrap_or("the kernel does not tell of this file system");
+    findings.ok("write cache", format!("{cache}; the drive must obey flushes"));
     match disk::space(state_dir) {
         Ok(space) => room(space.free_bytes, settings, load, &mut findings),
         Err(error) => findings.failed("room", &error),

@@ -4,15 +4,15 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
 use super::CertificateError;
 use crate::tls;
 
-/// One certificate of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// One certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateFacts {
     pub subject: String,
     pub issuer: String,

@@ -1,15 +1,20 @@
 //! `telemetry certs`: an authority of one's own, and how long certificates are still good.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use comfy_table::Table;
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::client::{self, OrderError};
 use super::{ConfigArg, Exit};
 use crate::certificates::{self, CertificateError, CertificateFacts, Change, Shelf, Wish};
+use crate::config::Settings;
 use crate::domain::NodeName;
+use crate::http::CONTROL_SOCKET;
 
 #[derive(Args, Debug)]
 pub struct CertsArgs {
@@ -44,11 +49,11 @@ enum CertsOrder {
         #[arg(long, value_name = "DAYS", default_value_t = 30)]
         within: u32,
     },
-    /// Names, expiry and days left
+    /// Names, expiry and days left: of files, and of what brokers and databases presented to the running node
     Show {
         #[command(flatten)]
         config: ConfigArg,
-        /// PEM files [default: those the configuration names]
+        /// PEM files and nothing else [default: those the configuration names, and what the running node was shown]
         files: Vec<PathBuf>,
         /// Print JSON
         #[arg(long)]
@@ -103,14 +108,12 @@ fn told(changes: &[Change], json: bool) {
 }
 
 fn show(config: &ConfigArg, files: &[PathBuf], json: bool) -> anyhow::Result<Exit> {
-    let files = if files.is_empty() {
+    let mut read: Vec<Read> = files.iter().map(|file| of_file(file)).collect();
+    if files.is_empty() {
         let settings = super::settings(&config.config)?;
-        settings.certificate_files().into_iter().map(|named| named.path).collect()
-    } else {
-        files.to_vec()
-    };
-    let read = files.iter().map(|file| (file.as_path(), certificates::read(file)));
-    let read: Vec<_> = read.collect();
+        read.extend(settings.certificate_files().iter().map(|named| of_file(&named.path)));
+        read.extend(super::block_on(presented(&settings))??);
+    }
     if json {
         println!("{:#}", read.iter().flat_map(as_json).collect::<serde_json::Value>());
     } else {
@@ -120,16 +123,51 @@ fn show(config: &ConfigArg, files: &[PathBuf], json: bool) -> anyhow::Result<Exi
     Ok(if failed { Exit::Failed } else { Exit::Fine })
 }
 
-type Read<'a> = (&'a Path, Result<Vec<CertificateFacts>, CertificateError>);
+type Read = (Source, Result<Vec<CertificateFacts>, CertificateError>);
 
-fn as_json((file, found): &Read<'_>) -> Vec<serde_json::Value> {
+/// Where a certificate was seen.
+enum Source {
+    File(PathBuf),
+    Peer(String),
+}
+
+impl Source {
+    /// The member of a line in JSON, and what stands there.
+    fn member(&self) -> (&'static str, String) {
+        match self {
+            Source::File(path) => ("file", path.display().to_string()),
+            Source::Peer(peer) => ("presented_by", peer.clone()),
+        }
+    }
+}
+
+fn of_file(file: &Path) -> Read {
+    (Source::File(file.to_owned()), certificates::read(file))
+}
+
+/// What the node was shown when it connected. Without a running node nobody knows.
+async fn presented(settings: &Settings) -> anyhow::Result<Vec<Read>> {
+    let socket = settings.node.state_dir.join(CONTROL_SOCKET);
+    let mut health = match client::order(&socket, "/health", None::<&()>).await {
+        Ok(health) => health,
+        Err(OrderError::NotRunning(_)) => return Ok(Vec::new()),
+        Err(OrderError::Failed(error)) => return Err(error),
+    };
+    let found: BTreeMap<String, CertificateFacts> =
+        serde_json::from_value(health["presented_certificates"].take())
+            .context("the node's answer")?;
+    Ok(found.into_iter().map(|(peer, facts)| (Source::Peer(peer), Ok(vec![facts]))).collect())
+}
+
+fn as_json((from, found): &Read) -> Vec<serde_json::Value> {
     let now = Timestamp::now();
+    let (member, name) = from.member();
     match found {
-        Err(error) => vec![json!({ "file": file, "error": error.to_string() })],
+        Err(error) => vec![json!({ member: name, "error": error.to_string() })],
         Ok(found) => {
             let line = |facts: &CertificateFacts| {
                 let mut line = json!(facts);
-                line["file"] = json!(file);
+                line[member] = json!(name);
                 line["days_left"] = facts.days_left(now).into();
                 line
             };
@@ -138,18 +176,18 @@ fn as_json((file, found): &Read<'_>) -> Vec<serde_json::Value> {
     }
 }
 
-fn print_table(read: &[Read<'_>]) {
+fn print_table(read: &[Read]) {
     let now = Timestamp::now();
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::NOTHING);
-    table.set_header(["FILE", "SUBJECT", "NAMES", "EXPIRES", "DAYS LEFT"]);
-    for (file, found) in read {
+    table.set_header(["FILE, OR WHO PRESENTED IT", "SUBJECT", "NAMES", "EXPIRES", "DAYS LEFT"]);
+    for (from, found) in read {
         match found {
             Err(error) => eprintln!("{error}"),
             Ok(found) => {
                 for facts in found {
                     table.add_row([
-                        file.display().to_string(),
+                        from.member().1,
                         facts.subject.clone(),
                         facts.names.join(" "),
                         format!("{:.0}", facts.expires),

@@ -13,10 +13,11 @@ use serde_json::Value;
 use super::client;
 use super::{ConfigArg, Exit, Told};
 use crate::buffer::{self, Load};
+use crate::certificates::CertificateFacts;
 use crate::config::{Loaded, Settings, StreamSettings};
 use crate::domain::{Finding, Findings, Verdict};
 use crate::http::CONTROL_SOCKET;
-use crate::observe::{Nearness, read_certificates};
+use crate::observe::{CertificateStatus, Nearness, presented_certificates, read_certificates};
 use crate::{database, kafka, stream};
 
 #[derive(Args, Debug)]
@@ -79,6 +80,7 @@ async fn examine(loaded: &Loaded) -> Vec<Finding> {
     }));
     let (brokers, (clusters, databases)) = join(brokers, join(clusters, databases)).await;
     findings.extend(brokers.into_iter().chain(clusters).chain(databases).flatten());
+    findings.extend(presented(settings));
     findings
 }
 
@@ -94,20 +96,37 @@ fn configuration(loaded: &Loaded) -> Vec<Finding> {
 }
 
 fn certificates(settings: &Settings) -> Vec<Finding> {
+    let found = read_certificates(&settings.certificate_files()).into_iter();
+    let remedy = "renew it; a running node takes the new file up by itself";
+    found.flat_map(|(peer, status)| certificate("certificate", &peer, &status, remedy)).collect()
+}
+
+/// Known from the visits before this. Kafka's library does not tell.
+fn presented(settings: &Settings) -> Vec<Finding> {
+    let found = presented_certificates(settings).into_iter();
+    let remedy = "renew it at the server: from its end on the node does not connect any more";
+    let line = |(peer, facts): (String, CertificateFacts)| {
+        let status = CertificateStatus::presented(&facts);
+        certificate("presented certificate", &peer, &status, remedy)
+    };
+    found.flat_map(line).collect()
+}
+
+fn certificate(
+    check: &'static str,
+    peer: &str,
+    status: &CertificateStatus,
+    remedy: &str,
+) -> Vec<Finding> {
     let now = Timestamp::now();
-    let mut found = Vec::new();
-    for (peer, status) in read_certificates(&settings.certificate_files()) {
-        let mut findings = Findings::about(peer.clone());
-        let story = status.story(&peer, now);
-        let remedy = "renew it; a running node takes the new file up by itself";
-        match status.nearness(now) {
-            Nearness::Far => findings.ok("certificate", story),
-            Nearness::Soon | Nearness::VerySoon => findings.warn("certificate", story, remedy),
-            Nearness::Over => findings.fail("certificate", story, remedy),
-        }
-        found.extend(findings.done());
+    let mut findings = Findings::about(peer);
+    let story = status.story(peer, now);
+    match status.nearness(now) {
+        Nearness::Far => findings.ok(check, story),
+        Nearness::Soon | Nearness::VerySoon => findings.warn(check, story, remedy),
+        Nearness::Over => findings.fail(check, story, remedy),
     }
-    found
+    findings.done()
 }
 
 /// What the running node answered.

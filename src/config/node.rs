@@ -210,8 +210,8 @@ pub static SUPERVISION: Group = Group {
             "stall_timeout_seconds",
             (5, DAY_SECONDS),
             60,
-            "A part with work waiting and no progress for this long counts as stalled and \
-             is made anew.",
+            "A part with work waiting and no progress, or on a thread that stands still, for \
+             this long counts as stalled and is made anew.",
         ),
     ],
     refused: &[],

@@ -201,3 +201,19 @@ async fn look_at_table(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Verdict;
+
+    #[test]
+    fn clocks_apart_are_doubtful_or_wrong() {
+        let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        for (apart, wanted) in [(0.0, Verdict::Ok), (10.0, Verdict::Warn), (-90.0, Verdict::Fail)] {
+            let mut findings = Findings::about("postgresql:x");
+            clock(ours + apart, &mut findings);
+            assert_eq!(findings.done().remove(0).verdict, wanted, "{apart} s");
+        }
+    }
+}

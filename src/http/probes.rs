@@ -4,6 +4,7 @@ use actix_web::{HttpMessage as _, HttpRequest, HttpResponse, web};
 use serde::Serialize;
 
 use super::guard::Caller;
+use crate::certificates::CertificateFacts;
 use crate::domain::{SinkName, StreamName};
 use crate::observe::health::{Health, judge};
 use crate::observe::{
@@ -50,6 +51,8 @@ struct Detail {
     dependencies: std::collections::BTreeMap<String, DependencyStatus>,
     parts: std::collections::BTreeMap<String, PartStatus>,
     streams: Vec<StreamLine>,
+    /// What brokers and databases showed when the node connected, by peer.
+    presented_certificates: std::collections::BTreeMap<String, CertificateFacts>,
 }
 
 /// One stream with its sinks, as `/streams`, `/health` and `telemetry status` show it.
@@ -102,6 +105,7 @@ async fn health(board: web::Data<Board>) -> HttpResponse {
         dependencies: board.dependencies().into_iter().collect(),
         parts: board.parts(),
         streams: stream_lines(&board),
+        presented_certificates: board.presented_certificates(),
     };
     HttpResponse::Ok().json(detail)
 }

@@ -86,9 +86,7 @@ fn topic(
             findings.warn("topic", format!("{name}: {drift}"), remedy);
         }
     }
-    let insync = facts.insync_replicas_min;
-    let shown = insync.map_or("unknown".to_owned(), |count| count.to_string());
-    findings.ok("acks", format!("{name}: all; min.insync.replicas {shown}"));
+    acknowledgement(name, facts, findings);
     match facts.message_bytes_max {
         Some(topic) if topic < settings.message_bytes_max => findings.warn(
             "message size",
@@ -97,5 +95,46 @@ fn topic(
         ),
         Some(topic) => findings.ok("message size", format!("{name}: {topic} bytes")),
         None => {}
+    }
+}
+
+/// The node asks for the answer of all replicas that are in step; how many that are at least is the topic's setting.
+fn acknowledgement(name: &str, facts: &TopicFacts, findings: &mut Findings) {
+    let (replicas, insync) = (facts.replicas, facts.insync_replicas_min);
+    let shown = insync.map_or("unknown".to_owned(), |count| count.to_string());
+    let figure = format!("{name}: all; {replicas} replicas, min.insync.replicas {shown}");
+    match insync {
+        Some(insync) if replicas > 1 && insync < 2 => {
+            let remedy = "set min.insync.replicas of the topic to 2: one broker alone may answer for all, and be lost";
+            findings.warn("acks", figure, remedy);
+        }
+        Some(insync) if insync > replicas => {
+            let remedy = "lower min.insync.replicas of the topic, or give it more replicas: it takes no record";
+            findings.fail("acks", figure, remedy);
+        }
+        _ => findings.ok("acks", figure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Verdict;
+
+    #[test]
+    fn replicas_that_need_not_answer_are_doubtful_and_too_few_of_them_take_nothing() {
+        for (replicas, insync_replicas_min, wanted) in [
+            (1, Some(1), Verdict::Ok),
+            (3, None, Verdict::Ok),
+            (3, Some(2), Verdict::Ok),
+            (3, Some(1), Verdict::Warn),
+            (1, Some(2), Verdict::Fail),
+        ] {
+            let facts = TopicFacts { replicas, insync_replicas_min, ..TopicFacts::default() };
+            let mut findings = Findings::about("kafka:main");
+            acknowledgement("t", &facts, &mut findings);
+            let found = findings.done().remove(0);
+            assert_eq!(found.verdict, wanted, "{}", found.figure);
+        }
     }
 }

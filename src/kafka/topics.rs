@@ -19,6 +19,8 @@ use crate::config::{KafkaSinkSettings, TopicSettings};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct TopicFacts {
     pub partitions: usize,
+    /// Of the partition that has the fewest.
+    pub replicas: usize,
     /// `max.message.bytes`; none when this user may not read the topic's settings.
     pub message_bytes_max: Option<usize>,
     pub retention: Option<Retention>,
@@ -50,19 +52,18 @@ pub(super) async fn prepare(
                 }
                 (found, _) => Some(found?),
             };
-            let partitions = match found {
-                Some(partitions) => partitions,
+            let mut facts = match found {
+                Some(facts) => facts,
                 None => wait_until_made(&session, &sink.topic, timeout)?,
             };
             cluster.health.reached();
-            let mut facts = TopicFacts { partitions, ..TopicFacts::default() };
             read_settings(&cluster, &runtime, &sink.topic, &mut facts);
             Ok(facts)
         })
         .await
 }
 
-fn look_up(session: &Session, topic: &str, timeout: Duration) -> Result<usize, KafkaError> {
+fn look_up(session: &Session, topic: &str, timeout: Duration) -> Result<TopicFacts, KafkaError> {
     const DOING: &str = "look up the topic";
     let metadata = session
         .producer()
@@ -76,13 +77,22 @@ fn look_up(session: &Session, topic: &str, timeout: Duration) -> Result<usize, K
             Err(KafkaError::TopicMissing { topic: topic.to_owned() })
         }
         (_, Some(code)) => Err(KafkaError::Refused { doing: DOING, topic: topic.to_owned(), code }),
-        (Some(found), None) if !found.partitions().is_empty() => Ok(found.partitions().len()),
+        (Some(found), None) if !found.partitions().is_empty() => {
+            let partitions = found.partitions();
+            let replicas = partitions.iter().map(|partition| partition.replicas().len()).min();
+            let replicas = replicas.unwrap_or_default();
+            Ok(TopicFacts { partitions: partitions.len(), replicas, ..TopicFacts::default() })
+        }
         _ => Err(KafkaError::TopicMissing { topic: topic.to_owned() }),
     }
 }
 
 /// A topic just made is not known to every broker at once.
-fn wait_until_made(session: &Session, topic: &str, timeout: Duration) -> Result<usize, KafkaError> {
+fn wait_until_made(
+    session: &Session,
+    topic: &str,
+    timeout: Duration,
+) -> Result<TopicFacts, KafkaError> {
     const PAUSE: Duration = Duration::from_millis(100);
     let deadline = std::time::Instant::now() + timeout;
     loop {
@@ -173,6 +183,7 @@ mod tests {
         };
         let mut facts = TopicFacts {
             partitions: 3,
+            replicas: 1,
             message_bytes_max: None,
             retention: Some(Retention(604_800_000)),
             insync_replicas_min: None,

@@ -109,7 +109,10 @@ impl Assembly {
                         basis: basis.clone(),
                         pool: Pool::new(&settings, dependency),
                         settings,
-                        thread: known.map_or_else(Thread::start, |known| known.thread),
+                        thread: known.map_or_else(
+                            || Thread::start(&format!("pg:{name}")),
+                            |known| known.thread,
+                        ),
                         migrated: watch::Sender::new(MigrationState::Waiting),
                     }
                 }
@@ -127,7 +130,7 @@ impl Assembly {
             let PartKey::Kafka(name) = key else { continue };
             let wanted = Arc::new(routes(&self.settings, name));
             let shared = before.remove(name).unwrap_or_else(|| SharedCluster {
-                thread: Thread::start(),
+                thread: Thread::start(&key.name()),
                 routes: watch::Sender::new(wanted.clone()),
             });
             shared.routes.send_replace(wanted);
@@ -224,7 +227,7 @@ impl Assembly {
         let place = self.streams_placed % self.settings.node.stream_threads.max(1);
         self.streams_placed += 1;
         if place == self.stream_threads.len() {
-            self.stream_threads.push(Thread::start());
+            self.stream_threads.push(Thread::start(&format!("streams-{place}")));
         }
         self.stream_threads[place].clone()
     }

@@ -2,11 +2,16 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
 
 use actix::prelude::*;
 use futures_util::FutureExt as _;
 
-use crate::part::{Control, Part, PartResult};
+use crate::part::{Control, Part, PartResult, Progress};
+
+/// How often an actor shows that its thread gets round to it.
+const TURN: Duration = Duration::from_secs(1);
 
 /// How a part's actor ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,12 +70,14 @@ impl Drop for EndNotice {
 /// One life of a part.
 pub struct PartActor<P: Part> {
     body: Option<(P, Control)>,
+    progress: Arc<Progress>,
     notice: EndNotice,
 }
 
 impl<P: Part> PartActor<P> {
     pub fn new(part: P, control: Control, notice: EndNotice) -> Self {
-        PartActor { body: Some((part, control)), notice }
+        let progress = control.progress.clone();
+        PartActor { body: Some((part, control)), progress, notice }
     }
 }
 
@@ -79,6 +86,7 @@ impl<P: Part> Actor for PartActor<P> {
 
     fn started(&mut self, context: &mut Self::Context) {
         let Some((part, control)) = self.body.take() else { return };
+        context.run_interval(TURN, |actor, _| actor.progress.turn());
         let body = AssertUnwindSafe(async move { part.run(control).await }).catch_unwind();
         let told = body.into_actor(self).map(|outcome, actor, context| {
             actor.notice.tell(ending_of(outcome));

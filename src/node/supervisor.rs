@@ -173,10 +173,10 @@ impl Supervisor {
         for (name, part) in &mut self.parts {
             let Some(life) = &mut part.life else { continue };
             match life.cancelled_at {
-                None if life.progress.stalled_for().is_some_and(|stalled| stalled > limit) => {
+                None if life.progress.hung_for() > limit => {
                     tracing::error!(event = "part_stalled",
  runbook = Runbook::PartStalled.page(), part = %name,
-                        after_seconds = limit.as_secs(), "a part has work and makes no progress");
+                        after_seconds = limit.as_secs(), "a part makes no progress");
                     self.board.update_part(name, |status| status.stalls += 1);
                     life.cancelled_at = Some(Instant::now());
                     // A full mailbox means the thread is blocked: the grace below deals with it.
@@ -365,10 +365,8 @@ impl Handler<GetAlive> for Supervisor {
         // A stalled part is cancelled and restarted within its limit and the grace; only when even that does not help
         // is the process of no use.
         let limit = self.settings.stall_timeout + CANCEL_GRACE * 2;
-        self.parts.values().all(|part| {
-            let stalled = part.life.as_ref().and_then(|life| life.progress.stalled_for());
-            stalled.is_none_or(|stalled| stalled <= limit)
-        })
+        let mut lives = self.parts.values().filter_map(|part| part.life.as_ref());
+        lives.all(|life| life.progress.hung_for() <= limit)
     }
 }
 

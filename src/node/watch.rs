@@ -59,7 +59,7 @@ pub fn watches(
     stall_timeout: Duration,
     settings: &tokio::sync::watch::Receiver<Arc<Settings>>,
 ) -> [PartSpec; 3] {
-    let thread = Thread::start();
+    let thread = Thread::start("watches");
     let clock = {
         let board = board.clone();
         spec(&thread, move || ClockWatch::new(board.clone()))

@@ -16,6 +16,7 @@ use super::seldom::Seldom;
 use super::status::{
     BufferStatus, NodeStatus, PartStatus, Silence, SinkKind, SinkState, SinkStatus, StreamStatus,
 };
+use crate::certificates::CertificateFacts;
 use crate::config::{BreakerSettings, Settings, StreamSettings};
 use crate::domain::{Arrival, DeadLetter, DeadLetterKey, Incident, Runbook, SinkName, StreamName};
 
@@ -27,6 +28,7 @@ pub struct Board {
     buffer: Mutex<BufferStatus>,
     node: Mutex<NodeStatus>,
     certificates: Mutex<BTreeMap<String, CertificateStatus>>,
+    presented: Mutex<BTreeMap<String, CertificateFacts>>,
     pub buffer_meters: BufferMeters,
     pub http_meters: HttpMeters,
     exposition: Exposition,
@@ -55,6 +57,7 @@ impl Board {
             views: RwLock::default(),
             parts: Mutex::default(),
             certificates: Mutex::default(),
+            presented: Mutex::default(),
             buffer: Mutex::new(buffer),
             node: Mutex::new(NodeStatus {
                 name: settings.node.name.to_string(),
@@ -186,8 +189,18 @@ impl Board {
         lock(&self.certificates).clone()
     }
 
-    pub fn set_certificates(&self, found: BTreeMap<String, CertificateStatus>) {
+    /// What brokers and databases presented, by peer.
+    pub fn presented_certificates(&self) -> BTreeMap<String, CertificateFacts> {
+        lock(&self.presented).clone()
+    }
+
+    pub fn set_certificates(
+        &self,
+        found: BTreeMap<String, CertificateStatus>,
+        presented: BTreeMap<String, CertificateFacts>,
+    ) {
         *lock(&self.certificates) = found;
+        *lock(&self.presented) = presented;
     }
 
     pub fn parts(&self) -> BTreeMap<String, PartStatus> {

@@ -91,7 +91,7 @@ pub const CHAPTERS: [Chapter; 9] = [
             ),
             event(
                 "part_stalled",
-                "A part had work and made no progress; it is ended and started afresh",
+                "A part had work and made no progress, or its thread stood still; it is ended and started afresh",
                 "None when it stays alone; else find out what it waits for",
             ),
             event("part_ordered", "A person restarted, paused or resumed a part", ""),

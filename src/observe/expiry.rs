@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::Board;
-use crate::certificates;
+use crate::certificates::{self, CertificateFacts};
 use crate::config::{NamedCertificate, Settings};
 
 /// Below this a renewal should be on its way.
@@ -39,6 +39,11 @@ pub enum Nearness {
 }
 
 impl CertificateStatus {
+    /// Of what the other side presented.
+    pub fn presented(facts: &CertificateFacts) -> Self {
+        CertificateStatus { file: None, expires: Some(facts.expires), trouble: None }
+    }
+
     pub fn nearness(&self, now: Timestamp) -> Nearness {
         let Some(expires) = self.expires else { return Nearness::Over };
         let seconds = expires.as_second() - now.as_second();
@@ -106,6 +111,12 @@ fn status(named: &NamedCertificate) -> CertificateStatus {
     }
 }
 
+/// What the other sides presented, by peer. What a handshake took can be parsed.
+pub fn presented_certificates(settings: &Settings) -> BTreeMap<String, CertificateFacts> {
+    let presented = settings.presented_certificates().into_iter();
+    presented.filter_map(|(peer, der)| Some((peer, certificates::parse(&der).ok()?))).collect()
+}
+
 /// Looks at those of whatever is configured at the moment.
 pub struct CertificateWatch {
     settings: watch::Receiver<Arc<Settings>>,
@@ -129,15 +140,13 @@ impl CertificateWatch {
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => return,
         };
-        for (peer, der) in current.presented_certificates() {
-            // What the handshake took can be parsed.
-            let Ok(facts) = certificates::parse(&der) else { continue };
-            let (file, expires) = (None, Some(facts.expires));
-            keep_first(&mut found, &peer, CertificateStatus { file, expires, trouble: None });
+        let presented = presented_certificates(&current);
+        for (peer, facts) in &presented {
+            keep_first(&mut found, peer, CertificateStatus::presented(facts));
         }
         self.told.retain(|peer, _| found.contains_key(peer));
         tell(&found, &mut self.told);
-        self.board.set_certificates(found);
+        self.board.set_certificates(found, presented);
     }
 
     /// Returns when another configuration is in force.

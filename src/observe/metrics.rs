@@ -154,7 +154,7 @@ const COUNTERS: &[(&str, &str)] = &[
     ("breaker_trips", "Times the breaker of a dependency opened"),
     ("clock_jumps", "Times the wall clock was set, by direction"),
     ("part_restarts", "Fresh starts of a part after a failure"),
-    ("part_stalls", "Times a part had work and made no progress"),
+    ("part_stalls", "Times a part had work and made no progress, or its thread stood still"),
     ("http_refused_requests", "Requests refused before they were looked at, by reason"),
     ("http_refused_connections", "Connections closed at once because their peer had too many"),
 ];

@@ -17,7 +17,9 @@ mod status;
 pub use board::{Board, SinkView, StreamView};
 pub use dependency::{BreakerShown, DependencyStatus, DependencyView, MigrationState};
 pub use edges::{Edge, EdgeMeter, Entered};
-pub use expiry::{CertificateStatus, CertificateWatch, Nearness, read_certificates};
+pub use expiry::{
+    CertificateStatus, CertificateWatch, Nearness, presented_certificates, read_certificates,
+};
 pub use http_meters::{HttpMeters, HttpRefusal};
 pub use logging::{LogControl, start_logging, tell_error};
 pub use metrics::{BufferMeters, SinkMeters, StreamMeters};

@@ -37,6 +37,7 @@ fn a_whole_node_gets_a_clean_report() {
         ("node", "rate"),
         ("node", "file descriptors"),
         ("drive", "sync"),
+        ("drive", "write cache"),
         ("drive", "room"),
         ("mqtt:home", "reachable"),
         ("mqtt:home", "session expiry"),
@@ -166,7 +167,8 @@ fn the_expiry_is_a_metric_also_of_a_broker_nobody_uses() {
 #[test]
 fn a_certificate_that_others_present_is_watched_as_our_own() {
     let certificates = Certificates::generate_for_days(5).unwrap();
-    let world = World::start(Changes { certificates: Some(certificates), ..Changes::default() });
+    let mut world =
+        World::start(Changes { certificates: Some(certificates), ..Changes::default() });
     let peers = ["mqtt:home", "postgresql:telemetry", "postgresql:homelab_settings"];
     for peer in peers {
         eventually(SOON, format!("the end of the certificate of {peer} is told"), || {
@@ -178,6 +180,15 @@ fn a_certificate_that_others_present_is_watched_as_our_own() {
     }
     let health = world.node.get("/health").unwrap().json().unwrap();
     assert!(health["because"].to_string().contains("as it presented it"), "{health:#}");
+    let (_, report) = doctor(&world);
+    let shown = world.node.command(&["certs", "show", "--json"]).unwrap();
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    for peer in peers {
+        assert_eq!(verdict(&report, peer, "presented certificate"), "warn", "{report:#}");
+        let mut lines = shown.as_array().unwrap().iter();
+        let line = lines.find(|line| line["presented_by"] == peer);
+        assert_eq!(line.unwrap_or_else(|| panic!("{peer} in {shown:#}"))["days_left"], 4);
+    }
     let metrics = world.node.get("/metrics").unwrap().body;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     for peer in peers {
@@ -186,4 +197,8 @@ fn a_certificate_that_others_present_is_watched_as_our_own() {
         let days = (line.parse::<f64>().unwrap() - now.as_secs_f64()) / 86_400.0;
         assert!((4.9..=5.0).contains(&days), "{peer}: {days}");
     }
+    world.node.kill();
+    let shown = world.node.command(&["certs", "show", "--json"]).unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("\"file\"") && !shown.contains("presented_by"), "{shown}");
 }

@@ -118,7 +118,9 @@ impl Container {
             if let Some(status) = nspawn.exit_status()? {
                 bail!("systemd-nspawn ended ({status})");
             }
-            let Some(leader) = nspawn.pid().and_then(first_child) else { return Ok(None) };
+            let Some(leader) = nspawn.pid().and_then(|pid| children(pid).next()) else {
+                return Ok(None);
+            };
             let state = enter(leader).args(["systemctl", "is-system-running"]).output();
             let state = state.context("ask the machine for its state")?.stdout;
             let up = ["running", "degraded"].contains(&String::from_utf8_lossy(&state).trim());
@@ -134,6 +136,21 @@ impl Container {
     /// The machine's first process: `nsenter -t` that to look from elsewhere.
     pub fn leader(&self) -> u32 {
         self.leader
+    }
+
+    /// A service's main process, seen from outside, by the number it has on the machine.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn outside(&self, inside: u32) -> Result<u32> {
+        let mut children = children(self.leader);
+        let found = children.find(|pid| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            let last = numbers.and_then(|numbers| numbers.split_whitespace().next_back());
+            last == Some(&inside.to_string())
+        });
+        found.with_context(|| format!("no service has the main process {inside}"))
     }
 
     /// Runs a command on the machine as root; how it ended is in the output.
@@ -230,9 +247,11 @@ fn remove_groups(group: &Path) {
     let _ = std::fs::remove_dir(group);
 }
 
-fn first_child(pid: u32) -> Option<u32> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    children.split_whitespace().next()?.parse().ok()
+fn children(pid: u32) -> impl Iterator<Item = u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = text.unwrap_or_default();
+    let numbers = children.split_whitespace().filter_map(|word| word.parse().ok());
+    numbers.collect::<Vec<_>>().into_iter()
 }
 
 /// A command on the machine, which gets nothing of our environment.

@@ -25,7 +25,7 @@ struct Options {
     /// The same with a higher version, to upgrade to and to go back from.
     #[arg(long)]
     newer: PathBuf,
-    /// Only from the bare host to messages that flow, and that nothing changes after it: two minutes.
+    /// Only from the bare host to messages that flow, that nothing changes after it, and reloads: two minutes.
     #[arg(long)]
     quick: bool,
     /// Where the network is our own; the program starts itself again with it.
@@ -34,12 +34,13 @@ struct Options {
 }
 
 /// In this order: each begins where the one before has left the machine.
-const STEPS: [Step<Site>; 15] = [
+const STEPS: [Step<Site>; 16] = [
     ("check mode on a bare host", node::bare_check),
     ("from a bare host to a ready node", node::provision),
     ("messages flow", node::flow),
     ("the second run changes nothing", node::second_run),
     ("check mode on a converged host", node::converged_check),
+    ("a changed setting: reload where that will do", node::reload),
     ("the writer writes, the reader reads", servers::least_rights),
     ("only the needed ports are open", servers::firewall),
     ("a killed broker keeps what it acknowledged", servers::killed_broker),
@@ -53,7 +54,7 @@ const STEPS: [Step<Site>; 15] = [
 ];
 
 /// How many of them the short form takes.
-const QUICK_STEPS: usize = 5;
+const QUICK_STEPS: usize = 6;
 
 fn main() -> ExitCode {
     let options = Options::parse();

@@ -50,6 +50,30 @@ pub fn converged_check(site: &mut Site) -> Result<String> {
     Ok(format!("changed=0 in {:.0} s", run.took.as_secs_f64()))
 }
 
+/// A setting of a stream is reloaded, one of the buffer needs a new process.
+pub fn reload(site: &mut Site) -> Result<String> {
+    let wanted = ["Write the configuration once it is right", "Take the changed configuration"];
+    let before = main_pid(site)?;
+    let limit = "silent_warning_after_seconds = 7200";
+    site.edit("streams.toml", limit, "silent_warning_after_seconds = 7100")?;
+    let reloaded = site.play(&["site.yml"])?.fine()?;
+    ensure!(reloaded.changed() == wanted, "{:?}", reloaded.changed());
+    ensure!(main_pid(site)? == before, "the node was restarted for a stream's setting");
+    let journal = ["journalctl", "-u", "telemetry", "-o", "cat", "--no-pager"];
+    let said = site.machine.run(&journal)?;
+    ensure!(said.contains("the configuration was read again"), "no reload in\n{said}");
+    site.edit(
+        "streams.toml",
+        "[streams.plug]",
+        "[buffer]\nquota_bytes = 4294967296\n\n[streams.plug]",
+    )?;
+    let restarted = site.play(&["site.yml"])?.fine()?;
+    ensure!(restarted.changed() == wanted, "{:?}", restarted.changed());
+    ensure!(main_pid(site)? != before, "buffer.quota_bytes counts only from the next start on");
+    site.play(&["site.yml"])?.unchanged()?;
+    Ok("a stream's by a reload, the buffer's by a restart, then changed=0".to_owned())
+}
+
 pub fn change(site: &mut Site) -> Result<String> {
     let wanted = ["Write the unit's drop-in", "Restart the node"];
     let memory = ["site.yml", "--diff", "-e", "telemetry_memory_high=512M"];

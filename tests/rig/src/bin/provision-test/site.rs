@@ -96,6 +96,17 @@ impl Site {
         std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))
     }
 
+    /// Changes a file of the inventory.
+    pub fn edit(&self, name: &str, from: &str, to: &str) -> Result<()> {
+        let file = self.inventory.join(name);
+        let text =
+            std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        if !text.contains(from) {
+            bail!("no {from:?} in {}", file.display());
+        }
+        self.write(name, &text.replacen(from, to, 1))
+    }
+
     /// Every secret of the vault becomes another one.
     pub fn renew_passwords(&mut self) -> Result<()> {
         self.generation += 1;

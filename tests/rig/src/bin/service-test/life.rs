@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rig::{get, until};
 
 use crate::load::{Load, number};
+use crate::memory;
 use crate::world::{CAUGHT_UP_WITHIN, DRAIN, HTTP_PORT, MQTT_PASSWORD, MQTT_USER, SOON, World};
 
 /// From `kill -9` until systemd has the node back: two seconds of them are `RestartSec=`.
@@ -42,6 +43,7 @@ pub fn unconfigured(world: &mut World) -> Result<String> {
 pub fn start(world: &mut World) -> Result<String> {
     world.configure(&world.homelab()?, "/etc/telemetry/telemetry.toml")?;
     world.give_secrets("telemetry.service")?;
+    memory::limit(world)?;
     world.machine.run(&[
         "systemd-analyze",
         "verify",
@@ -65,6 +67,7 @@ pub fn start(world: &mut World) -> Result<String> {
 }
 
 pub fn load(world: &mut World) -> Result<String> {
+    let bound = memory::Bound::begin(world)?;
     world.load = Some(Load::begin(world.mosquitto.port(), (MQTT_USER, MQTT_PASSWORD)));
     let began = Instant::now();
     let mut threads = 0;
@@ -83,8 +86,11 @@ pub fn load(world: &mut World) -> Result<String> {
     let tasks_max = world.count("TasksMax")?;
     // Half is left for what a bad hour starts.
     ensure!(threads * 2 <= tasks_max, "{threads} threads, TasksMax={tasks_max}");
-    let memory = status_number(world, "VmHWM")? / 1024;
-    Ok(format!("{rate:.0}/s; {threads} threads of TasksMax={tasks_max}; at most {memory} MB"))
+    let resident = status_number(world, "VmHWM")? / 1024;
+    let peak = bound.end()?;
+    Ok(format!(
+        "{rate:.0}/s; {threads} threads of TasksMax={tasks_max}; at most {peak}, resident {resident} MB"
+    ))
 }
 
 /// A number of the main process from /proc.

@@ -2,10 +2,12 @@
 //! goes through a whole life, from installation to purge; what is published meanwhile is compared with what arrived.
 
 mod hang;
+mod held;
 mod install;
 mod journal;
 mod life;
 mod load;
+mod memory;
 mod newcomer;
 mod sandbox;
 mod secrets;
@@ -36,8 +38,9 @@ struct Options {
 }
 
 /// In this order: each begins where the one before has left the machine.
-const STEPS: [Step<World>; 20] = [
+const STEPS: [Step<World>; 23] = [
     ("a newcomer follows docs/install.md", newcomer::follow),
+    ("by hand, from the sources' folder", newcomer::by_hand),
     ("install: nothing is enabled or started", install::fresh),
     ("no configuration: says so, exit 78, no loop", life::unconfigured),
     ("configure, enable and start", life::start),
@@ -46,6 +49,8 @@ const STEPS: [Step<World>; 20] = [
     ("reload, good and bad", life::reloaded),
     ("kill -9", life::killed),
     ("SIGSTOP: the watchdog", hang::process),
+    ("threads that hang: their parts go on on others", hang::threads),
+    ("the supervisor's thread hangs: the watchdog", hang::supervisor),
     ("a disk that stands still: the watchdog", hang::disk),
     ("an outage, told in the journal", journal::outage),
     ("sandbox in force", sandbox::in_force),

@@ -55,6 +55,10 @@ fn of_the_node(world: &World) -> Result<()> {
     {
         ensure!(status.contains(wanted), "not {wanted:?} in\n{status}");
     }
+    let limits = world.machine.shell("cat /proc/$(systemctl show telemetry -P MainPID)/limits")?;
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
+    let words: Vec<_> = core.unwrap_or_default().split_whitespace().collect();
+    ensure!(words.starts_with(&["0", "0"]), "a core dump would hold secrets:\n{limits}");
     let user = world.machine.shell("ps -o user= -p $(systemctl show telemetry -P MainPID)")?;
     ensure!(user.starts_with("telemet"), "it runs as {user}");
     Ok(())

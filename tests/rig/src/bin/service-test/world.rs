@@ -135,6 +135,17 @@ impl World {
         self.machine.run(&["systemctl", "show", "telemetry", "--property", name, "--value"])
     }
 
+    /// A unit's main process, as it is numbered outside the machine.
+    pub fn main_process(&self, unit: &str) -> Result<u32> {
+        let inside = self.machine.run(&["systemctl", "show", unit, "-P", "MainPID"])?;
+        self.machine.outside(inside.parse().with_context(|| format!("MainPID={inside}"))?)
+    }
+
+    /// A file of the test's own, outside the machine.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
     pub fn count(&self, name: &str) -> Result<u64> {
         let text = self.property(name)?;
         text.parse().with_context(|| format!("{name}={text}"))
