@@ -4,12 +4,18 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use super::block::PART_BYTES_MAX;
 use super::{BufferError, disk};
 
 /// Pages sled keeps in memory per open database.
 const CACHE_BYTES: u64 = 8 << 20;
+/// A database that was given up over damage closes a moment after it was dropped, on sled's own threads. No other process
+/// can have it: the state directory is locked.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// An open sled database. Clones share it; it closes with the last one.
 #[derive(Debug, Clone)]
@@ -28,8 +34,13 @@ impl Store {
             .cache_capacity(CACHE_BYTES)
             // Its flusher thread would log a failed sync and go on.
             .flush_every_ms(None);
-        let db = guarded(folder, || config.open())?;
-        Ok(Store { db, folder: folder.into() })
+        let began = Instant::now();
+        loop {
+            match guarded(folder, || config.open()) {
+                Err(error) if is_locked(&error) && began.elapsed() < LOCK_WAIT => sleep(LOCK_PAUSE),
+                opened => return Ok(Store { db: opened?, folder: folder.into() }),
+            }
+        }
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -95,6 +106,14 @@ impl Store {
     }
 }
 
+/// Sled tells it in words alone.
+fn is_locked(error: &BufferError) -> bool {
+    match error {
+        BufferError::Io { source, .. } => source.to_string().contains("could not acquire lock"),
+        _ => false,
+    }
+}
+
 /// Runs a sled call; a panic becomes an error like any other.
 fn guarded<T>(folder: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, BufferError> {
     match catch_unwind(AssertUnwindSafe(call)) {
@@ -114,4 +133,21 @@ fn guarded<T>(folder: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T
 
 fn store_error(folder: &Path, reason: String) -> BufferError {
     BufferError::Store { path: PathBuf::from(folder), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_is_just_closing_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let before = Store::open(folder.path()).unwrap();
+        let closing = std::thread::spawn(move || {
+            sleep(LOCK_PAUSE * 10);
+            drop(before);
+        });
+        Store::open(folder.path()).unwrap();
+        closing.join().unwrap();
+    }
 }
