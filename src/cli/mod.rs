@@ -5,6 +5,7 @@ mod buffer;
 mod certs;
 pub mod check;
 mod client;
+mod clock;
 mod dlq;
 mod doctor;
 mod ledger;

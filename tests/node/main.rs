@@ -8,6 +8,8 @@ mod commands;
 mod dead_letters;
 mod disk;
 mod doctor;
+mod doctor_database;
+mod doctor_machine;
 mod harmed;
 mod kill;
 mod outages;
