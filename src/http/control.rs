@@ -67,7 +67,7 @@ async fn order_part(
     match state.supervisor.send(OrderPart { name: name.clone(), order, correlation_id }).await {
         Ok(true) => HttpResponse::Ok().json(serde_json::json!({ "part": name, "order": order })),
         Ok(false) => HttpResponse::NotFound()
-            .json(serde_json::json!({ "error": format!("no part is called {name:?}") })),
+            .json(serde_json::json!({ "error": format!("no part that takes this order is called {name:?}") })),
         Err(_) => HttpResponse::ServiceUnavailable()
             .json(serde_json::json!({ "error": "the node is stopping" })),
     }

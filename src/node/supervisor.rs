@@ -27,6 +27,8 @@ const CANCEL_GRACE: Duration = Duration::from_secs(5);
 pub enum Side {
     Intake,
     Delivery,
+    /// Tells of the others, and ends last. A pause could not be taken back where nobody answers, so there is none.
+    Answers,
 }
 
 type Launch =
@@ -86,6 +88,7 @@ pub struct Supervisor {
     launches: u64,
     intake: Phase,
     delivery: Phase,
+    answers: Phase,
 }
 
 impl Supervisor {
@@ -97,6 +100,7 @@ impl Supervisor {
             launches: 0,
             intake: Phase::Running,
             delivery: Phase::Running,
+            answers: Phase::Running,
         }
     }
 
@@ -104,6 +108,7 @@ impl Supervisor {
         match side {
             Side::Intake => &mut self.intake,
             Side::Delivery => &mut self.delivery,
+            Side::Answers => &mut self.answers,
         }
     }
 
@@ -379,6 +384,9 @@ impl Handler<OrderPart> for Supervisor {
         context: &mut Self::Context,
     ) -> bool {
         let Some(part) = self.parts.get_mut(&name) else { return false };
+        if order == PartOrder::Pause && part.spec.side == Side::Answers {
+            return false;
+        }
         tracing::info!(event = "part_ordered", %correlation_id, part = %name, ?order, "an order from a person");
         match order {
             PartOrder::Pause | PartOrder::Resume => {
