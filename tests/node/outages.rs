@@ -65,11 +65,15 @@ fn it_starts_with_everything_away_and_catches_up_when_things_come() {
 /// The node sees a list of hosts of its own, and no name server.
 #[test]
 fn names_that_cannot_be_resolved_are_waited_for_and_looked_up_again() {
-    let mut world = World::prepare(Changes::default());
+    let mut world = World::prepare(Changes { kafka: true, ..Changes::default() });
     let config = world.node.config().to_owned();
     let text = std::fs::read_to_string(&config).unwrap();
-    let named = text.replace("host = \"127.0.0.1\"", "host = \"outside.test\"");
-    assert_eq!(named.matches("outside.test").count(), 3, "a broker and two databases\n{named}");
+    let bootstrap = world.bootstrap();
+    let named = text
+        .replace("host = \"127.0.0.1\"", "host = \"outside.test\"")
+        .replace(&bootstrap, &bootstrap.replace("127.0.0.1", "outside.test"));
+    let names = named.matches("outside.test").count();
+    assert_eq!(names, 4, "a broker, two databases and a cluster\n{named}");
     std::fs::write(&config, named).unwrap();
     let (hosts, resolver) = (config.with_file_name("hosts"), config.with_file_name("resolv.conf"));
     std::fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
@@ -83,7 +87,7 @@ fn names_that_cannot_be_resolved_are_waited_for_and_looked_up_again() {
     let through = ["unshare", "--mount", "sh", "-c", &mounts, "sh"].map(str::to_owned).to_vec();
     world.node = rig::Node::new(env!("CARGO_BIN_EXE_telemetry"), config, port).through(through);
     world.node.start().unwrap();
-    for name in ["mqtt:home", "postgresql:telemetry"] {
+    for name in ["mqtt:home", "postgresql:telemetry", "kafka:main"] {
         eventually(SOON, format!("{name} is said to be away, by its name"), || {
             let dependency = dependency(&world, name);
             dependency["up"] == false && dependency["trouble"].to_string().contains("outside.test")
@@ -101,6 +105,7 @@ fn names_that_cannot_be_resolved_are_waited_for_and_looked_up_again() {
     publisher.flush(SOON).unwrap();
     world.drained(SOON);
     assert_once_each(&world, &publisher);
+    assert_eq!(world.kafka_records("homelab-energy-realtime").len(), 1);
 }
 
 #[test]
