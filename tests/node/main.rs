@@ -19,4 +19,5 @@ mod service;
 mod stop;
 mod streams;
 mod threads;
+mod twins;
 mod world;
