@@ -21,4 +21,5 @@ mod service;
 mod stop;
 mod streams;
 mod threads;
+mod twins;
 mod world;
