@@ -22,6 +22,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// After a cancel, how long the actor may take to end before its thread counts as blocked.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
+/// Whoever has a listener restarted by way of that listener gets the answer first.
+const ANSWER_GRACE: Duration = Duration::from_millis(200);
+
 /// Which phase a part follows: intake ends before delivery does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
@@ -402,7 +405,13 @@ impl Handler<OrderPart> for Supervisor {
                 match &part.life {
                     // It ends as `Gone` and is started afresh after the first, short pause.
                     Some(life) => {
-                        let _ = life.cancel.try_send(Cancel);
+                        let cancel = life.cancel.clone();
+                        let answered = if part.spec.side == Side::Answers {
+                            ANSWER_GRACE
+                        } else {
+                            Duration::ZERO
+                        };
+                        context.run_later(answered, move |_, _| drop(cancel.try_send(Cancel)));
                     }
                     None => self.launch(&name, context),
                 }
