@@ -374,11 +374,6 @@ pub const CHAPTERS: [Chapter; 9] = [
                 "One address had too many connections and new ones were closed; at most one line a minute",
                 "See who it is; behind a proxy raise `connections_per_peer_max`",
             ),
-            event(
-                "http_failed",
-                "A listener ended: the node cannot be asked any more",
-                "Restart the node",
-            ),
             event("http_certificate_renewed", "The listener took up a renewed certificate", ""),
             event(
                 "http_certificate_unusable",
