@@ -7,6 +7,7 @@ mod certificate;
 mod control;
 mod correlation;
 mod crowd;
+mod dead_letters;
 mod guard;
 mod limiter;
 mod probes;
@@ -14,7 +15,8 @@ mod routes;
 mod serve;
 mod tokens;
 
-pub use control::{ControlState, Reload, ReloadRequest, Replay, ReplayRequest, ReplayResult};
+pub use control::{ControlState, Reload, ReloadRequest};
+pub use dead_letters::{DeadLetters, Orderer, Replay, ReplayError, ReplayRequest, ReplayResult};
 pub use routes::{Access, ROUTES, Scope};
 pub use serve::{HttpError, Server, serve};
 pub use tokens::{Token, TokenError, TokenFile};

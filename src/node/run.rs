@@ -20,7 +20,7 @@ use super::thread;
 use super::watch::watches;
 use crate::buffer::Buffer;
 use crate::config::{Loaded, Settings};
-use crate::http::{ControlState, Server, serve};
+use crate::http::{ControlState, DeadLetters, Server, serve};
 use crate::observe::{Board, LogControl};
 use crate::part::Phase;
 
@@ -120,9 +120,11 @@ impl Node {
         let (orders, reloads) = mpsc::channel(RELOAD_ORDERS_MAX);
         let control = ControlState {
             supervisor: supervisor.clone().recipient(),
-            letters: buffer.state(),
-            board: board.clone(),
-            replay: replay(assembly.replayers.clone(), board.clone()),
+            letters: DeadLetters {
+                state: buffer.state(),
+                board: board.clone(),
+                replay: replay(assembly.replayers.clone(), board.clone()),
+            },
             reload: reload::over(orders),
         };
         let server =
