@@ -101,11 +101,11 @@ build: setup
 setup: ## installs missing Debian packages
 	@scripts/setup
 
-# Their own target folder: a tool's build must not wait for, or disturb, the project's. Hardly optimised: they are built for
+# Their own target folder: a tool's build must not wait for, or disturb, the project's. Not optimised: they are built for
 # longer than they run.
 $(TOOLS)/%: | setup
 	@echo "$* is missing and will be built into $(TARGET)/tools (once, some minutes)"
 	@mkdir -p $(TARGET)/tools
-	CARGO_TARGET_DIR=$(TARGET)/tools/build CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 cargo install $* --quiet --locked \
+	CARGO_TARGET_DIR=$(TARGET)/tools/build CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=0 cargo install $* --quiet --locked \
 	  --version $(VERSION_$*) --root $(TARGET)/tools
 	@rm -rf $(TARGET)/tools/build

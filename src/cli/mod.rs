@@ -41,9 +41,15 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// A build whose steps can be made to fail says so: it is for tests alone, and they must be able to tell.
+const VERSION: &str = match fail::has_failpoints() {
+    true => concat!(env!("CARGO_PKG_VERSION"), " (with fail points)"),
+    false => env!("CARGO_PKG_VERSION"),
+};
+
 /// A telemetry node: MQTT streams, kept durably before they are acknowledged, into Kafka and PostgreSQL.
 #[derive(Parser, Debug)]
-#[command(name = "telemetry", version, max_term_width = 100)]
+#[command(name = "telemetry", version = VERSION, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
@@ -40,6 +40,8 @@ pub(super) struct ClusterHealth {
     logged: Mutex<BTreeSet<String>>,
     news: Notify,
     refusal: watch::Sender<Option<Refusal>>,
+    /// What was told of a single broker last, until the cluster answers.
+    broker_failure: Mutex<Option<String>>,
 }
 
 impl ClusterHealth {
@@ -61,6 +63,7 @@ impl ClusterHealth {
             logged: Mutex::default(),
             news: Notify::new(),
             refusal: watch::Sender::new(None),
+            broker_failure: Mutex::default(),
         }
     }
 
@@ -79,6 +82,22 @@ impl ClusterHealth {
         self.dependency.breaker().succeeded();
         self.dependency.reachable();
         self.logged.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.broker_failure() = None;
+    }
+
+    fn broker_failure(&self) -> MutexGuard<'_, Option<String>> {
+        self.broker_failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One broker, with its address, and what keeps the node from it: a name without an address, a refused connection.
+    pub fn broker_failed(&self, why: &str) {
+        *self.broker_failure() = Some(why.to_owned());
+    }
+
+    /// The library counts brokers here; which one failed, and why, it told before.
+    pub fn all_brokers_down(&self, count: &str) {
+        let last = self.broker_failure().clone();
+        self.lost(&last.map_or_else(|| count.to_owned(), |last| format!("{count}; {last}")));
     }
 
     pub fn lost(&self, why: &str) {
@@ -175,6 +194,17 @@ mod tests {
         health.reached();
         assert!(!health.is_down());
         assert_eq!(health.dependency.status().up, Some(true));
+    }
+
+    #[test]
+    fn brokers_that_are_down_are_named_with_the_reason() {
+        let health = ClusterHealth::detached("main");
+        health.broker_failed("kafka.test:9092/bootstrap: Failed to resolve 'kafka.test:9092'");
+        health.all_brokers_down("1/1 brokers are down");
+        assert!(health.trouble().contains("Failed to resolve 'kafka.test"), "{}", health.trouble());
+        health.reached();
+        health.all_brokers_down("1/1 brokers are down");
+        assert_eq!(health.trouble(), "1/1 brokers are down");
     }
 
     #[test]

@@ -139,7 +139,8 @@ impl Context {
         }
         match code {
             Code::Fatal | Code::GaplessGuarantee => self.set_fatal(),
-            Code::AllBrokersDown => self.health.lost(reason),
+            Code::AllBrokersDown => self.health.all_brokers_down(reason),
+            Code::Resolve | Code::BrokerTransportFailure => self.health.broker_failed(reason),
             _ => tracing::debug!(target: "librdkafka", %code, reason),
         }
     }

@@ -20,4 +20,5 @@ mod stop;
 mod stopped_letters;
 mod streams;
 mod threads;
+mod twins;
 mod world;

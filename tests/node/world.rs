@@ -169,11 +169,7 @@ impl World {
     /// Waits until every stream is subscribed: what is published to a broker that does not know the node yet is nobody's.
     #[track_caller]
     pub fn subscribed(&self) {
-        eventually(SOON, "every stream is subscribed", || {
-            let Ok(all) = self.node.streams() else { return false };
-            let streams = all["streams"].as_array().cloned().unwrap_or_default();
-            !streams.is_empty() && streams.iter().all(|line| line["status"]["subscribed"] == true)
-        });
+        subscribed(&self.node);
     }
 
     pub fn publisher(&self) -> Publisher {
@@ -248,6 +244,16 @@ impl World {
                 })
         });
     }
+}
+
+/// As [`World::subscribed`], of any node.
+#[track_caller]
+pub fn subscribed(node: &Node) {
+    eventually(SOON, "every stream is subscribed", || {
+        let Ok(all) = node.streams() else { return false };
+        let streams = all["streams"].as_array().cloned().unwrap_or_default();
+        !streams.is_empty() && streams.iter().all(|line| line["status"]["subscribed"] == true)
+    });
 }
 
 /// A failed test shows what the node said.

@@ -57,6 +57,11 @@ impl Fault {
         ["disk-", "power-"].iter().any(|begin| self.name.starts_with(begin))
     }
 
+    /// The node is made to end at a step of its own.
+    pub fn needs_fail_points(&self) -> bool {
+        self.name.starts_with("crash-")
+    }
+
     /// One that takes more than one Kafka broker.
     fn needs_cluster(&self) -> bool {
         self.name.starts_with("kafka-leader-")

@@ -12,11 +12,11 @@ mod report;
 mod round;
 mod traffic;
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use rig::{Disk, FileSystem, on_signal, target};
 
@@ -71,6 +71,9 @@ fn run(options: &Options) -> Result<bool> {
         faults.iter().for_each(|fault| println!("{:<28} {}", fault.name, fault.meaning));
         return Ok(true);
     }
+    if faults.iter().any(|fault| fault.needs_fail_points()) {
+        demand_fail_points(&options.node)?;
+    }
     let folder = target().join("torture");
     let mounted = folder.join("disk");
     Disk::clear(&mounted);
@@ -101,6 +104,22 @@ fn run(options: &Options) -> Result<bool> {
         std::fs::remove_dir_all(&folder).context("remove the run's folder")?;
     }
     Ok(held)
+}
+
+/// Without them no crash would ever come, and the run would not say so before its end.
+fn demand_fail_points(node: &Path) -> Result<()> {
+    let asked = Command::new(node).arg("--version").output();
+    let version = asked.with_context(|| format!("ask {} for its version", node.display()))?.stdout;
+    let version = String::from_utf8_lossy(&version);
+    if version.contains("fail points") {
+        return Ok(());
+    }
+    bail!(
+        "{} ({}) is built without fail points, so it cannot be made to crash: build it with \
+         `cargo build --workspace --all-targets`",
+        node.display(),
+        version.trim()
+    )
 }
 
 /// Until one fails. What was still not taken after rounds enough for all, because its moment did not come, has some

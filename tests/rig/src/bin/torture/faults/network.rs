@@ -8,9 +8,9 @@ use rig::{Link, Proxy};
 use super::{Fault, linger};
 use crate::lab::Lab;
 
-/// Bytes a second: some 20 messages, or a transaction in ten seconds.
+/// Bytes a second, 80 kbit/s: some 20 messages, or a transaction in ten seconds.
 const SLOW: usize = 10_000;
-/// 8 kbit/s: two messages a second.
+/// 8 kbit/s: two messages a second, or not a whole transaction while it lasts.
 const SLOWEST: usize = 1_000;
 
 pub static FAULTS: &[Fault] = &[
@@ -26,9 +26,9 @@ pub static FAULTS: &[Fault] = &[
         let side = near(dice);
         reset(lab, dice, side)
     }),
-    Fault::new("network-slow", "a link of 80 kbit/s", |_, lab, dice| {
-        let side = near(dice);
-        pass_through(lab, dice, side, Link::Slow(SLOW))
+    Fault::new("network-slow", "a link of 80 or of 8 kbit/s", |_, lab, dice| {
+        let (side, bytes_per_second) = (near(dice), if dice.random() { SLOW } else { SLOWEST });
+        pass_through(lab, dice, side, Link::Slow(bytes_per_second))
     }),
     Fault::new("network-kafka-black-hole", "the same on the way to Kafka", |_, lab, dice| {
         pass_through(lab, dice, Side::Kafka, Link::BlackHole)
