@@ -320,11 +320,14 @@ pub fn count(view: &SinkView, tally: Tally) {
     }
 }
 
-/// What the server said to a single row.
+/// What the server said to a single row, or that there was no way to tell it.
 pub fn refusal(error: &DatabaseError) -> Fault {
     Fault {
         stage: Stage::Deliver,
-        reason: Reason::DatabaseRefused,
+        reason: match error {
+            DatabaseError::Panicked { .. } => Reason::Panicked,
+            _ => Reason::DatabaseRefused,
+        },
         field: error.column().map(str::to_owned),
         detail: error.to_string(),
     }
