@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use super::generation::{self, Contents};
 use super::reached::Reached;
 use super::reader::Handles;
+use super::state::Owner;
 use super::store::Store;
 use super::tail::Tail;
 use super::{APPEND_QUEUE_BATCHES, BufferError, disk};
@@ -283,6 +284,20 @@ pub(super) struct Log {
     /// Something to look at for the janitor, or room for the writer.
     pub news: Bell,
     pub space: Bell,
+}
+
+impl Owner for Log {
+    fn board(&self) -> &Board {
+        &self.board
+    }
+
+    fn stopped(&self) -> Option<BufferError> {
+        Log::stopped(self)
+    }
+
+    fn fail(&self, error: &BufferError) {
+        Log::fail(self, error);
+    }
 }
 
 impl Log {
