@@ -820,7 +820,10 @@ async fn a_flipped_bit_anywhere_in_a_generation_costs_at_most_the_records_of_one
             let fixed = fixed.into_iter().filter(|at| is_db && *at < used[used.len() - 1]);
             let anywhere = if is_db { 14 } else { 2 };
             let random: Vec<usize> = (0..anywhere).map(|_| used[dice(used.len())]).collect();
-            cases.extend(fixed.chain(random).map(|at| (place, file.clone(), at)));
+            // What was written last stands there once.
+            let end = [100, 500, 2_000].map(|back| used[used.len().saturating_sub(back)]);
+            let end = end.into_iter().filter(|_| is_db);
+            cases.extend(fixed.chain(random).chain(end).map(|at| (place, file.clone(), at)));
         }
     }
     assert!(cases.len() >= 60, "{}", cases.len());
@@ -840,7 +843,7 @@ async fn a_flipped_bit_anywhere_in_a_generation_costs_at_most_the_records_of_one
         );
         harmed += u64::from(lost != [0, 0]);
     }
-    assert!(harmed > 5, "it hit a record {harmed} times");
+    assert!(harmed > 0, "it never hit a record");
 }
 
 #[tokio::test]

@@ -34,10 +34,7 @@ pub static FAULTS: &[Fault] = &[
     at("crash-acknowledged", "PUBACKs are in the socket"),
     at("crash-generation-made", "the next generation is made, the last one not sealed"),
     at("crash-generation-sealed", "the last generation is sealed, the next one not in use"),
-    at(
-        "crash-start-generation-made",
-        "at a start, before the generations of the last run are sealed",
-    ),
+    at("crash-start-generation-made", "a start made its generation, the last is not sealed"),
     at("crash-drop-noted", "a generation is noted as dropped, its folder still there"),
     at("crash-dropped", "a generation's folder is gone"),
     at("crash-state-written", "cursors or dead letters are in the state store's memory"),
