@@ -318,12 +318,10 @@ async fn five_generations(folder: &Path) -> (Seen, Seen) {
     seen
 }
 
-/// Overwrites the middle of a database's file.
+/// Overwrites a database's file.
 fn damage(folder: &Path, generation: &str) {
     let path = folder.join("buffer").join(generation).join("db");
-    let mut bytes = fs::read(&path).unwrap();
-    let whole = bytes.len();
-    bytes[..whole * 3 / 4].fill(0xa5);
+    let bytes = vec![0xa5; fs::metadata(&path).unwrap().len() as usize];
     fs::write(path, bytes).unwrap();
 }
 
@@ -365,7 +363,7 @@ async fn an_unreadable_generation_is_set_aside_and_exactly_its_records_are_lost(
         append(&buffer, "a", payloads(1, 1)).await;
         close(&buffer).await;
     }
-    assert_eq!(generations(folder.path()).len(), 4);
+    assert!(!generations(folder.path()).contains(&third));
     assert_eq!(fs::read_dir(folder.path().join("buffer/quarantine")).unwrap().count(), 1);
 }
 
@@ -706,7 +704,7 @@ async fn a_running_buffer_is_inspected_verified_and_exported_without_being_touch
 
     let inspection = inspect::inspect(folder.path()).unwrap();
     assert_eq!(inspection.identity, buffer.identity());
-    assert_eq!(inspection.generations.len(), 5);
+    assert_eq!(inspection.generations.len(), 6, "each start makes one");
     assert_eq!(inspection.sinks[0].books, Some(books));
     assert_eq!(inspection.sinks[0].dead_letters, 1);
     let last = inspection.generations.last().unwrap();
@@ -730,5 +728,210 @@ async fn a_running_buffer_is_inspected_verified_and_exported_without_being_touch
     let verification = inspect::verify(folder.path()).unwrap();
     assert!(!verification.fine());
     assert!(verification.generations[1].trouble.is_some());
-    assert!(generations(folder.path()).len() == 5, "looking moves nothing");
+    assert!(generations(folder.path()).len() == 6, "looking moves nothing");
+}
+
+/// A log of two sealed generations and one that is written, copied as `kill -9` leaves it; what sinks would see.
+async fn killed() -> (tempfile::TempDir, Seen, Seen) {
+    let folder = tempfile::tempdir().unwrap();
+    let buffer = open(folder.path());
+    let mut seed = 1;
+    let mut noises = |count: usize, bytes: usize| {
+        seed += count as u64;
+        (0..count as u64).map(|n| noise(seed - n, bytes)).collect::<Vec<_>>()
+    };
+    let mut rounds = 0;
+    while generations(folder.path()).len() < 3 || rounds > 0 {
+        rounds = if generations(folder.path()).len() < 3 { 4 } else { rounds - 1 };
+        append(&buffer, "a", noises(64, 200)).await;
+        append(&buffer, "b", noises(3, 60)).await;
+    }
+    let killed = tempfile::tempdir().unwrap();
+    copy(folder.path(), killed.path());
+    let seen = (all(&buffer, "a", Sequence::ZERO).await, all(&buffer, "b", Sequence::ZERO).await);
+    close(&buffer).await;
+    (killed, seen.0, seen.1)
+}
+
+/// Opens twice what is left of [`killed`]: whatever is not delivered is reported, exactly, and never delivered. How many
+/// of each stream are lost.
+async fn judge(folder: &Path, a: &Seen, b: &Seen) -> [u64; 2] {
+    let mut lost = [0; 2];
+    for opening in 0..2 {
+        let buffer = open(folder);
+        for (at, (name, whole)) in [("a", a), ("b", b)].into_iter().enumerate() {
+            let mut seen = all(&buffer, name, Sequence::ZERO).await;
+            let last = *whole.payloads.last_key_value().unwrap().0;
+            let told: Vec<u64> =
+                seen.lost.iter().flat_map(|hole| hole.first.0..=hole.last.0).collect();
+            let missing =
+                whole.payloads.keys().filter(|number| !seen.payloads.contains_key(number));
+            assert_eq!(told, missing.copied().collect::<Vec<_>>(), "{name}, opening {opening}");
+            let noted = buffer.losses().into_iter().filter(|loss| loss.stream == stream(name));
+            let noted: Vec<u64> = noted.flat_map(|l| l.range.first.0..=l.range.last.0).collect();
+            let (unique, told): (std::collections::BTreeSet<_>, _) =
+                (noted.iter().copied().collect(), told.into_iter().collect());
+            assert_eq!(unique, told, "{name}, opening {opening}");
+            assert_eq!(unique.len(), noted.len(), "{name}: noted twice");
+            if opening == 1 {
+                assert_eq!(seen.payloads.remove(&(last + 1)).unwrap(), b"since");
+            }
+            for (number, payload) in &seen.payloads {
+                assert!(whole.payloads[number] == *payload, "{name} {number} is another record");
+            }
+            if opening == 0 {
+                lost[at] = unique.len() as u64;
+                let next = append(&buffer, name, vec![b"since".to_vec()]).await;
+                assert_eq!(next, Sequence(last + 1), "{name}");
+            }
+        }
+        close(&buffer).await;
+    }
+    lost
+}
+
+/// The files of a generation, with the bytes that are used.
+fn files(folder: &Path) -> Vec<(std::path::PathBuf, Vec<usize>)> {
+    let used = |path: &Path| {
+        let bytes = fs::read(path).unwrap();
+        (0..bytes.len()).filter(|at| bytes[*at] != 0).collect::<Vec<_>>()
+    };
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.filter(|path| path.is_file());
+    files.map(|path| (path.clone(), used(&path))).filter(|(_, used)| !used.is_empty()).collect()
+}
+
+#[tokio::test]
+async fn a_flipped_bit_anywhere_in_a_generation_costs_at_most_the_records_of_one_block() {
+    let (base, a, b) = killed().await;
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut dice = move |below: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (random >> 33) as usize % below
+    };
+    let (mut harmed, mut cases) = (0, Vec::new());
+    for (place, generation) in generations(base.path()).into_iter().enumerate() {
+        let folder = base.path().join("buffer").join(&generation);
+        for (path, used) in files(&folder) {
+            let file = path.strip_prefix(base.path()).unwrap().to_owned();
+            let is_db = file.ends_with("db");
+            // The head of the file, of its first message, of a segment; then anywhere.
+            let fixed = [0, 3, 21, 30, 512 << 10, (512 << 10) + 25];
+            let fixed = fixed.into_iter().filter(|at| is_db && *at < used[used.len() - 1]);
+            let anywhere = if is_db { 14 } else { 2 };
+            let random: Vec<usize> = (0..anywhere).map(|_| used[dice(used.len())]).collect();
+            // What was written last stands there once.
+            let end = [100, 500, 2_000].map(|back| used[used.len().saturating_sub(back)]);
+            let end = end.into_iter().filter(|_| is_db);
+            cases.extend(fixed.chain(random).chain(end).map(|at| (place, file.clone(), at)));
+        }
+    }
+    assert!(cases.len() >= 60, "{}", cases.len());
+    for (place, file, at) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        copy(base.path(), folder.path());
+        let path = folder.path().join(&file);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[at] ^= 1 << dice(8);
+        fs::write(&path, bytes).unwrap();
+        let lost = judge(folder.path(), &a, &b).await;
+        let worst = if lost[0] > 0 { 64 } else { 3 };
+        assert!(
+            lost[0] + lost[1] <= worst,
+            "{lost:?} for byte {at} of {} ({place})",
+            file.display()
+        );
+        harmed += u64::from(lost != [0, 0]);
+    }
+    assert!(harmed > 0, "it never hit a record");
+}
+
+#[tokio::test]
+async fn a_zeroed_page_costs_what_stood_in_it_and_a_truncated_file_what_was_behind() {
+    let (base, a, b) = killed().await;
+    let names = generations(base.path());
+    let (mut by_page, mut by_cut) = (0, 0);
+    for (case, name) in names.iter().cycle().take(24).enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        copy(base.path(), folder.path());
+        let path = folder.path().join("buffer").join(name).join("db");
+        let mut bytes = fs::read(&path).unwrap();
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+        let page = used * (case * 7 % 24) / 24 / 4096 * 4096;
+        if case % 4 == 3 {
+            bytes.truncate(page);
+            fs::write(&path, bytes).unwrap();
+            by_cut += judge(folder.path(), &a, &b).await.iter().sum::<u64>();
+        } else {
+            bytes[page..page + 4096].fill(0);
+            fs::write(&path, bytes).unwrap();
+            let lost = judge(folder.path(), &a, &b).await;
+            // A block of `a` is larger than a page; blocks of `b` are small, and one of them comes with each.
+            assert!(lost[0] <= 128 && lost[1] <= 9, "{lost:?} for page {page} of {name}");
+            by_page += lost[0];
+        }
+    }
+    assert!(by_page > 0 && by_cut > 0, "{by_page} {by_cut}");
+}
+
+/// The file is kept for a person, and what it still held has reached the sinks.
+#[tokio::test]
+async fn a_harmed_generation_is_set_aside_once_everybody_has_passed_it() {
+    let (base, a, b) = killed().await;
+    let first = generations(base.path())[0].clone();
+    let path = base.path().join("buffer").join(&first).join("db");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.truncate(200 << 10);
+    fs::write(&path, &bytes).unwrap();
+    let lost = judge(base.path(), &a, &b).await;
+    assert!(lost[0] > 0);
+    let buffer = open(base.path());
+    let quarantine = base.path().join("buffer/quarantine");
+    assert!(generations(base.path()).contains(&first) && !quarantine.exists());
+    for (name, sinks) in streams() {
+        for sink in sinks {
+            buffer.delivered(&name, &sink, Delivered(buffer.durable(&name).0));
+        }
+    }
+    until("it is set aside", || !generations(base.path()).contains(&first)).await;
+    until("it is there", || quarantine.exists()).await;
+    let aside = fs::read_dir(&quarantine).unwrap().next().unwrap().unwrap().path();
+    assert!(fs::read(aside.join("db")).unwrap() == bytes, "as the disk left it");
+    close(&buffer).await;
+}
+
+#[tokio::test]
+async fn a_buffer_of_another_format_is_refused_and_nothing_is_touched() {
+    let (base, ..) = killed().await;
+    let path = base.path().join("buffer/identity");
+    let text = fs::read_to_string(&path).unwrap();
+    let json = text.split_once('\n').unwrap().1.trim_end();
+    let mut value: serde_json::Value = serde_json::from_str(json).unwrap();
+    let now = value["format"].as_u64().unwrap();
+    for format in [now - 1, now + 1] {
+        value["format"] = format.into();
+        let json = value.to_string();
+        fs::write(&path, format!("{:08x}\n{json}\n", crc32fast::hash(json.as_bytes()))).unwrap();
+        let before = generations(base.path());
+        let refused = try_open(base.path(), &small()).err().expect("refused");
+        assert!(matches!(refused, BufferError::Format { .. }), "{refused}");
+        assert!(refused.to_string().contains(&format!("format {format}")), "{refused}");
+        assert_eq!(generations(base.path()), before);
+        assert!(!base.path().join("buffer/quarantine").exists());
+    }
+}
+
+/// As the version before wrote it; the file `identity` is gone, so that only the generation itself tells.
+#[tokio::test]
+async fn a_generation_of_an_earlier_format_is_no_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let generation = folder.path().join("buffer/generation-000001");
+    fs::create_dir_all(&generation).unwrap();
+    let db = sled::open(&generation).unwrap();
+    let header = r#"{"format":1,"identity":"6b54c5bc-57b0-4a2e-a4a5-2f3b7cb1a2f1","number":1,"created":1,"next":{}}"#;
+    db.insert(b"\0header", header).unwrap();
+    drop(db);
+    let refused = try_open(folder.path(), &small()).err().expect("refused");
+    assert!(matches!(refused, BufferError::Format { format: 1, .. }), "{refused}");
+    assert!(generation.exists() && !folder.path().join("buffer/quarantine").exists());
 }

@@ -24,9 +24,9 @@ pub(super) const BLOCK_RECORDS_MAX: usize = 64;
 /// Records of one block before compression, unless it is a single one: compressed, most blocks fit one part.
 pub(super) const BLOCK_BYTES_MAX: usize = 32 << 10;
 
-/// Values of at most this size keep 17 of them in one sled page, below the size at which sled would write the page to
-/// a blob file, which it never syncs. A longer block is split over keys.
-pub(super) const PART_BYTES_MAX: usize = 7_300;
+/// Values of at most this size, with a frame (`frame.rs`) around each, keep 17 of them in one sled page, below the size at
+/// which sled would write the page to a blob file, which it never syncs. A longer block is split over keys.
+pub(super) const PART_BYTES_MAX: usize = 7_200;
 
 const VERSION: u8 = 2;
 const CRC_AT: usize = 1;

@@ -2,12 +2,20 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::BufferError;
+
+/// How often something is read before it is called unreadable.
+pub(super) const READS_MAX: u32 = 3;
+
+pub(super) const EIO: i32 = 5;
+/// What a drive fails to read at a time, at least.
+const PAGE_BYTES: u64 = 4096;
 
 /// Size and free space of the file system below a folder.
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +93,46 @@ pub(super) fn read_through(folder: &Path) -> Result<(), BufferError> {
         read.map_err(|error| BufferError::io("read", folder, error))?;
     }
     Ok(())
+}
+
+/// Fills `bytes` from `offset` on, as far as the file goes. A page the drive cannot read, at no attempt, is zero.
+pub(super) fn read_what_can_be_read(
+    file: &File,
+    bytes: &mut [u8],
+    offset: u64,
+) -> io::Result<usize> {
+    page_by_page(bytes, offset, |bytes, offset| file.read_at(bytes, offset))
+}
+
+/// In as large pieces as can be read.
+pub(super) fn page_by_page(
+    bytes: &mut [u8],
+    offset: u64,
+    mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<usize> {
+    let mut filled = 0;
+    let (mut end, mut attempts) = (bytes.len(), 0);
+    while filled < bytes.len() {
+        let at = offset + filled as u64;
+        match read(&mut bytes[filled..end], at) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.raw_os_error() != Some(EIO) => return Err(error),
+            Err(error) => {
+                attempts += 1;
+                end = bytes.len().min(filled + (PAGE_BYTES - at % PAGE_BYTES) as usize);
+                if attempts < READS_MAX {
+                    continue;
+                }
+                tracing::warn!(event = "read_failed", error = %error, offset = at, "one page is left out");
+                bytes[filled..end].fill(0);
+                filled = end;
+            }
+        }
+        (end, attempts) = (bytes.len(), 0);
+    }
+    Ok(filled)
 }
 
 /// Bytes of all files below a folder; what vanishes meanwhile counts nothing.

@@ -3,13 +3,15 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::disk;
 use crate::domain::ErrorClass;
 
 /// Open failed, the disk failed, a bound was reached, or the buffer has stopped because of one of them.
 #[derive(Debug, thiserror::Error)]
 pub enum BufferError {
     #[error(
-        "{} is held by another process: stop the other telemetry node, or give this one a state_dir of its own",
+        "{} is held by another process: stop the other telemetry node, let the `telemetry dlq` at work there end, or give this \
+         node a state_dir of its own",
         path.display()
     )]
     Locked { path: PathBuf },
@@ -29,6 +31,12 @@ pub enum BufferError {
         path.display()
     )]
     Corrupt { path: PathBuf, reason: String },
+    #[error(
+        "{} is of format {format}, which this program does not know: install the version that wrote it, or move the \
+         whole state directory away to begin anew",
+        path.display()
+    )]
+    Format { path: PathBuf, format: u32 },
     #[error("{} holds generation {number}, or another one says so: the next start sorts them out", path.display())]
     Misplaced { path: PathBuf, number: u64 },
     #[error(
@@ -49,12 +57,11 @@ impl BufferError {
     /// The files are there and make no sense, or the drive cannot read them: trying again will not help. A full disk,
     /// a missing permission or too many open files is no damage.
     pub(super) fn is_damage(&self) -> bool {
-        const EIO: i32 = 5;
         match self {
             BufferError::Store { .. } | BufferError::Corrupt { .. } => true,
             BufferError::Io { source, .. } => {
                 let unreadable = [io::ErrorKind::UnexpectedEof, io::ErrorKind::InvalidData];
-                source.raw_os_error() == Some(EIO) || unreadable.contains(&source.kind())
+                source.raw_os_error() == Some(disk::EIO) || unreadable.contains(&source.kind())
             }
             _ => false,
         }

@@ -1,7 +1,10 @@
-//! One generation: a small sled database that only grows, in a folder of its own, removed as a whole.
+//! One generation: a small sled database that only grows, written by one run of the node, in a folder of its own,
+//! removed as a whole.
 //!
 //! Keys: stream name, 0x00, first sequence (u64, big-endian), part (u16, big-endian); a block longer than
-//! [`PART_BYTES_MAX`] goes over several parts. The header's key begins with 0x00, which no stream name does.
+//! [`PART_BYTES_MAX`] goes over several parts. The header's key begins with 0x00, which no stream name does. Each value
+//! has a frame around it (`frame.rs`). Through sled it is read as long as it is written ([`Written`]); from then on sled
+//! never opens it again (`frames.rs`).
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -10,13 +13,16 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::block::{Block, PART_BYTES_MAX, declared_length};
+use super::frame::{self, Frame, Owner};
+use super::frames::Frames;
 use super::store::Store;
 use super::{BufferError, disk};
 use crate::domain::{Arrival, LogIdentity, Sequence, SequenceRange, StreamName};
 
-const HEADER_KEY: &[u8] = b"\0header";
+pub(super) const HEADER_KEY: &[u8] = b"\0header";
 const KEY_TAIL_BYTES: usize = 1 + 8 + 2;
-const FORMAT: u32 = 1;
+/// 2: framed.
+pub(super) const FORMAT: u32 = 2;
 const SIDECAR: &str = "sealed.json";
 
 /// Written before the first record: an empty generation still knows how the streams go on.
@@ -33,8 +39,8 @@ pub(super) struct Header {
 /// What a sealed generation holds, beside it in a small file, so that a start need not open it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Contents {
-    /// Of the generation; 0 in what earlier versions wrote.
-    #[serde(default)]
+    pub format: u32,
+    /// Of the generation.
     pub number: u64,
     pub ranges: BTreeMap<StreamName, SequenceRange>,
     /// Numbers within the ranges that are not there.
@@ -43,6 +49,8 @@ pub(super) struct Contents {
     pub next: BTreeMap<StreamName, Sequence>,
     /// Stored bytes of the blocks.
     pub block_bytes: u64,
+    /// Some of what was in it is gone.
+    pub harmed: bool,
 }
 
 pub(super) fn folder_of(buffer: &Path, number: u64) -> PathBuf {
@@ -65,15 +73,95 @@ pub(super) fn list(buffer: &Path) -> Result<Vec<(u64, PathBuf)>, BufferError> {
     Ok(found)
 }
 
-/// Makes an empty generation; when it returns, the folder and the header are on stable storage.
-pub(super) fn create(buffer: &Path, header: &Header) -> Result<Store, BufferError> {
-    let folder = folder_of(buffer, header.number);
-    let store = Store::open(&folder)?;
-    let text = serde_json::to_vec(header)
-        .map_err(|error| BufferError::io("encode the header of", &folder, error.into()))?;
-    store.insert(HEADER_KEY, &text)?;
-    store.sync_creation()?;
-    Ok(store)
+/// The generation that is written.
+#[derive(Debug, Clone)]
+pub(super) struct Written {
+    store: Store,
+    owner: Owner,
+}
+
+impl Written {
+    /// Makes an empty generation; when it returns, the folder and the header are on stable storage.
+    pub(super) fn create(buffer: &Path, header: &Header) -> Result<Written, BufferError> {
+        let folder = folder_of(buffer, header.number);
+        let store = Store::open(&folder)?;
+        let owner = Owner::new(header.identity, header.number);
+        let text = serde_json::to_vec(header)
+            .map_err(|error| BufferError::io("encode the header of", &folder, error.into()))?;
+        store.insert(HEADER_KEY, &frame::encode(owner, HEADER_KEY, &text))?;
+        store.sync_creation()?;
+        Ok(Written { store, owner })
+    }
+
+    /// Hands a block to sled, one key per part. Answers its stored size.
+    pub(super) fn insert(&self, prefix: &[u8], block: &Block) -> Result<usize, BufferError> {
+        let mut stored_bytes = 0;
+        for (part, bytes) in block.encode().chunks(PART_BYTES_MAX).enumerate() {
+            let part =
+                u16::try_from(part).expect("a packet of MQTT, at most 256 MiB, fits 65,536 parts");
+            let key = key_at(prefix, block.range().first, part);
+            let framed = frame::encode(self.owner, &key, bytes);
+            stored_bytes += framed.len();
+            self.store.insert(&key, &framed)?;
+        }
+        Ok(stored_bytes)
+    }
+
+    /// As [`Store::flush`].
+    pub(super) fn flush(&self) -> Result<(), BufferError> {
+        self.store.flush()
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        self.store.folder()
+    }
+
+    pub(super) fn size_on_disk(&self) -> Result<u64, BufferError> {
+        self.store.size_on_disk()
+    }
+}
+
+/// Where the parts of blocks are read from. `prefix`: of the keys of one stream.
+pub(super) trait Source {
+    /// Where the block begins that may hold the record `at`: the last one at or before it; `at` where there is none.
+    fn begins(&self, prefix: &[u8], at: Sequence) -> Result<Sequence, BufferError>;
+
+    /// Visits parts in the order of their keys (first sequence, part, bytes) until told to stop; no bytes where they
+    /// are damaged.
+    fn scan(
+        &self,
+        prefix: &[u8],
+        from: Sequence,
+        visit: &mut dyn FnMut(Sequence, u16, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), BufferError>;
+}
+
+impl Source for Written {
+    fn begins(&self, prefix: &[u8], at: Sequence) -> Result<Sequence, BufferError> {
+        let before = self.store.at_or_before(&key_at(prefix, at, u16::MAX))?;
+        let before = before.as_deref().and_then(split_key);
+        Ok(before.filter(|(found, ..)| *found == prefix).map_or(at, |(_, first, _)| first))
+    }
+
+    fn scan(
+        &self,
+        prefix: &[u8],
+        from: Sequence,
+        visit: &mut dyn FnMut(Sequence, u16, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), BufferError> {
+        self.store.scan(&key_at(prefix, from, 0), |key, framed| {
+            let Some((found, first, part)) = split_key(key) else {
+                return ControlFlow::Continue(());
+            };
+            if found != prefix {
+                return ControlFlow::Break(());
+            }
+            let whole = Frame::read(framed).filter(|frame| {
+                frame.owner == self.owner && frame.bytes() == framed.len() && frame.key() == key
+            });
+            visit(first, part, &whole.map(|frame| frame.value()).unwrap_or_default())
+        })
+    }
 }
 
 pub(super) fn header(
@@ -84,29 +172,36 @@ pub(super) fn header(
     Header { format: FORMAT, identity, number, created: Arrival::now(), next }
 }
 
-pub(super) fn read_header(store: &Store) -> Result<Header, BufferError> {
-    let value = store.get(HEADER_KEY)?;
-    let value = value.ok_or_else(|| BufferError::corrupt(store.folder(), "it has no header"))?;
-    let header: Header = serde_json::from_slice(&value)
-        .map_err(|error| BufferError::corrupt(store.folder(), error))?;
-    if header.format == FORMAT {
-        return Ok(header);
+pub(super) fn decode_header(folder: &Path, value: &[u8]) -> Result<Header, BufferError> {
+    let header: Header =
+        serde_json::from_slice(value).map_err(|error| BufferError::corrupt(folder, error))?;
+    match header.format {
+        FORMAT => Ok(header),
+        format => Err(BufferError::Format { path: folder.to_owned(), format }),
     }
-    let reason = format!("format {} is not known to this program", header.format);
-    Err(BufferError::corrupt(store.folder(), reason))
+}
+
+/// The format in a header without a frame: the beginning of its text.
+pub(super) fn format_before_frames(bytes: &[u8]) -> Option<u32> {
+    const BEGIN: &[u8] = b"{\"format\":";
+    let found = memchr::memmem::find(bytes, BEGIN)?;
+    let digits = bytes[found + BEGIN.len()..].split(|byte| *byte == b',').next()?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 pub(super) fn write_sidecar(folder: &Path, contents: &Contents) -> Result<(), BufferError> {
-    disk::write_json(&folder.join(SIDECAR), contents)
+    let contents = Contents { format: FORMAT, ..contents.clone() };
+    disk::write_json(&folder.join(SIDECAR), &contents)
 }
 
 pub(super) fn remove_sidecar(folder: &Path) -> Result<(), BufferError> {
     disk::remove_file(&folder.join(SIDECAR))
 }
 
-/// `None` when there is none or it is damaged: then the generation itself is read.
+/// `None` when there is none, it is damaged or of another format: then the generation itself is read.
 pub(super) fn read_sidecar(folder: &Path) -> Option<Contents> {
-    disk::read_json(&folder.join(SIDECAR)).ok().flatten()
+    let contents: Option<Contents> = disk::read_json(&folder.join(SIDECAR)).ok().flatten();
+    contents.filter(|contents| contents.format == FORMAT)
 }
 
 /// Where blocks begin in a generation, as a key without the sequence.
@@ -126,37 +221,15 @@ fn key_at(prefix: &[u8], first: Sequence, part: u16) -> Vec<u8> {
 }
 
 /// (stream with its 0x00, first sequence, part)
-fn split_key(key: &[u8]) -> Option<(&[u8], Sequence, u16)> {
+pub(super) fn split_key(key: &[u8]) -> Option<(&[u8], Sequence, u16)> {
     let (rest, part) = key.split_last_chunk::<2>()?;
     let (prefix, first) = rest.split_last_chunk::<8>()?;
     let named = prefix.len() > 1 && prefix.last() == Some(&0);
     named.then(|| (prefix, Sequence(u64::from_be_bytes(*first)), u16::from_be_bytes(*part)))
 }
 
-/// Hands a block to sled, one key per part. Answers its stored size.
-pub(super) fn insert(store: &Store, prefix: &[u8], block: &Block) -> Result<usize, BufferError> {
-    let stored = block.encode();
-    for (part, bytes) in stored.chunks(PART_BYTES_MAX).enumerate() {
-        let part =
-            u16::try_from(part).expect("a packet of MQTT, at most 256 MiB, fits 65,536 parts");
-        store.insert(&key_at(prefix, block.range().first, part), bytes)?;
-    }
-    Ok(stored.len())
-}
-
-/// What stands at a place of the log.
-pub(super) enum Found {
-    Block {
-        block: Block,
-        stored_bytes: usize,
-    },
-    /// Parts are missing, or the bytes are no block: it shows as the hole it leaves.
-    Damaged,
-}
-
 /// A block whose parts are being collected.
 struct Parts {
-    prefix: Vec<u8>,
     first: Sequence,
     parts: u16,
     length: usize,
@@ -164,52 +237,40 @@ struct Parts {
 }
 
 impl Parts {
-    fn finish(self) -> Found {
-        match Block::decode(&self.bytes) {
-            Ok(block) if block.range().first == self.first => {
-                Found::Block { block, stored_bytes: self.bytes.len() }
-            }
-            _ => Found::Damaged,
-        }
+    /// `None` where parts are missing, or the bytes are no block: it shows as the hole it leaves.
+    fn finish(self) -> Option<Block> {
+        Block::decode(&self.bytes).ok().filter(|block| block.range().first == self.first)
     }
 }
 
-/// Visits blocks from a key on, in the order of the keys: (stream with its 0x00, block).
+/// Visits the blocks of a stream that are whole, in order, with their stored bytes.
 fn walk(
-    store: &Store,
-    from: &[u8],
-    mut visit: impl FnMut(&[u8], Found) -> ControlFlow<()>,
+    source: &impl Source,
+    prefix: &[u8],
+    from: Sequence,
+    mut visit: impl FnMut(Block, usize) -> ControlFlow<()>,
 ) -> Result<(), BufferError> {
     let mut open: Option<Parts> = None;
-    store.scan(from, |key, value| {
-        let Some((prefix, first, part)) = split_key(key) else { return ControlFlow::Continue(()) };
+    source.scan(prefix, from, &mut |first, part, value| {
         if part > 0 {
-            if let Some(parts) = open.as_mut()
-                && (parts.first, parts.parts) == (first, part)
-                && parts.prefix == prefix
-            {
+            let next = |parts: &&mut Parts| (parts.first, parts.parts) == (first, part);
+            if let Some(parts) = open.as_mut().filter(next) {
                 parts.parts += 1;
                 parts.bytes.extend_from_slice(value);
             }
         } else {
-            if let Some(torn) = open.take() {
-                let prefix = torn.prefix.clone();
-                visit(&prefix, torn.finish())?;
-            }
             let length = declared_length(value).unwrap_or(0);
-            let bytes = value.to_vec();
-            open = Some(Parts { prefix: prefix.to_vec(), first, parts: 1, length, bytes });
+            open = Some(Parts { first, parts: 1, length, bytes: value.to_vec() });
         }
-        match open.take_if(|parts| parts.bytes.len() >= parts.length) {
-            Some(whole) => visit(prefix, whole.finish()),
+        let Some(whole) = open.take_if(|parts| parts.bytes.len() >= parts.length) else {
+            return ControlFlow::Continue(());
+        };
+        let stored_bytes = whole.bytes.len();
+        match whole.finish() {
+            Some(block) => visit(block, stored_bytes),
             None => ControlFlow::Continue(()),
         }
-    })?;
-    if let Some(torn) = open {
-        let prefix = torn.prefix.clone();
-        let _ = visit(&prefix, torn.finish());
-    }
-    Ok(())
+    })
 }
 
 /// What a read found: blocks without a hole between them, or, when there is none at the place asked for, the hole.
@@ -222,25 +283,16 @@ pub(super) struct Stretch {
 /// Reads blocks of a stream within `wanted` (which the generation should hold), up to about `bytes_max`. The first
 /// block may begin before.
 pub(super) fn read(
-    store: &Store,
+    source: &impl Source,
     prefix: &[u8],
     wanted: SequenceRange,
     bytes_max: usize,
 ) -> Result<Stretch, BufferError> {
-    let before = store.at_or_before(&key_at(prefix, wanted.first, u16::MAX))?;
-    let begin = before
-        .as_deref()
-        .and_then(split_key)
-        .filter(|(found, ..)| *found == prefix)
-        .map_or(wanted.first, |(_, first, _)| first);
     let mut stretch = Stretch::default();
     let mut expected = wanted.first;
     let mut bytes = 0;
-    walk(store, &key_at(prefix, begin, 0), |found, what| {
-        if found != prefix {
-            return ControlFlow::Break(());
-        }
-        let Found::Block { block, .. } = what else { return ControlFlow::Continue(()) };
+    let begin = source.begins(prefix, wanted.first)?;
+    walk(source, prefix, begin, |block, _| {
         let range = block.range();
         if range.first > wanted.last || (range.first > expected && !stretch.blocks.is_empty()) {
             return ControlFlow::Break(());
@@ -265,25 +317,27 @@ pub(super) fn read(
     Ok(stretch)
 }
 
-/// Reads and checks every block: what the generation holds, and the numbers missing within.
-pub(super) fn verify(store: &Store) -> Result<Contents, BufferError> {
-    let Header { number, next, .. } = read_header(store)?;
-    let mut contents = Contents { number, next, ..Contents::default() };
-    let mut unnamed = false;
-    walk(store, &[1], |prefix, found| {
-        let name = prefix.strip_suffix(&[0]).and_then(|name| std::str::from_utf8(name).ok());
-        let Some(stream) = name.and_then(|name| StreamName::parse(name).ok()) else {
-            unnamed = true;
-            return ControlFlow::Break(());
-        };
-        // A damaged block shows as the hole it leaves; at the very end it was never acknowledged.
-        if let Found::Block { block, stored_bytes } = found {
-            contents.add(stream, block.range(), stored_bytes);
-        }
-        ControlFlow::Continue(())
-    })?;
-    if unnamed {
-        return Err(BufferError::corrupt(store.folder(), "it holds a key that names no stream"));
+/// Reads and checks every block: what the generation holds, and the numbers missing within. `before`: what the one before
+/// it holds; where the header is damaged, it goes on behind that.
+pub(super) fn verify(frames: &Frames, before: Option<&Contents>) -> Result<Contents, BufferError> {
+    let begin = frames.header().map(|header| &header.next);
+    let begin = begin.or(before.map(|before| &before.next)).cloned();
+    let mut contents = Contents { number: frames.number(), ..Contents::default() };
+    contents.next = begin.clone().unwrap_or_default();
+    for prefix in frames.prefixes() {
+        let name = std::str::from_utf8(&prefix[..prefix.len() - 1]).ok();
+        let Some(stream) = name.and_then(|name| StreamName::parse(name).ok()) else { continue };
+        walk(frames, prefix, Sequence::ZERO, |block, stored_bytes| {
+            let range = block.range();
+            if begin.is_none() && !contents.ranges.contains_key(&stream) {
+                contents.next.insert(stream.clone(), range.first);
+            }
+            let next = contents.next.get(&stream).copied().unwrap_or(Sequence(1));
+            if range.first >= next {
+                contents.add(stream.clone(), range, stored_bytes);
+            }
+            ControlFlow::Continue(())
+        })?;
     }
     Ok(contents)
 }
@@ -304,28 +358,18 @@ impl Contents {
             .and_modify(|range| range.last = last)
             .or_insert(SequenceRange { first, last });
     }
-}
 
-/// Removes what a crash left of a block that was never acknowledged: keys at or after `next` of each stream.
-pub(super) fn trim(store: &Store, contents: &Contents) -> Result<(), BufferError> {
-    let mut batch = sled::Batch::default();
-    let mut torn = 0;
-    store.scan(&[1], |key, _| {
-        let beyond = split_key(key).is_some_and(|(prefix, first, _)| {
-            let name = std::str::from_utf8(&prefix[..prefix.len() - 1]).unwrap_or_default();
-            let next =
-                StreamName::parse(name).ok().and_then(|name| contents.next.get(&name).copied());
-            first >= next.unwrap_or(Sequence(1))
-        });
-        if beyond {
-            batch.remove(key);
-            torn += 1;
+    /// From this number on nothing of the stream counts.
+    pub(super) fn cut(&mut self, stream: &StreamName, next: Sequence) {
+        if self.next.get(stream).is_none_or(|known| *known <= next) {
+            return;
         }
-        ControlFlow::Continue(())
-    })?;
-    if torn == 0 {
-        return Ok(());
+        self.next.insert(stream.clone(), next);
+        self.holes.retain(|(name, hole)| name != stream || hole.first < next);
+        let last = Sequence(next.0 - 1);
+        match self.ranges.get_mut(stream) {
+            Some(range) if range.first < next => range.last = range.last.min(last),
+            _ => drop(self.ranges.remove(stream)),
+        }
     }
-    store.apply(batch)?;
-    store.flush()
 }

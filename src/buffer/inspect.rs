@@ -1,9 +1,8 @@
 //! Looking into a buffer from outside, read only: for `telemetry buffer inspect`, `verify` and `export`.
 //!
-//! sled locks its files and writes when it opens a database, so nothing here opens one in place: a generation is
-//! copied into a temporary folder and the copy is opened. That works beside a running node, whose newest generation
-//! is then seen as a crash at this moment would leave it: what was acknowledged before is in it. It needs room for
-//! one generation in the temporary folder.
+//! Generations are read in place, without sled (`frames.rs`). That works beside a running node, whose newest generation
+//! is then seen as a crash at this moment would leave it: what was acknowledged before is in it. sled locks its files and
+//! writes when it opens a database, so the state database is copied into a temporary folder and the copy is opened.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::frames::Frames;
 use super::generation::{self, Contents};
 use super::log::{Loss, Marks};
 use super::recovery::IdentityFile;
@@ -25,8 +25,8 @@ use crate::domain::{
 /// Bytes read at a time.
 const READ_BYTES: usize = 1 << 20;
 
-/// How often a file is copied again because the running node wrote or removed it meanwhile.
-const COPIES_MAX: usize = 5;
+/// How often a file is read again because the running node wrote, moved or removed something in it meanwhile.
+const READS_MAX: usize = 5;
 
 /// What stands in a state directory.
 #[derive(Debug, Serialize)]
@@ -110,7 +110,7 @@ impl Copy {
         let name = format!("telemetry-{}", uuid::Uuid::new_v4());
         let copy = Copy { folder: std::env::temp_dir().join(name) };
         let mut attempt = copy_folder(folder, &copy.folder);
-        for _ in 1..COPIES_MAX {
+        for _ in 1..READS_MAX {
             // A file that vanished while we listed them: a snapshot that sled replaced.
             if !attempt.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
                 break;
@@ -233,9 +233,7 @@ pub fn export(
         if sidecar.as_ref().is_some_and(outside) {
             continue;
         }
-        let copy = Copy::of(&folder)?;
-        let store = Store::open(&copy.folder)?;
-        let contents = generation::verify(&store)?;
+        let (frames, contents) = read_in_place(&folder)?;
         let Some(held) = contents.ranges.get(stream).filter(|_| !outside(&contents)) else {
             continue;
         };
@@ -243,7 +241,7 @@ pub fn export(
         let last = held.last.min(range.last);
         while position < last {
             let wanted = SequenceRange { first: position.next(), last };
-            let stretch = generation::read(&store, &prefix, wanted, READ_BYTES)?;
+            let stretch = generation::read(&frames, &prefix, wanted, READ_BYTES)?;
             let records = stretch.blocks.iter().flat_map(|block| block.records_after(position));
             for record in records.take_while(|record| record.sequence <= last) {
                 write_line(stream, &record, out)
@@ -299,7 +297,7 @@ fn write_line(
     out.write_all(b"\n")
 }
 
-fn identity(buffer: &Path) -> Result<IdentityFile, BufferError> {
+pub(super) fn identity(buffer: &Path) -> Result<IdentityFile, BufferError> {
     let path = buffer.join("identity");
     disk::read_json(&path)?.ok_or_else(|| {
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
@@ -307,14 +305,24 @@ fn identity(buffer: &Path) -> Result<IdentityFile, BufferError> {
     })
 }
 
-/// Opens a copy and reads all of it.
+/// All of a generation. One that is written is read until nothing is missing in it: sled may move a value behind our back.
+fn read_in_place(folder: &Path) -> Result<(Frames, Contents), BufferError> {
+    let mut attempts = 1;
+    loop {
+        let frames = Frames::open(folder)?;
+        let contents = generation::verify(&frames, None)?;
+        let is_written = generation::read_sidecar(folder).is_none();
+        if contents.holes.is_empty() || !is_written || attempts == READS_MAX {
+            return Ok((frames, contents));
+        }
+        attempts += 1;
+    }
+}
+
+/// Reads all of it.
 fn examine(number: u64, folder: PathBuf) -> GenerationReport {
     let sealed = generation::read_sidecar(&folder).is_some();
-    let contents = Copy::of(&folder).and_then(|copy| {
-        let store = Store::open(&copy.folder)?;
-        generation::verify(&store)
-    });
-    let contents = contents.and_then(|contents| match contents.number {
+    let contents = read_in_place(&folder).and_then(|(_, contents)| match contents.number {
         held if held == number => Ok(contents),
         held => Err(BufferError::Misplaced { path: folder.clone(), number: held }),
     });

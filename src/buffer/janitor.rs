@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::log::{Log, lock};
+use super::log::{Log, lock, set_aside};
 use super::{BufferError, disk};
 use crate::crash::crash_point;
 use crate::domain::Runbook;
@@ -49,13 +49,19 @@ fn tidy(log: &Log) -> Result<(), BufferError> {
         let Some((number, entry)) = dropped else { return Ok(()) };
         // Noted first: a crash in between leaves a folder whose records nobody misses.
         log.save_marks(|marks| {
-            marks
-                .dropped
-                .extend(entry.ranges.iter().map(|(name, range)| (name.clone(), range.last)));
+            marks.dropped.extend(
+                entry.contents.ranges.iter().map(|(name, range)| (name.clone(), range.last)),
+            );
         })?;
         crash_point("crash_drop_noted");
         lock(&log.handles).forget(number);
-        disk::remove_folder(&entry.folder)?;
+        if entry.contents.harmed {
+            let lost = BufferError::corrupt(&entry.folder, "some of its records are lost");
+            set_aside(&entry.folder, &log.quarantine_folder(), &lost)?;
+            lock(&log.index).quarantined += 1;
+        } else {
+            disk::remove_folder(&entry.folder)?;
+        }
         crash_point("crash_dropped");
         tracing::debug!(event = "generation_dropped", generation = number, bytes = entry.bytes);
         log.space.ring();

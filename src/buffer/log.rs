@@ -10,11 +10,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
-use super::generation::{self, Contents};
+use super::frames::Frames;
+use super::generation::{self, Contents, Written};
 use super::reached::Reached;
 use super::reader::Handles;
-use super::store::Store;
+use super::state::Owner;
 use super::tail::Tail;
+use super::writer::BLOCK_SHARE_MIN;
 use super::{APPEND_QUEUE_BATCHES, BufferError, disk};
 use crate::config::BufferSettings;
 use crate::domain::{
@@ -77,7 +79,16 @@ pub(super) struct Entry {
     pub folder: PathBuf,
     /// On disk.
     pub bytes: u64,
-    pub ranges: BTreeMap<StreamName, SequenceRange>,
+    /// Of the one that is written: the ranges alone.
+    pub contents: Contents,
+}
+
+/// Sealed generations that are kept although everybody has passed them.
+const KEPT_MAX: usize = 64;
+
+/// A generation is at most a quarter of the quota, so that there is always a drained one to drop.
+pub(super) fn generation_bytes(settings: &BufferSettings) -> u64 {
+    settings.generation_bytes.min(settings.quota_bytes / 4)
 }
 
 /// Records that the disk lost.
@@ -113,7 +124,7 @@ pub(super) enum Place {
 pub(super) struct Index {
     pub generations: BTreeMap<u64, Entry>,
     /// The generation that is written; `None` once the buffer has closed.
-    pub current: Option<(u64, Store)>,
+    pub current: Option<(u64, Written)>,
     /// Of each configured stream: its sinks, and how far each says it is.
     pub sinks: BTreeMap<StreamName, BTreeMap<SinkName, Option<Sequence>>>,
     /// Of each stream that recognises what a broker sends again: records after this one are its memory of that.
@@ -123,14 +134,27 @@ pub(super) struct Index {
     pub losses: Vec<Loss>,
     pub quarantined: u64,
     /// Sealed and not yet closed: the janitor does that, it takes some milliseconds.
-    pub retired: Vec<(u64, Store)>,
+    pub retired: Vec<(u64, Written)>,
+    /// When one is full.
+    pub generation_bytes: u64,
 }
 
 impl Index {
-    /// The handle of the generation that is written, or was until now.
-    pub(super) fn open_store(&self, number: u64) -> Option<Store> {
-        let open = self.current.iter().chain(&self.retired);
-        open.filter(|(found, _)| *found == number).map(|(_, store)| store.clone()).next()
+    /// The handle of the generation that is written.
+    pub(super) fn written(&self, number: u64) -> Option<Written> {
+        self.current.as_ref().filter(|(found, _)| *found == number).map(|(_, store)| store.clone())
+    }
+
+    /// It was reported as lost.
+    pub(super) fn is_known_hole(
+        &self,
+        number: u64,
+        stream: &StreamName,
+        hole: SequenceRange,
+    ) -> bool {
+        let Some(entry) = self.generations.get(&number) else { return false };
+        let holes = entry.contents.holes.iter().filter(|(name, _)| name == stream);
+        holes.into_iter().any(|(_, known)| known.first <= hole.first && known.last >= hole.last)
     }
 
     /// A sink that stays keeps its position. The nearest position of a stream that goes holds its records back, as at a
@@ -159,7 +183,7 @@ impl Index {
     /// Says which records nobody is configured to take.
     pub(super) fn warn_of_unconfigured(&self) {
         let mut held: BTreeMap<&StreamName, u64> = BTreeMap::new();
-        for (stream, range) in self.generations.values().flat_map(|entry| &entry.ranges) {
+        for (stream, range) in self.generations.values().flat_map(|entry| &entry.contents.ranges) {
             if !self.sinks.contains_key(stream) {
                 *held.entry(stream).or_default() += range.count();
             }
@@ -178,14 +202,17 @@ impl Index {
     }
 
     pub(super) fn oldest(&self, stream: &StreamName) -> Option<Sequence> {
-        self.generations.values().find_map(|entry| entry.ranges.get(stream)).map(|r| r.first)
+        self.generations
+            .values()
+            .find_map(|entry| entry.contents.ranges.get(stream))
+            .map(|r| r.first)
     }
 
     /// Where the records `(position, durable]` begin; `position` is before `durable`.
     pub(super) fn locate(&self, stream: &StreamName, position: Sequence, last: Sequence) -> Place {
         let first = position.next();
         let found = self.generations.iter().find_map(|(number, entry)| {
-            let range = entry.ranges.get(stream).filter(|range| range.last >= first)?;
+            let range = entry.contents.ranges.get(stream).filter(|range| range.last >= first)?;
             Some((*number, *range))
         });
         match found {
@@ -228,11 +255,17 @@ impl Index {
         self.droppable().is_some()
     }
 
-    /// The oldest generation, when nobody needs it: not the one that is written, nor the newest sealed one (a declared
-    /// window of repeats reads it), passed by every sink, and no memory of what a broker may send again.
+    /// The oldest generation, when nobody needs it: not the one that is written, nor the newest sealed ones that are as
+    /// good as one full one (a declared window of repeats reads them; each start seals one, however little is in it),
+    /// passed by every sink, and no memory of what a broker may send again.
     pub(super) fn droppable(&self) -> Option<u64> {
         let current = self.current.as_ref().map(|(number, _)| *number)?;
-        let sealed = self.generations.range(..current).count();
+        let others = || self.generations.range(..current).skip(1).map(|(_, entry)| entry);
+        let kept: u64 = others().map(|entry| entry.contents.block_bytes).sum();
+        let bytes: u64 = others().map(|entry| entry.bytes).sum();
+        let enough = kept >= (self.generation_bytes / BLOCK_SHARE_MIN).max(1)
+            || bytes >= self.generation_bytes
+            || others().count() >= KEPT_MAX;
         let (number, entry) = self.generations.first_key_value()?;
         let passed = |(stream, range): (&StreamName, &SequenceRange)| match self.sinks.get(stream) {
             Some(sinks) => sinks.values().all(|at| at.is_some_and(|at| at >= range.last)),
@@ -241,17 +274,18 @@ impl Index {
         let remembered = |(stream, range): (&StreamName, &SequenceRange)| {
             self.remembered.get(stream).is_none_or(|through| *through >= range.last)
         };
-        let unneeded = entry.ranges.iter().all(passed) && entry.ranges.iter().all(remembered);
-        (sealed > 1 && unneeded).then_some(*number)
+        let ranges = &entry.contents.ranges;
+        let unneeded = ranges.iter().all(passed) && ranges.iter().all(remembered);
+        (enough && unneeded).then_some(*number)
     }
 
     /// Adds durable blocks' range to the generation that is written.
     pub(super) fn extend(&mut self, stream: &StreamName, added: SequenceRange) {
         let Some((number, _)) = self.current else { return };
         let Some(entry) = self.generations.get_mut(&number) else { return };
-        match entry.ranges.get_mut(stream) {
+        match entry.contents.ranges.get_mut(stream) {
             Some(range) => range.last = added.last,
-            None => drop(entry.ranges.insert(stream.clone(), added)),
+            None => drop(entry.contents.ranges.insert(stream.clone(), added)),
         }
     }
 }
@@ -283,6 +317,20 @@ pub(super) struct Log {
     /// Something to look at for the janitor, or room for the writer.
     pub news: Bell,
     pub space: Bell,
+}
+
+impl Owner for Log {
+    fn board(&self) -> &Board {
+        &self.board
+    }
+
+    fn stopped(&self) -> Option<BufferError> {
+        Log::stopped(self)
+    }
+
+    fn fail(&self, error: &BufferError) {
+        Log::fail(self, error);
+    }
 }
 
 impl Log {
@@ -354,9 +402,8 @@ impl Log {
         self.news.ring();
     }
 
-    /// A generation is at most a quarter of the quota, so that there is always a drained one to drop.
     pub(super) fn generation_bytes(&self) -> u64 {
-        self.settings.generation_bytes.min(self.settings.quota_bytes / 4)
+        generation_bytes(&self.settings)
     }
 
     pub(super) fn show_opened(&self) {
@@ -469,7 +516,52 @@ impl Log {
             noticed: Arrival::now(),
             reason: format!("generation {number} was unreadable"),
         };
-        self.lose(entry.ranges.into_iter().map(loss).collect());
+        self.lose(entry.contents.ranges.into_iter().map(loss).collect());
+    }
+
+    /// Finds out what a sealed generation has lost, as a whole, and reports it.
+    pub(super) fn examine(&self, number: u64, frames: &Frames) -> Result<(), BufferError> {
+        let mut index = lock(&self.index);
+        let Some(entry) = index.generations.get_mut(&number) else { return Ok(()) };
+        let known = entry.contents.clone();
+        let folder = entry.folder.clone();
+        drop(index);
+        let first = |(stream, range): (&StreamName, &SequenceRange)| (stream.clone(), range.first);
+        let begin = Contents { next: known.ranges.iter().map(first).collect(), ..known.clone() };
+        let found = generation::verify(frames, Some(&begin))?;
+        let mut holes = Vec::new();
+        for (stream, range) in &known.ranges {
+            let mut found = found.clone();
+            found.cut(stream, range.last.next());
+            let before = Sequence(range.first.0 - 1);
+            let gaps = gaps(stream, before, &[&found], range.last.next());
+            holes.extend(gaps.into_iter().map(|hole| (stream.clone(), hole)));
+        }
+        let records: u64 = known.ranges.values().map(|range| range.count()).sum();
+        let lost: u64 = holes.iter().map(|(_, hole)| hole.count()).sum();
+        tracing::error!(
+            event = "generation_harmed",
+            runbook = Runbook::DataLost.page(),
+            generation = number,
+            folder = %folder.display(),
+            readable = records - lost,
+            lost,
+            "the disk lost a part of a generation; everything else in it is delivered, then it is set aside"
+        );
+        let contents = Contents { holes, harmed: true, ..known };
+        generation::write_sidecar(&folder, &contents)?;
+        let loss = |(stream, range): &(StreamName, SequenceRange)| Loss {
+            stream: stream.clone(),
+            range: *range,
+            noticed: Arrival::now(),
+            reason: format!("not in generation {number}, or damaged there"),
+        };
+        let lost = contents.holes.iter().map(loss).collect();
+        if let Some(entry) = lock(&self.index).generations.get_mut(&number) {
+            entry.contents = contents;
+        }
+        self.lose(lost);
+        Ok(())
     }
 }
 

@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::frames::Frames;
 use super::log::set_aside;
-use super::store::Store;
 use super::{BufferError, disk, generation};
 
 /// On its way from one place to another, by its number; no start may overlook it.
@@ -14,8 +14,8 @@ const MOVING: &str = "moving-";
 /// when one was seen in the wrong place.
 pub(super) fn sort_out(buffer: &Path, quarantine: &Path) -> Result<(), BufferError> {
     for (number, folder) in generation::list(buffer)? {
-        let held = match held(&folder) {
-            Ok(held) => held,
+        let held = match Frames::open(&folder) {
+            Ok(frames) => frames.number(),
             // Whoever loads it sets it aside.
             Err(error) if error.is_damage() => continue,
             Err(error) => return Err(error),
@@ -50,10 +50,6 @@ pub(super) fn finish(buffer: &Path, quarantine: &Path) -> Result<(), BufferError
         }
     }
     Ok(())
-}
-
-fn held(folder: &Path) -> Result<u64, BufferError> {
-    Ok(generation::read_header(&Store::open(folder)?)?.number)
 }
 
 /// A second one of the same number is set aside: nobody can tell which is right.

@@ -4,27 +4,33 @@
 //!
 //! - An acknowledgement leaves only after an `fdatasync` that covers the message. The first sync that fails ends the
 //!   process: the kernel reports a lost write once, so a second try would succeed over missing data.
-//! - sled 0.34 never gives disk space back, may refuse to open a whole database for one bad page, syncs with
-//!   `sync_file_range`, which is not durable, never syncs the blob files it makes of pages above 128 KiB, and keeps
-//!   pages of all it has read in memory, whatever its cache setting. Everything below follows from this line.
+//! - sled 0.34 never gives disk space back, may refuse to open a whole database for one flipped bit, or takes it for the
+//!   torn end of a crash and overwrites what stands behind, syncs with `sync_file_range`, which is not durable, never
+//!   syncs the blob files it makes of pages above 128 KiB, and keeps pages of all it has read in memory, whatever its
+//!   cache setting. Everything below follows from this line.
 //! - Bounds: 16 batches per stream wait at the writer ([`APPEND_QUEUE_BATCHES`]); a block has at most 64 records or
 //!   32 KiB, unless a single record is larger; a generation is a file of `generation_bytes` (64 MiB), at most a
-//!   quarter of the quota; the tail in memory has `tail_bytes_max`; 2 sealed generations are open at a time; 256
-//!   commands wait at the state database.
+//!   quarter of the quota; the tail in memory has `tail_bytes_max`; 2 sealed generations are open at a time, with the
+//!   places of their blocks in memory; 256 commands wait at the state database.
 //!
 //! # Record, block, generation
 //!
 //! A *record* is a message as it was received, with a number of its stream: contiguous, from 1, never used twice.
 //! Up to 64 records make a *block* (`block.rs`), compressed, mostly one key of sled: a leaf of its tree holds 16 keys
 //! of whatever size, so blocks divide its work by as many. A block carries its own CRC and range, because sled's
-//! checksums say nothing about what is missing. 17 values of 7,300 bytes stay below the size of a blob; a larger block
-//! is split over keys.
+//! checksums say nothing about what is missing. 17 values of 7,200 bytes stay below the size of a blob; a larger block
+//! is split over keys. Around each value stands a frame (`frame.rs`), by which it is found in the bytes of the file.
 //!
 //! A *generation* (`generation.rs`) is one sled database in its own folder, which only grows. Space comes back by
-//! removing a folder, damage stays within one, and memory follows the size of those that are open. Only the newest is
-//! written. When it is full the next one is made, with every sync its creation needs, and only then the old one is
-//! sealed by a small file with its ranges. So whatever a crash leaves, the newest folder is the one written last, and
-//! a start reads the small files and verifies only that one: opening takes as long with an hour's backlog as without.
+//! removing a folder, and damage stays within one. Only the newest is written, through sled, and by one run of the node:
+//! a start makes the next one. When it is full the next one is made, with every sync its creation needs, and only then
+//! the old one is sealed by a small file with its ranges. So whatever a crash leaves, the newest one that is not sealed is
+//! the one written last, and a start reads the small files and verifies only that one: opening takes as long with an
+//! hour's backlog as without.
+//!
+//! From then on sled never opens it again: its frames are read by their places (`frames.rs`). So sled's book-keeping may
+//! be harmed as it likes, opening changes no byte, and a number that is given out again after a crash, because its record
+//! had not been acknowledged, is never in the same generation as what a torn group left of that record.
 //!
 //! # Group commit
 //!
@@ -41,14 +47,13 @@
 //!
 //! A sink that keeps up is handed the block the writer made, from the *tail* (`tail.rs`): the newest durable blocks of
 //! all streams, the oldest of whatever stream evicted first. A sink that lags asks the reading thread (`reader.rs`).
-//! That thread shares the handle of the generation being written and opens sealed ones for as long as they are read;
-//! the handles stay locked during a read, for sled refuses to open a database twice.
+//! That thread shares the handle of the generation being written and opens sealed ones for as long as they are read.
 //!
 //! # Dropping
 //!
 //! Oldest first, a sealed generation is dropped when every configured sink of every stream in it has passed it and each
-//! of these streams has noted what its broker may send again ([`Buffer::remembered`]), but never the newest sealed one:
-//! a declared window of repeats is read from it ([`Buffer::recent`]). Streams without sinks hold nothing back. A stream that is in the log and no longer configured
+//! of these streams has noted what its broker may send again ([`Buffer::remembered`]), but never the newest sealed ones
+//! that hold as much as one full one: a declared window of repeats is read from them ([`Buffer::recent`]). Streams without sinks hold nothing back. A stream that is in the log and no longer configured
 //! holds its records back only when the state database has books of a sink that is behind: its sinks still owe them,
 //! should it be configured again. Without books nobody knows who would want them. Either way the start says so.
 //! The file `marks` notes what was dropped before the folder goes, so that it is never mistaken for loss.
@@ -59,13 +64,14 @@
 //!
 //! # Loss
 //!
-//! A sealed generation that does not open, panics or cannot be read is moved to `quarantine/`, a single damaged block
-//! leaves a hole. The ranges before and after tell which numbers are missing: they are written to `losses`, shown on
-//! the board, logged as an error, and every sink that comes by is told by [`Chunk::lost`]. An error in the generation
-//! being written ends the process; the next start verifies it and, if need be, sets it aside. After a crash the loss
-//! is then reported up to the numbers set aside, which is too much rather than too little. A full disk, a missing
-//! permission or too many open files are no damage: nothing is moved for them. What cannot be read is read again before
-//! it is called unreadable, and never by sled first (`store.rs`).
+//! Damage costs the blocks it hits: each leaves a hole. The ranges before and after tell which numbers are missing: they
+//! are written to `losses`, shown on the board, logged as an error, and every sink that comes by is told by
+//! [`Chunk::lost`]. A generation with holes is moved to `quarantine/`, as it is, once everybody has passed it; one in which
+//! nothing can be found, at once. An error in the generation being written ends the process; the next start reads it as
+//! any other. Where nothing is left of it after a crash, the loss is reported up to the numbers set aside, which is too
+//! much rather than too little. A full disk, a missing permission or too many open files are no damage, nor is a format
+//! this program does not know: nothing is moved for them. What cannot be read is read again before it is called
+//! unreadable.
 //!
 //! A missing or damaged `identity` is made again from the generations, which all carry it; `marks` from what they hold.
 //! Generations that stand in each other's place are put right (`misplaced.rs`). A log or a state database that is gone
@@ -94,6 +100,8 @@
 mod block;
 mod disk;
 mod error;
+mod frame;
+mod frames;
 mod generation;
 pub mod inspect;
 mod janitor;
@@ -210,7 +218,7 @@ impl Buffer {
             (name.clone(), Arc::new(cell))
         };
         let cells = recovered.streams.iter().map(cell).collect();
-        let index = index(&mut recovered, &folder, cursors);
+        let index = index(&mut recovered, &folder, cursors, log::generation_bytes(settings));
         let at = |(name, next): (&StreamName, &Sequence)| (name.clone(), Sequence(next.0 - 1));
         let positions = recovered.contents.next.iter().map(at).collect();
         let reached = reached::Reached::open(&folder, positions)?;
@@ -431,7 +439,12 @@ impl Cursors {
 }
 
 /// Nothing is configured yet.
-fn index(recovered: &mut Recovered, folder: &Path, cursors: Cursors) -> Index {
+fn index(
+    recovered: &mut Recovered,
+    folder: &Path,
+    cursors: Cursors,
+    generation_bytes: u64,
+) -> Index {
     Index {
         generations: std::mem::take(&mut recovered.entries),
         current: Some((recovered.number, recovered.store.clone())),
@@ -442,6 +455,7 @@ fn index(recovered: &mut Recovered, folder: &Path, cursors: Cursors) -> Index {
         quarantined: std::fs::read_dir(folder.join("quarantine"))
             .map_or(0, |entries| entries.count() as u64),
         retired: Vec::new(),
+        generation_bytes,
     }
 }
 

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use tokio::sync::{oneshot, watch};
 
+use super::frames::Frames;
 use super::generation::{self, Stretch};
-use super::log::{Log, Loss, Place, StreamCell, lock};
-use super::store::Store;
+use super::log::{Log, Place, StreamCell, lock};
 use super::{Block, BufferError};
-use crate::domain::{Arrival, Durable, Sequence, SequenceRange};
+use crate::domain::{Durable, Sequence, SequenceRange};
 
-/// Sealed generations open at a time: their pages in memory follow their size, not sled's cache setting.
+/// Sealed generations open at a time: some bytes of memory for each part of a block in them.
 const OPEN_SEALED_MAX: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
 /// A sealed generation nobody has read for this long is closed.
@@ -22,7 +22,7 @@ const IDLE_HANDLE_LIMIT: Duration = Duration::from_secs(30);
 /// Sealed generations that are open because a sink lags.
 #[derive(Debug)]
 pub(super) struct Handles {
-    open: LruCache<u64, Store>,
+    open: LruCache<u64, Arc<Frames>>,
     used: Instant,
 }
 
@@ -46,20 +46,20 @@ impl Handles {
         }
     }
 
-    fn get(&mut self, number: u64, folder: &std::path::Path) -> Result<Store, BufferError> {
-        if let Some(store) = self.open.get(&number) {
-            return Ok(store.clone());
+    fn get(&mut self, number: u64, folder: &std::path::Path) -> Result<Arc<Frames>, BufferError> {
+        if let Some(frames) = self.open.get(&number) {
+            return Ok(frames.clone());
         }
         if self.open.len() == OPEN_SEALED_MAX.get() {
             self.open.pop_lru();
         }
-        let store = Store::open(folder)?;
-        let held = generation::read_header(&store)?.number;
+        let frames = Arc::new(Frames::open(folder)?);
+        let held = frames.number();
         if held != number {
             return Err(BufferError::Misplaced { path: folder.to_owned(), number: held });
         }
-        self.open.put(number, store.clone());
-        Ok(store)
+        self.open.put(number, frames.clone());
+        Ok(frames)
     }
 }
 
@@ -162,7 +162,14 @@ pub(super) fn fetch(
         };
         let read = read(log, cell, number, wanted, bytes_max);
         match read {
-            Ok(Some(stretch)) => return Ok(chunk(log, cell, number, stretch)),
+            Ok(Some(Stretch { hole: Some(hole), .. }))
+                if !lock(&log.index).is_known_hole(number, &cell.name, hole) =>
+            {
+                let once_more = tried != Some(number);
+                tried = Some(number);
+                found_hole(log, cell, number, hole, once_more)?;
+            }
+            Ok(Some(Stretch { blocks, hole })) => return Ok(Chunk { blocks, lost: hole }),
             // Dropped between the look into the index and the opening: look again.
             Ok(None) => {}
             // A drive may fail to read once; what it then cached is given up with the handle.
@@ -184,7 +191,7 @@ pub(super) fn fetch(
 }
 
 /// `None`: the generation is no longer there. The handles stay locked for the whole read: so nobody closes or removes
-/// what is being read, and no generation is ever opened twice, which sled refuses.
+/// what is being read.
 fn read(
     log: &Log,
     cell: &StreamCell,
@@ -197,25 +204,50 @@ fn read(
     let (held, folder) = {
         let index = lock(&log.index);
         let Some(entry) = index.generations.get(&number) else { return Ok(None) };
-        (index.open_store(number), entry.folder.clone())
+        (index.written(number), entry.folder.clone())
     };
-    let store = match held {
-        Some(store) => store,
-        None => handles.get(number, &folder)?,
+    let stretch = match held {
+        Some(written) => generation::read(&written, &cell.prefix, wanted, bytes_max),
+        None => {
+            let frames = handles.get(number, &folder)?;
+            generation::read(frames.as_ref(), &cell.prefix, wanted, bytes_max)
+        }
     };
-    generation::read(&store, &cell.prefix, wanted, bytes_max).map(Some)
+    stretch.map(Some)
 }
 
-fn chunk(log: &Log, cell: &StreamCell, number: u64, stretch: Stretch) -> Chunk {
-    if let Some(range) = stretch.hole {
-        log.lose(vec![Loss {
-            stream: cell.name.clone(),
-            range,
-            noticed: Arrival::now(),
-            reason: format!("not in generation {number}, or damaged there"),
-        }]);
+/// What the drive did not read is looked for once more. Then it is lost, and the whole generation is looked through; the
+/// one that is written ends the process, so that the next start finds what else its file holds.
+fn found_hole(
+    log: &Log,
+    cell: &StreamCell,
+    number: u64,
+    hole: SequenceRange,
+    once_more: bool,
+) -> Result<(), BufferError> {
+    let SequenceRange { first, last } = hole;
+    let mut handles = lock(&log.handles);
+    let (written, folder) = {
+        let index = lock(&log.index);
+        let Some(entry) = index.generations.get(&number) else { return Ok(()) };
+        (index.written(number).is_some(), entry.folder.clone())
+    };
+    if written {
+        let missing = format!("{} {} to {} cannot be read", cell.name, first.0, last.0);
+        log.fail(&BufferError::corrupt(&folder, missing));
+    } else if once_more {
+        handles.forget(number);
+    } else {
+        let frames = handles.get(number, &folder)?;
+        log.examine(number, &frames)?;
+        let index = lock(&log.index);
+        let is_there = index.generations.contains_key(&number);
+        if is_there && !index.is_known_hole(number, &cell.name, hole) {
+            let reason = format!("{} {} to {} is read now and then", cell.name, first.0, last.0);
+            return Err(BufferError::corrupt(&folder, reason));
+        }
     }
-    Chunk { blocks: stretch.blocks, lost: stretch.hole }
+    Ok(())
 }
 
 /// A sealed generation is set aside. The one that is written ends the process: the next start verifies it.

@@ -7,18 +7,15 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::generation::{self, Contents};
+use super::frames::Frames;
+use super::generation::{self, Contents, FORMAT, Written};
 use super::log::{Entry, Loss, Marks, gaps, set_aside};
 use super::state_store::StateStore;
 use super::store::Store;
 use super::{BufferError, disk, misplaced, sync_shim};
 use crate::config::BufferSettings;
+use crate::crash::crash_point;
 use crate::domain::{Arrival, LogIdentity, Runbook, Sequence, StreamName};
-
-const FORMAT: u32 = 1;
-
-/// How often something is read before it is called unreadable.
-const READS_MAX: u32 = 3;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct IdentityFile {
@@ -43,10 +40,7 @@ pub(super) fn identity(buffer: &Path) -> Result<LogIdentity, BufferError> {
     let path = buffer.join("identity");
     match disk::read_json::<IdentityFile>(&path) {
         Ok(Some(file)) if file.format == FORMAT => return Ok(file.identity),
-        Ok(Some(file)) => {
-            let reason = format!("format {} is not known to this program", file.format);
-            return Err(BufferError::corrupt(&path, reason));
-        }
+        Ok(Some(file)) => return Err(BufferError::Format { path, format: file.format }),
         Ok(None) => {}
         Err(error) if error.is_damage() => {
             tracing::error!(event = "identity_damaged", error = %error, "its generations know it too");
@@ -66,8 +60,12 @@ pub(super) fn identity(buffer: &Path) -> Result<LogIdentity, BufferError> {
 /// Every generation carries it; the first that can be read tells.
 fn identity_in_generations(buffer: &Path) -> Result<Option<LogIdentity>, BufferError> {
     for (_, folder) in generation::list(buffer)? {
-        match Store::open(&folder).and_then(|store| generation::read_header(&store)) {
-            Ok(header) => return Ok(Some(header.identity)),
+        match Frames::open(&folder) {
+            Ok(frames) => {
+                if let Some(header) = frames.header() {
+                    return Ok(Some(header.identity));
+                }
+            }
             Err(error) if error.is_damage() => {}
             Err(error) => return Err(error),
         }
@@ -151,22 +149,27 @@ struct Known {
     number: u64,
     folder: PathBuf,
     contents: Contents,
-    /// Open when it may be written on.
-    store: Option<Store>,
+    /// A small file beside it says what it holds. Where there is none, it has been read; the newest such is the one that
+    /// was written last.
+    sealed: bool,
 }
 
 impl Known {
     fn in_place(&self) -> bool {
-        [0, self.number].contains(&self.contents.number)
+        self.number == self.contents.number
+    }
+
+    fn is_of_no_use(&self) -> bool {
+        self.contents.ranges.is_empty() && !self.contents.harmed
     }
 }
 
 /// What the log consists of.
 pub(super) struct Recovered {
     pub entries: BTreeMap<u64, Entry>,
-    /// The generation to go on in.
+    /// The generation to go on in; each start makes one.
     pub number: u64,
-    pub store: Store,
+    pub store: Written,
     pub contents: Contents,
     /// Found at this start.
     pub losses: Vec<Loss>,
@@ -201,7 +204,7 @@ impl Recovery<'_> {
             read => read?,
         };
         let (known, set_aside) = self.generations()?;
-        let whole = marks.is_some() || known.last().is_some_and(|last| last.store.is_some());
+        let whole = marks.is_some() || known.last().is_some_and(|last| !last.sealed);
         if !whole && (set_aside > 0 || !known.is_empty()) {
             let reason = "neither it nor the newest generation tells where the numbers go on";
             return Err(BufferError::corrupt(&marks_path, reason));
@@ -209,14 +212,13 @@ impl Recovery<'_> {
         self.assemble(known, marks.unwrap_or_default(), set_aside)
     }
 
-    /// All readable generations, oldest first, and how many were set aside. The newest is verified block by block.
+    /// All readable generations, oldest first, and how many were set aside. What is not sealed is verified block by block.
     fn generations(&self) -> Result<(Vec<Known>, u64), BufferError> {
         misplaced::finish(self.buffer, self.quarantine)?;
         let (known, unreadable) = self.load()?;
         if known.iter().all(Known::in_place) {
             return Ok((known, unreadable));
         }
-        drop(known);
         misplaced::sort_out(self.buffer, self.quarantine)?;
         let (known, further) = self.load()?;
         Ok((known, unreadable + further))
@@ -224,13 +226,24 @@ impl Recovery<'_> {
 
     fn load(&self) -> Result<(Vec<Known>, u64), BufferError> {
         let list = generation::list(self.buffer)?;
-        let newest = list.last().map(|(number, _)| *number);
-        let (mut known, mut unreadable) = (Vec::new(), 0);
-        for (number, folder) in list {
-            match patiently(|| load(number, &folder, newest == Some(number))) {
+        let (mut known, mut unreadable) = (Vec::<Known>::new(), 0);
+        for (at, (number, folder)) in list.iter().enumerate() {
+            let before = known.last().map(|before| &before.contents);
+            match patiently(|| self.load_one(*number, folder, before, &list[at + 1..])) {
                 Ok(found) => known.push(found),
+                // The one before is sealed before a record goes into the next.
+                Err(BufferError::Corrupt { .. })
+                    if known.last().is_some_and(|last| !last.sealed) =>
+                {
+                    tracing::info!(
+                        event = "generation_unfinished",
+                        folder = %folder.display(),
+                        "the node ended while it made a generation; there is no record in it"
+                    );
+                    disk::remove_folder(folder)?;
+                }
                 Err(error) if error.is_damage() => {
-                    set_aside(&folder, self.quarantine, &error)?;
+                    set_aside(folder, self.quarantine, &error)?;
                     unreadable += 1;
                 }
                 Err(error) => return Err(error),
@@ -241,13 +254,55 @@ impl Recovery<'_> {
         Ok((known, unreadable))
     }
 
+    /// `later`: the generations behind it.
+    fn load_one(
+        &self,
+        number: u64,
+        folder: &Path,
+        before: Option<&Contents>,
+        later: &[(u64, PathBuf)],
+    ) -> Result<Known, BufferError> {
+        let folder = folder.to_owned();
+        if let Some(contents) = generation::read_sidecar(&folder) {
+            return Ok(Known { number, folder, contents, sealed: true });
+        }
+        let frames = Frames::open(&folder)?;
+        let mut contents = generation::verify(&frames, before)?;
+        let ends = later.iter().find_map(|(_, folder)| begins(folder));
+        match ends {
+            // What stands behind was never answered, and its numbers were given out again.
+            Some(ends) => {
+                for stream in contents.next.keys().cloned().collect::<Vec<_>>() {
+                    contents.cut(&stream, ends.get(&stream).copied().unwrap_or(Sequence(1)));
+                }
+            }
+            None => self.cut_torn(&mut contents),
+        }
+        contents.harmed = !contents.holes.is_empty();
+        Ok(Known { number, folder, contents, sealed: false })
+    }
+
+    /// A group that was on its way when the node ended may be there in part. None of it was answered: where the first of
+    /// its records is missing, the others do not count.
+    fn cut_torn(&self, contents: &mut Contents) {
+        if self.reached.is_empty() {
+            return;
+        }
+        for (stream, hole) in contents.holes.clone() {
+            let answered = self.reached.get(&stream).copied().unwrap_or_default();
+            if hole.first > answered {
+                contents.cut(&stream, hole.first);
+            }
+        }
+    }
+
     fn assemble(
         self,
         mut known: Vec<Known>,
         mut marks: Marks,
         set_aside: u64,
     ) -> Result<Recovered, BufferError> {
-        let written = known.last().is_some_and(|last| last.store.is_some());
+        let written = known.last().is_some_and(|last| !last.sealed);
         let mut streams: BTreeSet<StreamName> = self.configured.iter().cloned().collect();
         streams.extend(known.iter().flat_map(|k| k.contents.next.keys().cloned()));
         streams.extend(marks.reserved.keys().chain(self.reached.keys()).cloned());
@@ -269,16 +324,16 @@ impl Recovery<'_> {
                 noticed: Arrival::now(),
                 reason: "missing from the log at start".to_owned(),
             }));
+            if at > held.get(stream).copied().unwrap_or(Sequence(1))
+                && let Some(last) = known.last_mut().filter(|last| !last.sealed)
+            {
+                last.contents.harmed = true;
+            }
             next.insert(stream.clone(), at);
         }
-        let newest = known
-            .last_mut()
-            .and_then(|last| Some((last.number, last.store.take()?, last.contents.clone())));
-        let (number, store, mut contents) = match newest {
-            Some(newest) => newest,
-            None => self.fresh(&mut known, next.clone(), set_aside)?,
-        };
-        contents.next = next;
+        let (number, store, contents) = self.fresh(&mut known, next, set_aside)?;
+        crash_point("crash_start_generation_made");
+        seal(&mut known, number)?;
         marks.clean = false;
         let entries = known.into_iter().map(entry).collect();
         let noted = self::losses(self.buffer, self.quarantine)?;
@@ -307,13 +362,13 @@ impl Recovery<'_> {
         known: &mut Vec<Known>,
         next: BTreeMap<StreamName, Sequence>,
         set_aside: u64,
-    ) -> Result<(u64, Store, Contents), BufferError> {
+    ) -> Result<(u64, Written, Contents), BufferError> {
         let number = known.last().map_or(0, |last| last.number) + set_aside + 1;
         let header = generation::header(self.identity, number, next);
-        let store = generation::create(self.buffer, &header)?;
+        let store = Written::create(self.buffer, &header)?;
         let contents = Contents { number, next: header.next, ..Contents::default() };
         let folder = store.folder().to_owned();
-        known.push(Known { number, folder, contents: contents.clone(), store: None });
+        known.push(Known { number, folder, contents: contents.clone(), sealed: false });
         Ok((number, store, contents))
     }
 }
@@ -326,12 +381,12 @@ fn before_first(known: &[Known], stream: &StreamName, next: Sequence) -> Sequenc
 
 fn entry(known: Known) -> (u64, Entry) {
     let bytes = disk::folder_bytes(&known.folder);
-    (known.number, Entry { folder: known.folder, bytes, ranges: known.contents.ranges })
+    (known.number, Entry { folder: known.folder, bytes, contents: known.contents })
 }
 
 /// A drive may fail to read and do it at the next attempt: only what stays unreadable is set aside.
 fn patiently<T>(mut read: impl FnMut() -> Result<T, BufferError>) -> Result<T, BufferError> {
-    for _ in 1..READS_MAX {
+    for _ in 1..disk::READS_MAX {
         match read() {
             Err(error) if error.is_damage() => {
                 tracing::warn!(event = "read_failed", error = %error, "once more");
@@ -342,20 +397,136 @@ fn patiently<T>(mut read: impl FnMut() -> Result<T, BufferError>) -> Result<T, B
     read()
 }
 
-fn load(number: u64, folder: &Path, newest: bool) -> Result<Known, BufferError> {
-    if let Some(contents) = generation::read_sidecar(folder) {
-        return Ok(Known { number, folder: folder.to_owned(), contents, store: None });
+/// Where the streams were when the generation was made.
+fn begins(folder: &Path) -> Option<BTreeMap<StreamName, Sequence>> {
+    Frames::open(folder).ok()?.header().map(|header| header.next.clone())
+}
+
+/// What an earlier run had not sealed will never be written again. Only now: until the next generation is there, the one
+/// without a small file is the one that was written last. One without records is of no use.
+fn seal(known: &mut Vec<Known>, written: u64) -> Result<(), BufferError> {
+    let is_left = |known: &Known| !known.sealed && known.number != written;
+    for left in known.iter_mut().filter(|known| is_left(known)) {
+        if left.is_of_no_use() {
+            disk::remove_folder(&left.folder)?;
+        } else {
+            generation::write_sidecar(&left.folder, &left.contents)?;
+        }
     }
-    let store = Store::open(folder)?;
-    let contents = generation::verify(&store)?;
-    if contents.number != number {
-        return Ok(Known { number, folder: folder.to_owned(), contents, store: None });
+    known.retain(|known| !is_left(known) || !known.is_of_no_use());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::Incoming;
+    use crate::buffer::block::{Block, BlockBuilder};
+    use crate::domain::{DeliveryFlags, SequenceRange};
+
+    fn stream() -> StreamName {
+        StreamName::parse("a").unwrap()
     }
-    if newest {
-        generation::trim(&store, &contents)?;
-        return Ok(Known { number, folder: folder.to_owned(), contents, store: Some(store) });
+
+    fn blocks(first: u64, last: u64, payload: &'static str) -> Vec<Block> {
+        let mut builder = BlockBuilder::new(Sequence(first));
+        for _ in first..=last {
+            builder.push(&Incoming {
+                topic: "t".into(),
+                payload: payload.into(),
+                arrival: Arrival(1),
+                flags: DeliveryFlags::default(),
+                packet_id: 1,
+            });
+        }
+        builder.finish()
     }
-    drop(store);
-    generation::write_sidecar(folder, &contents)?;
-    Ok(Known { number, folder: folder.to_owned(), contents, store: None })
+
+    fn write(store: &Written, blocks: &[Block]) {
+        let prefix = generation::key_prefix(&stream());
+        for block in blocks {
+            store.insert(&prefix, block).unwrap();
+        }
+        store.flush().unwrap();
+    }
+
+    fn start(buffer: &Path, identity: LogIdentity, reached: u64) -> Recovered {
+        let recovery = Recovery {
+            buffer,
+            quarantine: &buffer.join("quarantine"),
+            identity,
+            configured: &[stream()],
+            delivered: BTreeMap::new(),
+            reached: BTreeMap::from([(stream(), Sequence(reached))]),
+            on_read: &|_| {},
+        };
+        recovery.run().unwrap()
+    }
+
+    fn held(recovered: &Recovered) -> Vec<SequenceRange> {
+        let contents = recovered.entries.values().map(|entry| &entry.contents);
+        contents.filter_map(|contents| contents.ranges.get(&stream()).copied()).collect()
+    }
+
+    /// A group was on its way, and only its end came to the disk. Its numbers are given out again.
+    #[test]
+    fn what_is_left_of_a_torn_group_is_no_loss_and_never_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let buffer = folder.path();
+        let identity = LogIdentity(uuid::Uuid::new_v4());
+        let header = generation::header(identity, 1, BTreeMap::new());
+        let store = Written::create(buffer, &header).unwrap();
+        write(&store, &blocks(1, 64, "old"));
+        write(&store, &blocks(129, 300, "torn"));
+        drop(store);
+        let range = |first, last| SequenceRange { first: Sequence(first), last: Sequence(last) };
+        let again = start(buffer, identity, 64);
+        assert_eq!(held(&again), [range(1, 64)]);
+        assert!(again.losses.is_empty(), "{:?}", again.losses);
+        assert_eq!(again.contents.next[&stream()], Sequence(65));
+        write(&again.store, &blocks(65, 300, "new"));
+        drop(again);
+        generation::remove_sidecar(&generation::folder_of(buffer, 1)).unwrap();
+        let later = start(buffer, identity, 300);
+        assert_eq!(held(&later), [range(1, 64), range(65, 300)]);
+        assert!(later.losses.is_empty(), "{:?}", later.losses);
+        assert_eq!(later.contents.next[&stream()], Sequence(301));
+    }
+
+    /// The same, but it was answered: the disk lost the middle.
+    #[test]
+    fn a_hole_among_what_was_answered_is_a_loss_and_what_stands_behind_it_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = LogIdentity(uuid::Uuid::new_v4());
+        let header = generation::header(identity, 1, BTreeMap::new());
+        let store = Written::create(folder.path(), &header).unwrap();
+        write(&store, &blocks(1, 64, "x"));
+        write(&store, &blocks(129, 300, "x"));
+        drop(store);
+        let found = start(folder.path(), identity, 320);
+        let range = |first, last| SequenceRange { first: Sequence(first), last: Sequence(last) };
+        let lost: Vec<_> = found.losses.iter().map(|loss| loss.range).collect();
+        assert_eq!(lost, [range(65, 128), range(301, 320)]);
+        assert_eq!(held(&found), [range(1, 300)]);
+        assert_eq!(found.contents.next[&stream()], Sequence(321));
+    }
+
+    /// A start that found no space, again and again, leaves nothing behind and sets nothing aside.
+    #[test]
+    fn a_generation_that_was_not_made_to_its_end_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let buffer = folder.path();
+        let identity = LogIdentity(uuid::Uuid::new_v4());
+        let store = start(buffer, identity, 0).store;
+        write(&store, &blocks(1, 10, "x"));
+        drop(store);
+        let unfinished = generation::folder_of(buffer, 2);
+        std::fs::create_dir(&unfinished).unwrap();
+        std::fs::write(unfinished.join("db"), vec![0; 1 << 19]).unwrap();
+        let found = start(buffer, identity, 10);
+        assert_eq!(found.number, 2);
+        assert!(found.losses.is_empty());
+        assert_eq!(found.contents.next[&stream()], Sequence(11));
+        assert!(!buffer.join("quarantine").exists());
+    }
 }

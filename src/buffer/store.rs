@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::block::PART_BYTES_MAX;
 use super::{BufferError, disk};
 
 /// Pages sled keeps in memory per open database.
@@ -48,7 +47,6 @@ impl Store {
     }
 
     pub(super) fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), BufferError> {
-        debug_assert!(value.len() <= PART_BYTES_MAX, "a value that sled would put into a blob");
         guarded(&self.folder, || self.db.insert(key, value)).map(drop)
     }
 

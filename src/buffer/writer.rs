@@ -1,7 +1,6 @@
 //! The writer: one OS thread that owns every append. It takes what waits from all streams, hands it to sled, syncs
 //! once and answers everyone.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -9,9 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::block::{Block, BlockBuilder};
-use super::generation::{self, Contents};
+use super::generation::{self, Contents, Written};
 use super::log::{Entry, Log, StreamCell, lock};
-use super::store::Store;
 use super::{BufferError, Incoming, disk};
 use crate::crash::crash_point;
 use crate::domain::{Durable, Sequence, SequenceRange, StreamName};
@@ -29,7 +27,7 @@ const FILE_PER_BLOCK_BYTES: (u64, u64) = (9, 5);
 
 /// Below this share of blocks in it a generation is not sealed for its file's size alone: an empty sled database
 /// takes up some space already.
-const BLOCK_SHARE_MIN: u64 = 16;
+pub(super) const BLOCK_SHARE_MIN: u64 = 16;
 
 pub(super) enum Order {
     Append(Pending),
@@ -92,7 +90,7 @@ impl Appender {
 pub(super) struct Writer {
     log: Arc<Log>,
     number: u64,
-    store: Store,
+    store: Written,
     contents: Contents,
     /// Said so already.
     refusing: bool,
@@ -121,7 +119,7 @@ impl Appended {
 
 impl Writer {
     /// Goes on in the generation `number`, which holds `contents`.
-    pub(super) fn new(log: Arc<Log>, number: u64, store: Store, contents: Contents) -> Self {
+    pub(super) fn new(log: Arc<Log>, number: u64, store: Written, contents: Contents) -> Self {
         Writer { log, number, store, contents, refusing: false }
     }
 
@@ -179,7 +177,7 @@ impl Writer {
         self.reserve(&appended)?;
         for stream in &mut appended {
             for block in &stream.blocks {
-                stream.stored_bytes += generation::insert(&self.store, &stream.cell.prefix, block)?;
+                stream.stored_bytes += self.store.insert(&stream.cell.prefix, block)?;
             }
         }
         crash_point("crash_inserted");
@@ -284,7 +282,7 @@ impl Writer {
     fn switch(&mut self) -> Result<(), BufferError> {
         let number = self.number + 1;
         let header = generation::header(self.log.identity, number, self.contents.next.clone());
-        let store = generation::create(&self.log.folder, &header)?;
+        let store = Written::create(&self.log.folder, &header)?;
         crash_point("crash_generation_made");
         let sealed_folder = self.store.folder().to_owned();
         generation::write_sidecar(&sealed_folder, &self.contents)?;
@@ -292,11 +290,12 @@ impl Writer {
         let entry = Entry {
             folder: store.folder().to_owned(),
             bytes: store.size_on_disk()?,
-            ranges: BTreeMap::new(),
+            contents: Contents::default(),
         };
         let mut index = lock(&self.log.index);
         if let Some(sealed) = index.generations.get_mut(&self.number) {
             sealed.bytes = disk::folder_bytes(&sealed_folder);
+            sealed.contents = self.contents.clone();
         }
         index.generations.insert(number, entry);
         if let Some(retired) = index.current.replace((number, store.clone())) {

@@ -8,6 +8,7 @@ mod certificate;
 mod control;
 mod correlation;
 mod crowd;
+mod dead_letters;
 mod guard;
 mod limiter;
 mod probes;
@@ -15,7 +16,8 @@ mod routes;
 mod serve;
 mod tokens;
 
-pub use control::{ControlState, Reload, ReloadRequest, Replay, ReplayRequest, ReplayResult};
+pub use control::{ControlState, Reload, ReloadRequest};
+pub use dead_letters::{DeadLetters, Orderer, Replay, ReplayError, ReplayRequest, ReplayResult};
 pub use routes::{Access, ROUTES, Scope};
 pub use serve::{HttpError, Listener, Listeners, listen};
 pub use tokens::{Token, TokenError, TokenFile};

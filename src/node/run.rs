@@ -20,7 +20,7 @@ use super::thread::{self, Thread};
 use super::watch::watches;
 use crate::buffer::Buffer;
 use crate::config::{Loaded, Settings};
-use crate::http::{ControlState, listen};
+use crate::http::{ControlState, DeadLetters, listen};
 use crate::observe::{Board, LogControl};
 use crate::part::Phase;
 
@@ -119,9 +119,11 @@ impl Node {
         let (orders, reloads) = mpsc::channel(RELOAD_ORDERS_MAX);
         let control = ControlState {
             supervisor: supervisor.clone().recipient(),
-            letters: buffer.state(),
-            board: board.clone(),
-            replay: replay(assembly.replayers.clone(), board.clone()),
+            letters: DeadLetters {
+                state: buffer.state(),
+                board: board.clone(),
+                replay: replay(assembly.replayers.clone(), board.clone()),
+            },
             reload: reload::over(orders),
         };
         let listeners = listen(&settings.http, &settings.node.state_dir, &board, &control)?;

@@ -148,6 +148,16 @@ pub const CHAPTERS: [Chapter; 9] = [
                 "Look after the disk; acknowledge the loss",
             ),
             event(
+                "generation_unfinished",
+                "The node ended while it made a generation; the empty folder is removed",
+                "",
+            ),
+            event(
+                "generation_harmed",
+                "The disk lost a part of a generation; the rest is delivered, then its folder is set aside",
+                "Look after the disk: `records_lost` names what is gone",
+            ),
+            event(
                 "sink_passed_lost_records",
                 "A Kafka sink met records that the buffer could not read, and went past them",
                 "As for `records_lost`",

@@ -19,6 +19,7 @@ mod scale;
 mod secrets;
 mod service;
 mod stop;
+mod stopped_letters;
 mod streams;
 mod threads;
 mod twins;

@@ -45,6 +45,8 @@ pub enum Fate {
     Nothing,
     /// Records of this generation, by its place.
     Generation(usize),
+    /// A few blocks of this generation.
+    Blocks(usize),
     /// Records of the newest one. After `kill -9` nobody knows how many there were.
     Newest,
     /// Dead letters.
@@ -276,6 +278,15 @@ impl Base {
                     within(*first) && (within(*end) || case.fate == Fate::Newest && *end <= beyond);
                 ensure!(fine, "{stream}: {first} to {end} reported as lost, allowed {allowed:?}");
             }
+            // The first generation holds records that were delivered before.
+            if matches!(case.fate, Fate::Generation(1..) | Fate::Blocks(1..)) {
+                let delivered = reported - missing.len() as u64;
+                ensure!(delivered == 0, "{stream}: {delivered} reported as lost are delivered");
+            }
+            if matches!(case.fate, Fate::Blocks(_)) {
+                let whole = allowed.map_or(0, |(first, last)| last + 1 - first);
+                ensure!(reported * 2 <= whole, "{stream}: {reported} lost of {whole}");
+            }
         }
         let letters = self.world.node.command(&["dlq", "list", "--json"])?;
         let count = String::from_utf8_lossy(&letters.stdout).lines().count() as u64;
@@ -287,7 +298,9 @@ impl Base {
     /// Which numbers may be reported as lost.
     fn allowed(&self, fate: Fate, stream: &str) -> Option<(u64, u64)> {
         match fate {
-            Fate::Generation(place) => self.sealed[place].get(stream).copied(),
+            Fate::Generation(place) | Fate::Blocks(place) => {
+                self.sealed[place].get(stream).copied()
+            }
             Fate::Newest => {
                 let before = self.sealed.last().and_then(|ranges| ranges.get(stream));
                 Some((before.map_or(1, |(_, last)| last + 1), self.last[stream]))

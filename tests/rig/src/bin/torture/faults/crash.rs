@@ -16,7 +16,8 @@ const STEP_WITHIN: Duration = Duration::from_secs(5);
 const ABORTED: i32 = 6;
 /// How often the step may pass before the one that is fatal. Rare steps are fatal at once.
 const PASSES: u32 = 12;
-const RARE: [&str; 6] = [
+const RARE: [&str; 7] = [
+    "crash-start-generation-made",
     "crash-generation-made",
     "crash-generation-sealed",
     "crash-drop-noted",
@@ -33,6 +34,7 @@ pub static FAULTS: &[Fault] = &[
     at("crash-acknowledged", "PUBACKs are in the socket"),
     at("crash-generation-made", "the next generation is made, the last one not sealed"),
     at("crash-generation-sealed", "the last generation is sealed, the next one not in use"),
+    at("crash-start-generation-made", "a start made its generation, the last is not sealed"),
     at("crash-drop-noted", "a generation is noted as dropped, its folder still there"),
     at("crash-dropped", "a generation's folder is gone"),
     at("crash-state-written", "cursors or dead letters are in the state store's memory"),
