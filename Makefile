@@ -11,8 +11,9 @@ TOOLS := $(TARGET)/tools/bin
 # One build for the node and the programs that measure it: the same dependencies with the same features serve them all. No
 # path of this machine comes into them, so that two builds are the same.
 CARGO_HOME ?= $(HOME)/.cargo
-RELEASE := RUSTFLAGS="--remap-path-prefix=$(CARGO_HOME)=/cargo --remap-path-prefix=$(CURDIR)=/telemetry" \
-  cargo build --release --workspace --bin telemetry --bin bench --bin demo
+NODE := RUSTFLAGS="--remap-path-prefix=$(CARGO_HOME)=/cargo --remap-path-prefix=$(CURDIR)=/telemetry" \
+  cargo build --release --workspace --bin telemetry
+RELEASE := $(NODE) --bin bench --bin demo
 PACKAGES := target/package
 # Bounds of `systemd-analyze security`, times ten: 1.2.
 EXPOSURE_MAX := 12
@@ -33,10 +34,14 @@ QUICK ?=
 # fuzz: mapping, block or configuration, and for how long.
 FUZZ ?= mapping
 
-.PHONY: help demo test lint bench torture fuzz deb service-test setup build advisories
+.PHONY: help release demo test lint bench torture fuzz deb service-test setup build advisories
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
+
+release: ## the node itself: target/release/telemetry
+	@scripts/setup build
+	@$(NODE)
 
 demo: ## five home-automation streams through the node, live (DURATION=30, KAFKA=no, RATE=10)
 	@scripts/setup build servers $(if $(filter no,$(KAFKA)),,kafka)

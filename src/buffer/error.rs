@@ -10,7 +10,8 @@ use crate::domain::ErrorClass;
 #[derive(Debug, thiserror::Error)]
 pub enum BufferError {
     #[error(
-        "{} is held by another process: stop the other telemetry node, or give this one a state_dir of its own",
+        "{} is held by another process: stop the other telemetry node, let the `telemetry dlq` at work there end, or give this \
+         node a state_dir of its own",
         path.display()
     )]
     Locked { path: PathBuf },

@@ -297,7 +297,7 @@ fn write_line(
     out.write_all(b"\n")
 }
 
-fn identity(buffer: &Path) -> Result<IdentityFile, BufferError> {
+pub(super) fn identity(buffer: &Path) -> Result<IdentityFile, BufferError> {
     let path = buffer.join("identity");
     disk::read_json(&path)?.ok_or_else(|| {
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);

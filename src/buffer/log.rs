@@ -14,6 +14,7 @@ use super::frames::Frames;
 use super::generation::{self, Contents, Written};
 use super::reached::Reached;
 use super::reader::Handles;
+use super::state::Owner;
 use super::tail::Tail;
 use super::writer::BLOCK_SHARE_MIN;
 use super::{APPEND_QUEUE_BATCHES, BufferError, disk};
@@ -316,6 +317,20 @@ pub(super) struct Log {
     /// Something to look at for the janitor, or room for the writer.
     pub news: Bell,
     pub space: Bell,
+}
+
+impl Owner for Log {
+    fn board(&self) -> &Board {
+        &self.board
+    }
+
+    fn stopped(&self) -> Option<BufferError> {
+        Log::stopped(self)
+    }
+
+    fn fail(&self, error: &BufferError) {
+        Log::fail(self, error);
+    }
 }
 
 impl Log {

@@ -1,14 +1,16 @@
 //! The small second database: books, dead letters, notes. One OS thread owns it; commands that wait share a sync.
 
+use std::sync::Arc;
+
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::BufferError;
-use super::log::Log;
 use super::state_store::StateStore;
 use crate::crash::crash_point;
 use crate::domain::{
     Arrival, Books, DeadLetter, DeadLetterKey, Reason, Runbook, SinkName, StreamName,
 };
+use crate::observe::Board;
 
 /// Commands that may wait; whoever comes then waits to be let in.
 const COMMANDS_MAX: usize = 256;
@@ -35,11 +37,22 @@ enum Command {
     Close,
 }
 
+/// Whose state it is: of an open buffer, or of a stopped node that a command works on.
+pub(super) trait Owner: Send + Sync {
+    fn board(&self) -> &Board;
+
+    /// Why nothing works any more, if so.
+    fn stopped(&self) -> Option<BufferError>;
+
+    /// The first disk error ends everything: after it no later success can be believed.
+    fn fail(&self, error: &BufferError);
+}
+
 /// The small second database: books (with the Kafka cursors), dead letters, presence, retained-message fingerprints.
 /// Calls go to its own thread; what answers `Ok` is on stable storage.
 #[derive(Clone)]
 pub struct State {
-    log: std::sync::Arc<Log>,
+    owner: Arc<dyn Owner>,
     commands: mpsc::Sender<Command>,
     /// Changes when letters were stored.
     letters_kept: watch::Sender<()>,
@@ -71,14 +84,14 @@ impl DeadLetterFilter {
 }
 
 impl State {
-    pub(super) fn new(log: std::sync::Arc<Log>) -> (Self, Commands) {
+    pub(super) fn new(owner: Arc<dyn Owner>) -> (Self, Commands) {
         let (commands, queue) = mpsc::channel(COMMANDS_MAX);
-        (State { log, commands, letters_kept: watch::Sender::new(()) }, Commands(queue))
+        (State { owner, commands, letters_kept: watch::Sender::new(()) }, Commands(queue))
     }
 
     fn gone(&self) -> BufferError {
         let ended = || BufferError::Stopped { reason: "its state thread has ended".to_owned() };
-        self.log.stopped().unwrap_or_else(ended)
+        self.owner.stopped().unwrap_or_else(ended)
     }
 
     async fn call<T: Send + 'static>(
@@ -230,7 +243,7 @@ impl State {
 }
 
 /// The state thread: until it is told to close or the disk fails. What it does not answer is answered `Stopped`.
-pub(super) fn run(log: &Log, mut store: StateStore, commands: Commands) {
+pub(super) fn run(owner: &dyn Owner, mut store: StateStore, commands: Commands) {
     let Commands(mut queue) = commands;
     let mut closing = false;
     let mut warned = 0;
@@ -249,9 +262,9 @@ pub(super) fn run(log: &Log, mut store: StateStore, commands: Commands) {
             }
         }
         if let Err(error) = settle(&store, outcomes) {
-            return log.fail(&error);
+            return owner.fail(&error);
         }
-        log.board.update_buffer(|status| {
+        owner.board().update_buffer(|status| {
             status.dead_letter_bytes = store.dead_letter_bytes;
             status.dead_letter_copies_waiting.clone_from(&store.copies_waiting);
         });

@@ -98,12 +98,15 @@ pub async fn order(
             return Err(anyhow::Error::new(error).context(text).into());
         }
     };
-    let (method, bytes) = match body {
-        None => (Method::GET, Bytes::new()),
-        Some(body) => (Method::POST, serde_json::to_vec(body).context("encode the order")?.into()),
+    let (method, bytes, limit) = match body {
+        None => (Method::GET, Bytes::new(), QUESTION_TIMEOUT),
+        Some(body) => {
+            let bytes = serde_json::to_vec(body).context("encode the order")?;
+            (Method::POST, bytes.into(), ORDER_TIMEOUT)
+        }
     };
     let question = Question { method, path, body: bytes, token: None };
-    let answer = timeout(ORDER_TIMEOUT, exchange(stream, question))
+    let answer = timeout(limit, exchange(stream, question))
         .await
         .context("the node did not answer in time")?;
     let (status, body) = answer?;

@@ -1,8 +1,10 @@
 //! `telemetry dlq`: messages a sink could not take. A running node is asked through its control socket; of a stopped one
-//! the files are read, and only a replay needs the node.
+//! the files are read, and what changes them is done here, see [`desk`].
 
 mod correction;
+mod desk;
 mod fix;
+mod replay;
 mod shown;
 
 use std::collections::BTreeMap;
@@ -13,15 +15,16 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use comfy_table::Table;
 
+use self::desk::Desk;
 use super::client::{self, OrderError};
 use super::{ConfigArg, Exit};
 use crate::buffer::DeadLetterFilter;
 use crate::config::Settings;
 use crate::domain::{Arrival, DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, StreamName};
-use crate::http::{CONTROL_SOCKET, ReplayRequest, ReplayResult};
+use crate::http::{CONTROL_SOCKET, ReplayRequest};
 
 /// Letters of one order: how often a long replay says how far it is.
-const REPLAY_PAGE: usize = 100;
+const PAGE: usize = 100;
 
 #[derive(Args, Debug)]
 pub struct DlqArgs {
@@ -151,7 +154,7 @@ pub fn run(args: &DlqArgs) -> anyhow::Result<Exit> {
         DlqOrder::Fix(args) => fix::fix(&settings, args),
         DlqOrder::Export { filter, output } => export(&settings, filter, output.as_deref()),
         DlqOrder::Replay { filter, letters, dry_run } => {
-            replay(&settings, filter, letters, *dry_run)
+            replay::replay(&settings, filter, letters, *dry_run)
         }
         DlqOrder::Purge { filter, yes } => purge(&settings, filter, *yes),
     }
@@ -275,48 +278,6 @@ fn export(settings: &Settings, filter: &FilterArgs, output: Option<&Path>) -> an
     Ok(Exit::Fine)
 }
 
-fn replay(
-    settings: &Settings,
-    filter: &FilterArgs,
-    keys: &[DeadLetterKey],
-    dry_run: bool,
-) -> anyhow::Result<Exit> {
-    let all = letters(settings, &filter.filter())?;
-    let chosen: Vec<_> = all
-        .into_iter()
-        .map(|letter| letter.key)
-        .filter(|key| keys.is_empty() || keys.contains(key))
-        .collect();
-    if let Some(missing) = keys.iter().find(|key| !chosen.contains(key)) {
-        bail!("no dead letter {missing}: see `telemetry dlq list`");
-    }
-    if dry_run {
-        chosen.iter().for_each(|key| println!("would replay {key}"));
-        return Ok(Exit::Fine);
-    }
-    let (mut done, mut failed) = (0, 0);
-    for page in chosen.chunks(REPLAY_PAGE) {
-        let request = ReplayRequest { keys: page.to_vec(), ..Default::default() };
-        let answer = order(settings, "/dlq/replay", &request)
-            .context("a replay needs the running node: start it first")?;
-        let results: Vec<ReplayResult> = serde_json::from_value(answer)?;
-        done += page.len();
-        if chosen.len() > REPLAY_PAGE {
-            eprintln!("{done} of {}", chosen.len());
-        }
-        for result in results {
-            match result.error {
-                None => println!("replayed {}", result.key),
-                Some(error) => {
-                    failed += 1;
-                    println!("still dead {}: {error}", result.key);
-                }
-            }
-        }
-    }
-    Ok(if failed == 0 { Exit::Fine } else { Exit::Failed })
-}
-
 fn purge(settings: &Settings, filter: &FilterArgs, yes: bool) -> anyhow::Result<Exit> {
     let letters = letters(settings, &filter.filter())?;
     if letters.is_empty() {
@@ -327,33 +288,16 @@ fn purge(settings: &Settings, filter: &FilterArgs, yes: bool) -> anyhow::Result<
         return Ok(Exit::Failed);
     }
     let keys: Vec<_> = letters.iter().map(|letter| letter.key.clone()).collect();
-    for page in keys.chunks(100) {
-        let request = ReplayRequest { keys: page.to_vec(), ..Default::default() };
-        match order(settings, "/dlq/purge", &request) {
-            Ok(_) => {}
-            Err(OrderError::NotRunning(_)) => {
-                purge_stopped(settings, &keys)?;
-                break;
-            }
-            Err(OrderError::Failed(error)) => return Err(error),
+    super::block_on(async {
+        let mut desk = Desk::new(settings);
+        for page in keys.chunks(PAGE) {
+            let request = ReplayRequest { keys: page.to_vec(), ..Default::default() };
+            desk.purge(&request).await?;
         }
-    }
+        desk.close().await
+    })??;
     println!("purged {}", letters.len());
     Ok(Exit::Fine)
-}
-
-/// The node is not there to say it in its log, so this command does.
-fn purge_stopped(settings: &Settings, keys: &[DeadLetterKey]) -> anyhow::Result<()> {
-    crate::observe::start_logging(&settings.log)?;
-    crate::buffer::offline::remove_dead_letters(&settings.node.state_dir, keys)?;
-    tracing::warn!(
-        event = "dead_letters_purged",
-        by = format!("uid {}", rustix::process::getuid().as_raw()),
-        first = keys.first().map(ToString::to_string),
-        purged = keys.len(),
-        "dead letters were purged by a person while the node was stopped"
-    );
-    Ok(())
 }
 
 fn confirmed(count: usize) -> anyhow::Result<bool> {

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::client;
+use super::clock;
 use super::{ConfigArg, Exit, Told};
 use crate::buffer::{self, Load};
 use crate::certificates::CertificateFacts;
@@ -60,6 +61,7 @@ async fn examine(loaded: &Loaded) -> Vec<Finding> {
     let socket = settings.node.state_dir.join(CONTROL_SOCKET);
     let running = Running::ask(&socket).await;
     findings.extend(node(settings, running.as_ref()));
+    findings.extend(clock::probe());
     let load = running.as_ref().and_then(Running::load);
     findings.extend(buffer::probe(&settings.node.state_dir, &settings.buffer, load));
     findings.extend(certificates(settings));

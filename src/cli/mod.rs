@@ -5,6 +5,7 @@ mod buffer;
 mod certs;
 pub mod check;
 mod client;
+mod clock;
 mod dlq;
 mod doctor;
 mod ledger;
@@ -114,7 +115,8 @@ Ends with 1 when the node is unhealthy or does not answer.")]
   telemetry dlq export --output dead.jsonl
   telemetry dlq purge --stream plug --yes
 
-Works on a running and on a stopped node; fix and replay need the running one.")]
+Works on a running and on a stopped node. Of a stopped one fix, replay and purge do the work themselves; the node cannot
+start meanwhile. Ends with 1 when a letter stays.")]
     Dlq(dlq::DlqArgs),
     /// Show the books of every sink: what was received is delivered, pending, set aside, filtered or lost
     #[command(after_help = "Examples:

@@ -2,6 +2,17 @@
 
 use super::sql::qualified;
 
+const CURSORS: &str = "telemetry_cursors";
+const REPLAYED: &str = "telemetry_replayed";
+const SEEN: &str = "telemetry_latest_seen";
+
+/// What whoever writes rows does to each of them.
+pub const RIGHTS: [(&str, &[&str]); 3] = [
+    (CURSORS, &["SELECT", "INSERT", "UPDATE"]),
+    (REPLAYED, &["SELECT", "INSERT"]),
+    (SEEN, &["SELECT", "INSERT", "UPDATE"]),
+];
+
 /// One statement each, safe to repeat, for a schema that exists. The migrator runs them before any migration of the
 /// operator's.
 pub fn statements(schema: &str) -> Vec<String> {
@@ -36,15 +47,15 @@ pub fn statements(schema: &str) -> Vec<String> {
 
 /// The cursor and books of each sink.
 pub fn cursors(schema: &str) -> String {
-    qualified(schema, "telemetry_cursors")
+    qualified(schema, CURSORS)
 }
 
 /// The ledger that makes a replay happen once.
 pub fn replayed(schema: &str) -> String {
-    qualified(schema, "telemetry_replayed")
+    qualified(schema, REPLAYED)
 }
 
 /// The newest message each latest-state row has seen; `sink` holds `<stream>/<sink>`.
 pub fn latest_seen(schema: &str) -> String {
-    qualified(schema, "telemetry_latest_seen")
+    qualified(schema, SEEN)
 }

@@ -186,7 +186,8 @@ pub fn plan(
         return Err(DatabaseError::Standing {
             problem: format!("table {name} does not exist"),
             remedy: format!(
-                "create it; `telemetry migrate draft {}` writes the statement",
+                "apply its migration (`telemetry migrate apply`) or create it; `telemetry migrate draft {}` writes \
+                 the statement",
                 expected.stream.name
             ),
         });

@@ -41,6 +41,9 @@ pub enum DatabaseError {
     /// Every statement succeeded, and nothing of it is there.
     #[error("the server rolled back what it was told to commit; it is sent again")]
     RolledBack,
+    /// Made of rows of a batch; the next smaller one tells whose fault it is.
+    #[error("{doing}: this program panicked, which is a mistake in it")]
+    Panicked { doing: &'static str },
     /// A refusal that may be the plan's fault: the table is another than the one that was planned for.
     #[error("the table may have changed; it is looked at again")]
     PlanInDoubt,
@@ -62,6 +65,7 @@ impl DatabaseError {
             DatabaseError::Tls(_)
             | DatabaseError::Standing { .. }
             | DatabaseError::Fenced { .. } => ErrorClass::Standing,
+            DatabaseError::Panicked { .. } => ErrorClass::Data,
         }
     }
 

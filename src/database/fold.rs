@@ -49,7 +49,9 @@ pub fn fold<'m>(
     messages: impl IntoIterator<Item = &'m Message>,
 ) -> Folded {
     let mut folded = Folded::default();
+    fail::fail_point!("fold");
     for message in messages {
+        fail::fail_point!(&format!("fold_{}", message.key));
         let row = rows.entry(message.key.clone()).or_default();
         if row.seen.is_some_and(|seen| message.arrival < seen) {
             folded.stale += 1;

@@ -1,5 +1,7 @@
 //! Latest state: the current rows, locked; the fold; the rows that changed.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row as SqlRow};
 
@@ -17,6 +19,9 @@ use crate::mapping::{Column, Fault, Value};
 const KEYS_PER_STATEMENT: usize = 1000;
 
 type Parameter = Box<dyn ToSql + Sync + Send>;
+
+/// Of one statement.
+type Parameters = Vec<(Parameter, Type)>;
 
 /// How rows of this table are read and written.
 #[derive(Debug, Clone, PartialEq)]
@@ -134,16 +139,37 @@ impl LatestPlan {
         for keys in keys.chunks(KEYS_PER_STATEMENT) {
             self.read(client, keys, &mut rows).await?;
         }
-        let folded = fold(&mut rows, &self.fixed, messages);
-        let changed: Vec<&Row> = rows.values().filter(|row| row.updated_at.is_some()).collect();
-        for rows in changed.chunks(KEYS_PER_STATEMENT) {
-            self.upsert(client, rows).await?;
+        let (folded, upserts) = self.fold(&mut rows, messages)?;
+        for parameters in upserts {
+            self.upsert(client, &parameters).await?;
         }
         let seen: Vec<(&String, &Row)> = rows.iter().filter(|(_, row)| row.seen_moved).collect();
         for rows in seen.chunks(KEYS_PER_STATEMENT) {
             self.upsert_seen(client, rows).await?;
         }
         Ok(folded)
+    }
+
+    /// A panic is the fault of a row, and of the smallest batch that still has it; unless it comes without any row too:
+    /// then it is nobody's, and ends the writer.
+    fn fold(
+        &self,
+        rows: &mut Rows,
+        messages: &[Message],
+    ) -> Result<(Folded, Vec<Parameters>), DatabaseError> {
+        let folded = catch_unwind(AssertUnwindSafe(|| self.fold_or_panic(rows, messages)));
+        folded.map_err(|_| {
+            self.fold_or_panic(&mut Rows::new(), &[]);
+            DatabaseError::Panicked { doing: "fold the latest rows" }
+        })
+    }
+
+    /// What changed, as parameters of [`LatestPlan::upsert`].
+    fn fold_or_panic(&self, rows: &mut Rows, messages: &[Message]) -> (Folded, Vec<Parameters>) {
+        let folded = fold(rows, &self.fixed, messages);
+        let changed: Vec<&Row> = rows.values().filter(|row| row.updated_at.is_some()).collect();
+        let upserts = changed.chunks(KEYS_PER_STATEMENT).map(|rows| self.parameters(rows));
+        (folded, upserts.collect())
     }
 
     async fn read(
@@ -181,14 +207,19 @@ impl LatestPlan {
         Ok(())
     }
 
-    async fn upsert(&self, client: &Client, rows: &[&Row]) -> Result<(), DatabaseError> {
-        let mut parameters: Vec<(Parameter, Type)> = Vec::with_capacity(self.columns.len() + 2);
+    /// The columns of these rows.
+    fn parameters(&self, rows: &[&Row]) -> Parameters {
+        let mut parameters = Parameters::with_capacity(self.columns.len() + 1);
         for (index, column) in self.columns.iter().enumerate() {
             let cells = rows.iter().filter_map(|row| row.cells.as_ref()?.get(index));
             parameters.push(array(column.column_type, cells));
         }
         let times = rows.iter().filter_map(|row| row.updated_at).map(Timestamptz::from);
         parameters.push((Box::new(times.collect::<Vec<_>>()), Type::TIMESTAMPTZ_ARRAY));
+        parameters
+    }
+
+    async fn upsert(&self, client: &Client, parameters: &Parameters) -> Result<(), DatabaseError> {
         let parameters: Vec<(&(dyn ToSql + Sync), Type)> =
             parameters.iter().map(|(value, ty)| (&**value as _, ty.clone())).collect();
         client

@@ -23,6 +23,7 @@ mod pace;
 mod pool;
 mod probe;
 mod replay;
+mod rights;
 mod source;
 mod sql;
 mod table_sink;

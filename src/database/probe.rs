@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use super::catalog::{self, Expected, LiveTable};
 use super::connect::connect;
 use super::error::{DatabaseError, postgres};
+use super::rights;
 use crate::config::{DatabaseSettings, DatabaseTls, StreamSettings, TableSettings};
 use crate::domain::{Finding, Findings};
 use crate::mapping::RowMapper;
@@ -16,12 +17,22 @@ use crate::mapping::RowMapper;
 const SKEW_WARN: Duration = Duration::from_secs(1);
 const SKEW_FAIL: Duration = Duration::from_secs(60);
 
+/// Of sessions of other roles a role without special rights sees no more than whose they are and where.
 const SERVER: &str = "\
     SELECT current_setting('server_version'), current_setting('fsync'), \
     current_setting('full_page_writes'), current_setting('synchronous_commit'), pg_is_in_recovery(), \
-    current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8 \
-    - (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend'), \
-    extract(epoch FROM clock_timestamp())::float8, has_schema_privilege($1, 'CREATE')";
+    least(\
+        current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8 \
+            - coalesce(current_setting('reserved_connections', true), '0')::int8 - count(*), \
+        (SELECT d.datconnlimit FROM pg_catalog.pg_database d \
+            WHERE d.datname = current_database() AND d.datconnlimit >= 0) \
+            - count(*) FILTER (WHERE s.datname = current_database()), \
+        (SELECT r.rolconnlimit FROM pg_catalog.pg_roles r \
+            WHERE r.rolname = current_user AND r.rolconnlimit >= 0) \
+            - count(*) FILTER (WHERE s.usename = current_user)), \
+    extract(epoch FROM clock_timestamp())::float8 \
+    FROM pg_catalog.pg_stat_activity s WHERE s.datid IS NOT NULL AND s.usesysid IS NOT NULL \
+    AND coalesce(s.backend_type, 'client backend') = 'client backend'";
 
 /// What one database says to the tables of these streams.
 pub async fn probe(
@@ -57,6 +68,9 @@ async fn look(
     findings: &mut Findings,
 ) -> Result<(), DatabaseError> {
     server(client, settings, findings).await?;
+    if !rights::look(client, settings, findings).await? {
+        return Ok(());
+    }
     for stream in streams {
         for table in stream.tables.values().filter(|table| table.database == name) {
             look_at_table(client, settings, stream, table, findings).await?;
@@ -74,7 +88,6 @@ struct Server {
     read_only: bool,
     connections_left: i64,
     clock: f64,
-    may_create: bool,
 }
 
 async fn server(
@@ -83,7 +96,7 @@ async fn server(
     findings: &mut Findings,
 ) -> Result<(), DatabaseError> {
     let failed = || postgres("ask for the server's settings");
-    let rows = client.query(SERVER, &[&settings.schema]).await.map_err(failed())?;
+    let rows = client.query(SERVER, &[]).await.map_err(failed())?;
     let Some(row) = rows.first() else { return Ok(()) };
     let read = || {
         Ok(Server {
@@ -94,7 +107,6 @@ async fn server(
             read_only: row.try_get(4)?,
             connections_left: row.try_get(5)?,
             clock: row.try_get(6)?,
-            may_create: row.try_get(7)?,
         })
     };
     let server: Server = read().map_err(failed())?;
@@ -137,24 +149,18 @@ fn durability(server: &Server, findings: &mut Findings) {
 fn room(server: &Server, settings: &DatabaseSettings, findings: &mut Findings) {
     let figure = format!(
         "{} left, the node takes up to {}",
-        server.connections_left, settings.connections_max
+        server.connections_left.max(0),
+        settings.connections_max
     );
     if server.connections_left < 1 {
-        findings.fail("connections", figure, "raise max_connections of the server");
+        let remedy =
+            "raise max_connections of the server, or the CONNECTION LIMIT of the role or database";
+        findings.fail("connections", figure, remedy);
     } else if server.connections_left < i64::from(settings.connections_max) {
         let remedy = "raise max_connections of the server, or lower connections_max of the node";
         findings.warn("connections", figure, remedy);
     } else {
         findings.ok("connections", figure);
-    }
-    if server.may_create {
-        findings.ok("rights", format!("may create in schema {}", settings.schema));
-    } else {
-        findings.warn(
-            "rights",
-            format!("may not create in schema {}", settings.schema),
-            "fine when a migrator of its own makes the tables and the node's bookkeeping; otherwise GRANT CREATE",
-        );
     }
 }
 

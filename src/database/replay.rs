@@ -19,6 +19,9 @@ use crate::crash::crash_point;
 use crate::domain::{Books, DeadLetter, ErrorClass, Sequence};
 use crate::mapping::Fault;
 
+/// The node's own tables are made by its migrator.
+const UNDEFINED_TABLE: &str = "42P01";
+
 /// What became of a replayed letter. The letter itself is the caller's to remove, in the first two cases: in every other
 /// it stays, and so do the books.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +53,12 @@ pub async fn replay(sink: &TableSink, letter: &DeadLetter) -> Result<ReplayOutco
             Err(DatabaseError::CursorMoved) => return Ok(ReplayOutcome::NotPassed),
             Err(error) if error.class() == ErrorClass::Data => {
                 return Ok(ReplayOutcome::StillDead(refusal(&error)));
+            }
+            Err(error) if error.sqlstate() == Some(UNDEFINED_TABLE) => {
+                return Err(DatabaseError::Standing {
+                    problem: error.to_string(),
+                    remedy: "apply the migrations: `telemetry migrate apply`".to_owned(),
+                });
             }
             other => return other,
         }

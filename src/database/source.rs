@@ -53,8 +53,13 @@ impl Limits {
 }
 
 impl Source {
-    pub fn new(sink: &TableSink, mapper: RowMapper, plan: Arc<Plan>, pace: Pace) -> Source {
-        let reader = sink.buffer.reader(&sink.stream.name);
+    pub fn new(
+        sink: &TableSink,
+        reader: Reader,
+        mapper: RowMapper,
+        plan: Arc<Plan>,
+        pace: Pace,
+    ) -> Source {
         Source {
             durable: reader.durable(),
             reader,

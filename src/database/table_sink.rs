@@ -15,9 +15,8 @@ use super::maintenance::ensure_partitions;
 use super::pool::Pool;
 use super::source::Plan;
 use super::transaction::ANSWER_MARGIN;
-use crate::buffer::Buffer;
 use crate::config::{DatabaseSettings, StreamSettings, TableKind, TableSettings};
-use crate::domain::NodeName;
+use crate::domain::{LogIdentity, NodeName};
 use crate::mapping::{MappingError, RowMapper};
 use crate::observe::{Board, DependencyView, SinkView};
 
@@ -31,7 +30,8 @@ pub struct TableSink {
     pub database: Arc<DatabaseSettings>,
     /// The one pool of this database.
     pub pool: Pool,
-    pub buffer: Buffer,
+    /// Which log its records come from.
+    pub log: LogIdentity,
     pub board: Arc<Board>,
     pub node: NodeName,
 }
@@ -46,8 +46,13 @@ impl TableSink {
     }
 
     pub fn cursor(&self) -> Cursor {
-        let log = self.buffer.identity();
-        Cursor::new(&self.database.schema, &self.node, log, &self.stream.name, &self.table.sink)
+        Cursor::new(
+            &self.database.schema,
+            &self.node,
+            self.log,
+            &self.stream.name,
+            &self.table.sink,
+        )
     }
 
     /// The configuration's check has compiled the same mapping before: an error here is a mistake in our own wiring.

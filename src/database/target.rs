@@ -13,7 +13,7 @@ use super::source::Plan;
 use super::sql::qualified;
 use super::table_sink::TableSink;
 use super::transaction::{self, Move};
-use crate::buffer::BufferError;
+use crate::buffer::{Buffer, BufferError};
 use crate::crash::{crash_point, part_point};
 use crate::domain::{Arrival, Books, DeadLetter, Delivered, ErrorClass, Reason, Sequence, Stage};
 use crate::mapping::Fault;
@@ -44,6 +44,7 @@ enum Table {
 /// Delivers batches, one at a time.
 pub struct Target {
     sink: TableSink,
+    buffer: Buffer,
     view: Arc<SinkView>,
     progress: Arc<Progress>,
     plan: Arc<Plan>,
@@ -58,12 +59,19 @@ pub struct Target {
 }
 
 impl Target {
-    pub fn new(sink: &TableSink, progress: Arc<Progress>, plan: Arc<Plan>, books: Books) -> Target {
+    pub fn new(
+        sink: &TableSink,
+        buffer: Buffer,
+        progress: Arc<Progress>,
+        plan: Arc<Plan>,
+        books: Books,
+    ) -> Target {
         Target {
             view: sink.view(),
             cursor: sink.cursor(),
             begin: transaction::begin(&sink.database),
             sink: sink.clone(),
+            buffer,
             progress,
             plan,
             plan_is_old: false,
@@ -237,7 +245,7 @@ impl Target {
         if letters.is_empty() {
             return Ok(());
         }
-        self.sink.buffer.state().put_dead_letters(letters).await?;
+        self.buffer.state().put_dead_letters(letters).await?;
         crash_point("crash_letters_kept");
         Ok(())
     }
@@ -254,7 +262,7 @@ impl Target {
         self.uncertain.clear();
         self.progress.beat();
         let stream = &self.sink.stream.name;
-        self.sink.buffer.delivered(stream, &self.sink.table.sink, Delivered(books.cursor));
+        self.buffer.delivered(stream, &self.sink.table.sink, Delivered(books.cursor));
         crash_point("crash_confirmed");
         count(&self.view, tally);
         let passed = |letter: &&DeadLetter| {
@@ -290,7 +298,7 @@ impl Target {
         self.sink.board.stream(stream).unmapped_seen(&self.sink.table.sink, &seen.unmapped);
         if !batch.letters.is_empty() {
             let sink = &self.sink.table.sink;
-            let letters = self.sink.buffer.state().dead_letter_count(stream, sink).await?;
+            let letters = self.buffer.state().dead_letter_count(stream, sink).await?;
             self.view.update(|status| status.dead_letters = letters);
         }
         Ok(())
@@ -312,11 +320,14 @@ pub fn count(view: &SinkView, tally: Tally) {
     }
 }
 
-/// What the server said to a single row.
+/// What the server said to a single row, or that there was no way to tell it.
 pub fn refusal(error: &DatabaseError) -> Fault {
     Fault {
         stage: Stage::Deliver,
-        reason: Reason::DatabaseRefused,
+        reason: match error {
+            DatabaseError::Panicked { .. } => Reason::Panicked,
+            _ => Reason::DatabaseRefused,
+        },
         field: error.column().map(str::to_owned),
         detail: error.to_string(),
     }

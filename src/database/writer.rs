@@ -19,7 +19,7 @@ use super::pace::Pace;
 use super::source::{Source, linger_left};
 use super::table_sink::TableSink;
 use super::target::{Target, Trouble, count};
-use crate::buffer::{BufferError, DeadLetterFilter};
+use crate::buffer::{Buffer, BufferError, DeadLetterFilter};
 use crate::domain::{Books, DeadLetterKey, Delivered, ErrorClass, Runbook, Sequence};
 use crate::mapping::RowMapper;
 use crate::observe::{DependencyView, Edge, EdgeMeter, MigrationState, SinkState, SinkView};
@@ -40,13 +40,18 @@ const LETTERS_PER_CALL: usize = 500;
 /// The part of one table sink.
 pub struct BatchWriter {
     sink: TableSink,
+    buffer: Buffer,
     gate: watch::Receiver<MigrationState>,
 }
 
 impl BatchWriter {
     /// Writes nothing before `gate` says `Done`.
-    pub fn new(sink: TableSink, gate: watch::Receiver<MigrationState>) -> BatchWriter {
-        BatchWriter { sink, gate }
+    pub fn new(
+        sink: TableSink,
+        buffer: Buffer,
+        gate: watch::Receiver<MigrationState>,
+    ) -> BatchWriter {
+        BatchWriter { sink, buffer, gate }
     }
 }
 
@@ -89,6 +94,7 @@ enum Turn {
 
 struct Runner {
     sink: TableSink,
+    buffer: Buffer,
     gate: watch::Receiver<MigrationState>,
     control: Control,
     view: Arc<SinkView>,
@@ -111,7 +117,7 @@ struct Runner {
 
 impl Runner {
     fn new(writer: BatchWriter, control: Control) -> Runner {
-        let BatchWriter { sink, gate } = writer;
+        let BatchWriter { sink, buffer, gate } = writer;
         Runner {
             view: sink.view(),
             gathered: sink.board.sink_edge(
@@ -124,6 +130,7 @@ impl Runner {
             backoff: Backoff::new(sink.database.retry),
             pace: Pace::whole(),
             sink,
+            buffer,
             gate,
             control,
             books: None,
@@ -155,11 +162,11 @@ impl Runner {
     /// What the state store knows: the buffer may drop what lies before it, though the database be away.
     async fn recall(&mut self) -> Result<(), BufferError> {
         let (stream, sink) = (&self.sink.stream.name, &self.sink.table.sink);
-        let state = self.sink.buffer.state();
+        let state = self.buffer.state();
         self.books = state.books(stream, sink).await?;
         let letters = state.dead_letter_count(stream, sink).await?;
         if let Some(books) = self.books {
-            self.sink.buffer.delivered(stream, sink, Delivered(books.cursor));
+            self.buffer.delivered(stream, sink, Delivered(books.cursor));
         }
         self.saved = self.books;
         self.view.update(|status| {
@@ -244,9 +251,10 @@ impl Runner {
         let (books, plan) = prepared?;
         lease.give_back();
         let plan = Arc::new(plan);
-        let source = Source::new(&self.sink, mapper, Arc::clone(&plan), self.pace);
+        let reader = self.buffer.reader(&self.sink.stream.name);
+        let source = Source::new(&self.sink, reader, mapper, Arc::clone(&plan), self.pace);
         let progress = Arc::clone(&self.control.progress);
-        let mut target = Target::new(&self.sink, progress, plan, books);
+        let mut target = Target::new(&self.sink, self.buffer.clone(), progress, plan, books);
         target.uncertain.clone_from(&self.uncertain);
         Ok((source, target))
     }
@@ -272,7 +280,7 @@ impl Runner {
 
     /// Where a sink without a cursor row begins: where its state says, else with the oldest record there is.
     fn beginning(&self) -> Books {
-        let oldest = self.sink.buffer.oldest(&self.sink.stream.name);
+        let oldest = self.buffer.oldest(&self.sink.stream.name);
         let first = Books::starting_at(Sequence(oldest.0.saturating_sub(1)));
         self.books.filter(|books| books.cursor >= first.cursor).unwrap_or(first)
     }
@@ -280,12 +288,12 @@ impl Runner {
     /// Makes sense of the cursor row: is it where this writer left it?
     fn settle(&mut self, found: Books) -> Result<Books, DatabaseError> {
         let stream = &self.sink.stream.name;
-        if found.cursor > self.sink.buffer.durable(stream).0 {
+        if found.cursor > self.buffer.durable(stream).0 {
             return Err(DatabaseError::Standing {
                 problem: format!(
                     "the database has record {} of this log, which ends here at {}: this is an older copy of the buffer",
                     found.cursor,
-                    self.sink.buffer.durable(stream).0
+                    self.buffer.durable(stream).0
                 ),
                 remedy: "give this node the newest copy of its state_dir, or a fresh one"
                     .to_owned(),
@@ -318,7 +326,7 @@ impl Runner {
         self.books = Some(found);
         self.view.update(|status| status.books = Some(found));
         let sink = &self.sink.table.sink;
-        self.sink.buffer.delivered(stream, sink, Delivered(found.cursor));
+        self.buffer.delivered(stream, sink, Delivered(found.cursor));
         Ok(found)
     }
 
@@ -326,7 +334,7 @@ impl Runner {
     /// better now.
     async fn forget_letters_behind(&self, cursor: Sequence) -> Result<(), BufferError> {
         let (stream, sink) = (&self.sink.stream.name, &self.sink.table.sink);
-        let state = self.sink.buffer.state();
+        let state = self.buffer.state();
         let filter = DeadLetterFilter {
             stream: Some(stream.clone()),
             sink: Some(sink.clone()),
@@ -464,9 +472,9 @@ impl Runner {
     async fn show_oldest(&self) {
         let stream = &self.sink.stream.name;
         let position = self.books.map_or(Sequence::ZERO, |books| books.cursor);
-        let pending = self.sink.buffer.durable(stream).0 > position;
+        let pending = self.buffer.durable(stream).0 > position;
         let oldest = if pending {
-            Source::first_after(&mut self.sink.buffer.reader(stream), position).await
+            Source::first_after(&mut self.buffer.reader(stream), position).await
         } else {
             None
         };
@@ -601,7 +609,7 @@ impl Runner {
         self.saved_at = Instant::now();
         let Some(books) = self.books.filter(|books| self.saved != Some(*books)) else { return };
         let (stream, sink) = (&self.sink.stream.name, &self.sink.table.sink);
-        match self.sink.buffer.state().save_books(stream, sink, books).await {
+        match self.buffer.state().save_books(stream, sink, books).await {
             Ok(()) => self.saved = Some(books),
             Err(error) => tracing::debug!(%error, "the books were not saved"),
         }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::dev::ServerHandle;
+use actix_web::dev::Server;
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, web};
 
@@ -18,6 +18,7 @@ use super::guard::{Guard, guard};
 use super::{certificate, probes};
 use crate::config::HttpSettings;
 use crate::observe::Board;
+use crate::part::{Control, Part, PartResult, Phase, Progress};
 use crate::tls::TlsError;
 
 /// Threads of the TCP listener: two, so that a slow scrape never stands before a liveness probe.
@@ -35,6 +36,9 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// A peer that does not read its answer is disconnected by the kernel after this.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How often a worker shows that it gets round to its connections.
+const TURN: Duration = Duration::from_secs(1);
+
 /// A listener that could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
@@ -44,82 +48,125 @@ pub enum HttpError {
     Socket { path: PathBuf, problem: std::io::Error },
     #[error("[http.tls]: {0}")]
     Certificate(#[from] TlsError),
-    #[error("the thread of the HTTP server ended before it answered")]
-    Thread,
+    #[error("{name} ended without being told to")]
+    Ended { name: &'static str },
 }
 
-/// The running listeners.
-pub struct Server {
-    pub address: SocketAddr,
-    handles: Vec<ServerHandle>,
+type Open = dyn Fn(&Control) -> std::io::Result<Server> + Send + Sync;
+
+/// One listener, as often as it takes: its socket stays open over all its lives, so that whoever connects between two of
+/// them waits instead of being refused.
+#[derive(Clone)]
+pub struct Listener {
+    pub name: &'static str,
+    open: Arc<Open>,
 }
 
-impl Server {
-    /// Ends both listeners; requests under way get a second.
-    pub async fn stop(self) {
-        for handle in self.handles {
-            handle.stop(true).await;
+impl Part for Listener {
+    /// Answers until everything else has ended. Dropping the server closes what it has of the socket and leaves workers
+    /// that do not end behind.
+    async fn run(self, mut control: Control) -> PartResult {
+        let mut server = (self.open)(&control)?;
+        while control.phase() != Phase::Stopping {
+            tokio::select! {
+                ended = &mut server => {
+                    ended?;
+                    return Err(HttpError::Ended { name: self.name }.into());
+                }
+                () = control.changed() => {}
+            }
         }
+        let told = server.handle().stop(true);
+        tokio::select! {
+            _ = &mut server => {}
+            () = told => {}
+        }
+        Ok(())
     }
 }
 
-/// Opens both listeners, each with its own runtime on its own thread: a busy data path cannot delay a probe. Tokens and
-/// the control socket are files of that name in `state_dir`.
-pub async fn serve(
-    settings: &HttpSettings,
-    state_dir: &Path,
-    board: Arc<Board>,
-    state: ControlState,
-) -> Result<Server, HttpError> {
-    let (own, path, tcp_board, tcp_state) =
-        (settings.clone(), state_dir.to_owned(), board.clone(), state.clone());
-    let (address, tcp) =
-        on_own_thread("http", move || open_tcp(&own, &path, tcp_board, tcp_state)).await?;
-    let socket = state_dir.join(super::CONTROL_SOCKET);
-    let ((), uds) = on_own_thread("control", move || open_socket(socket, board, state)).await?;
-    Ok(Server { address, handles: vec![tcp, uds] })
+/// The two listeners.
+pub struct Listeners {
+    pub address: SocketAddr,
+    pub parts: [Listener; 2],
 }
 
-type Opened<T> = Result<(T, ServerHandle, actix_web::dev::Server), HttpError>;
+/// Opens both sockets; what answers on them are parts of their own, so that a worker that hangs is seen and left. Tokens
+/// and the control socket are files of that name in `state_dir`.
+pub fn listen(
+    settings: &HttpSettings,
+    state_dir: &Path,
+    board: &Arc<Board>,
+    state: &ControlState,
+) -> Result<Listeners, HttpError> {
+    let (address, tcp) = tcp(settings, state_dir, board.clone(), state.clone())?;
+    let socket = state_dir.join(super::CONTROL_SOCKET);
+    let control = control_socket(socket, board.clone(), state.clone())?;
+    Ok(Listeners { address, parts: [tcp, control] })
+}
 
-fn open_tcp(
+/// Beats on the worker's own thread for as long as the worker lives.
+fn beat(progress: Arc<Progress>) {
+    struct Alive(Arc<Progress>);
+    impl Drop for Alive {
+        fn drop(&mut self) {
+            self.0.set_work_waiting(false);
+        }
+    }
+    let alive = Alive(progress);
+    alive.0.set_work_waiting(true);
+    actix_rt::spawn(async move {
+        loop {
+            alive.0.beat();
+            tokio::time::sleep(TURN).await;
+        }
+    });
+}
+
+fn tcp(
     settings: &HttpSettings,
     state_dir: &Path,
     board: Arc<Board>,
     state: ControlState,
-) -> Opened<SocketAddr> {
+) -> Result<(SocketAddr, Listener), HttpError> {
     let shared = web::Data::new(Guard::new(settings, state_dir, board.http_meters.clone()));
     let crowd = Crowd::new(settings.connections_per_peer_max, board.http_meters.clone());
     let state = web::Data::new(state);
     let listen = settings.listen;
     let problem = |problem| HttpError::Listen { listen, problem };
-    let server = HttpServer::new(move || {
-        App::new()
-            .app_data(web::Data::from(board.clone()))
-            .app_data(shared.clone())
-            .app_data(state.clone())
-            .app_data(web::JsonConfig::default().limit(BODY_BYTES_MAX))
-            .app_data(web::PayloadConfig::new(BODY_BYTES_MAX))
-            .wrap(from_fn(guard))
-            .wrap(from_fn(correlate))
-            .configure(probes::routes)
-            .configure(control::routes)
-    })
-    .workers(WORKERS)
-    .max_connections(CONNECTIONS_MAX)
-    .client_request_timeout(HEAD_TIMEOUT)
-    .shutdown_timeout(1)
-    .disable_signals()
-    .on_connect(move |connection, data| crowd.receive(connection, data));
     let listener = bounded_listener(listen).map_err(problem)?;
-    let server = match &settings.certificate {
-        None => server.listen(listener),
-        Some(files) => server.listen_rustls_0_23(listener, certificate::server_config(files)?),
+    let address = listener.local_addr().map_err(problem)?;
+    let secured = settings.certificate.as_ref().map(certificate::server_config).transpose()?;
+    let open = move |control: &Control| {
+        let (board, shared, state) = (board.clone(), shared.clone(), state.clone());
+        let (crowd, control) = (crowd.clone(), control.clone());
+        let server = HttpServer::new(move || {
+            beat(control.beside().progress);
+            App::new()
+                .app_data(web::Data::from(board.clone()))
+                .app_data(shared.clone())
+                .app_data(state.clone())
+                .app_data(web::JsonConfig::default().limit(BODY_BYTES_MAX))
+                .app_data(web::PayloadConfig::new(BODY_BYTES_MAX))
+                .wrap(from_fn(guard))
+                .wrap(from_fn(correlate))
+                .configure(probes::routes)
+                .configure(control::routes)
+        })
+        .workers(WORKERS)
+        .max_connections(CONNECTIONS_MAX)
+        .client_request_timeout(HEAD_TIMEOUT)
+        .shutdown_timeout(1)
+        .disable_signals()
+        .on_connect(move |connection, data| crowd.receive(connection, data));
+        let listener = listener.try_clone()?;
+        let server = match &secured {
+            None => server.listen(listener),
+            Some(secured) => server.listen_rustls_0_23(listener, secured.clone()),
+        };
+        Ok(server?.run())
     };
-    let server = server.map_err(problem)?;
-    let address = server.addrs().first().copied().unwrap_or(listen);
-    let server = server.run();
-    Ok((address, server.handle(), server))
+    Ok((address, Listener { name: "http", open: Arc::new(open) }))
 }
 
 /// What is accepted on it inherits the limit.
@@ -130,7 +177,11 @@ fn bounded_listener(listen: SocketAddr) -> std::io::Result<TcpListener> {
     Ok(listener)
 }
 
-fn open_socket(path: PathBuf, board: Arc<Board>, state: ControlState) -> Opened<()> {
+fn control_socket(
+    path: PathBuf,
+    board: Arc<Board>,
+    state: ControlState,
+) -> Result<Listener, HttpError> {
     let problem = |problem| HttpError::Socket { path: path.clone(), problem };
     // What a killed node left behind; a living one holds the lock of the state directory, so this is ours.
     match std::fs::remove_file(&path) {
@@ -138,57 +189,34 @@ fn open_socket(path: PathBuf, board: Arc<Board>, state: ControlState) -> Opened<
         _ => {}
     }
     let listener = UnixListener::bind(&path).map_err(problem)?;
-    let state = web::Data::new(state);
-    let server = HttpServer::new(move || {
-        App::new()
-            .app_data(web::Data::from(board.clone()))
-            .app_data(state.clone())
-            .app_data(web::JsonConfig::default().limit(BODY_BYTES_MAX))
-            .wrap(from_fn(correlate))
-            .configure(probes::routes)
-            .configure(control::routes)
-    })
-    .workers(1)
-    .max_connections(CONNECTIONS_MAX)
-    .client_request_timeout(HEAD_TIMEOUT)
-    .shutdown_timeout(1)
-    .disable_signals()
-    .on_connect(|connection, data| {
-        let socket = connection.downcast_ref::<actix_rt::net::UnixStream>();
-        if let Some(peer) = socket.and_then(|socket| socket.peer_cred().ok()) {
-            data.insert(Peer { uid: peer.uid() });
-        }
-    })
-    .listen_uds(listener)
-    .map_err(problem)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(problem)?;
-    let server = server.run();
-    Ok(((), server.handle(), server))
-}
-
-/// `open` runs on the new thread, inside its runtime; what it reports comes back before this returns.
-async fn on_own_thread<T: Send + 'static>(
-    name: &str,
-    open: impl FnOnce() -> Opened<T> + Send + 'static,
-) -> Result<(T, ServerHandle), HttpError> {
-    let (tell, told) = tokio::sync::oneshot::channel();
-    let run = move || {
-        actix_rt::System::new().block_on(async move {
-            match open() {
-                Err(error) => {
-                    let _ = tell.send(Err(error));
-                }
-                Ok((what, handle, server)) => {
-                    let _ = tell.send(Ok((what, handle)));
-                    if let Err(error) = server.await {
-                        tracing::error!(event = "http_failed", %error, "an HTTP listener ended");
-                    }
-                }
+    let state = web::Data::new(state);
+    let open = move |control: &Control| {
+        let (board, state, control) = (board.clone(), state.clone(), control.clone());
+        let server = HttpServer::new(move || {
+            beat(control.beside().progress);
+            App::new()
+                .app_data(web::Data::from(board.clone()))
+                .app_data(state.clone())
+                .app_data(web::JsonConfig::default().limit(BODY_BYTES_MAX))
+                .wrap(from_fn(correlate))
+                .configure(probes::routes)
+                .configure(control::routes)
+        })
+        .workers(1)
+        .max_connections(CONNECTIONS_MAX)
+        .client_request_timeout(HEAD_TIMEOUT)
+        .shutdown_timeout(1)
+        .disable_signals()
+        .on_connect(|connection, data| {
+            let socket = connection.downcast_ref::<actix_rt::net::UnixStream>();
+            if let Some(peer) = socket.and_then(|socket| socket.peer_cred().ok()) {
+                data.insert(Peer { uid: peer.uid() });
             }
         });
+        Ok(server.listen_uds(listener.try_clone()?)?.run())
     };
-    std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|_| HttpError::Thread)?;
-    told.await.map_err(|_| HttpError::Thread)?
+    Ok(Listener { name: "control", open: Arc::new(open) })
 }
 
 #[cfg(test)]

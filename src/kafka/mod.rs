@@ -32,4 +32,4 @@ pub use error::{Access, KafkaError};
 pub use outbox::TELEMETRY_ID_HEADER;
 pub use probe::probe;
 pub use producer::{KafkaParts, KafkaProducer, Routes, lane_basis};
-pub use replay::{KafkaReplayer, ReplayOutcome};
+pub use replay::{KafkaReplayer, ReplayOutcome, ReplayerParts};

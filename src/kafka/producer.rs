@@ -57,7 +57,7 @@ impl KafkaProducer {
         let KafkaParts { cluster, settings, routes, buffer, board } = parts;
         let health = Arc::new(ClusterHealth::new(&cluster, &board));
         let cluster = Arc::new(Cluster::new(cluster, settings, health));
-        let replayer = KafkaReplayer::new(cluster.clone(), &buffer);
+        let replayer = KafkaReplayer::new(cluster.clone(), buffer.identity(), buffer.state());
         KafkaProducer { cluster, routes, replayer, buffer, board }
     }
 
@@ -177,7 +177,7 @@ impl Lanes {
             stream: stream.clone(),
             topic: sink.topic.clone(),
             view: view.clone(),
-            books,
+            books: Some(books),
         });
         let ledger = LedgerParts {
             stream: name.clone(),

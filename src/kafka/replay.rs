@@ -3,19 +3,21 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
+use rdkafka::error::RDKafkaErrorCode as Code;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
 use super::error::KafkaError;
+use super::health::ClusterHealth;
 use super::ledger::Replayed;
 use super::outbox::Outbox;
 use super::reports::opaque;
 use super::session::{Cluster, Session};
-use crate::buffer::{Buffer, State};
-use crate::config::StreamSettings;
+use crate::buffer::State;
+use crate::config::{ClusterSettings, StreamSettings};
 use crate::domain::{DeadLetter, LogIdentity, Sequence, StreamName};
 use crate::mapping::{Fault, Outcome};
-use crate::observe::SinkView;
+use crate::observe::{Board, SinkView};
 
 /// What became of a replayed dead letter.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +30,8 @@ pub enum ReplayOutcome {
     Incomplete,
     /// Still not deliverable, for this reason.
     Dead(Fault),
+    /// The sink has not yet passed this record: its lane will settle it.
+    NotPassed,
 }
 
 /// Where a stream's letters go.
@@ -36,7 +40,20 @@ pub(super) struct ReplayTarget {
     pub stream: StreamSettings,
     pub topic: String,
     pub view: Arc<SinkView>,
-    pub books: mpsc::Sender<Replayed>,
+    /// The lane that has the books open; without one the state database alone is told, where the next lane finds it.
+    pub books: Option<mpsc::Sender<Replayed>>,
+}
+
+/// What a replayer is made from where no producer runs.
+pub struct ReplayerParts<'a> {
+    /// Key in the configuration's `clusters`.
+    pub cluster: &'a str,
+    pub settings: ClusterSettings,
+    /// Those routed to it.
+    pub streams: Vec<StreamSettings>,
+    pub state: State,
+    pub log: LogIdentity,
+    pub board: &'a Board,
 }
 
 /// A handle to replay dead letters of one cluster's streams: one at a time, over a producer of its own, so that a
@@ -56,10 +73,24 @@ struct Inner {
 }
 
 impl KafkaReplayer {
-    pub(super) fn new(cluster: Arc<Cluster>, buffer: &Buffer) -> Self {
-        let (log, state) = (buffer.identity(), buffer.state());
+    pub(super) fn new(cluster: Arc<Cluster>, log: LogIdentity, state: State) -> Self {
         let (targets, session) = (StdMutex::default(), Mutex::default());
         KafkaReplayer { inner: Arc::new(Inner { cluster, log, state, targets, session }) }
+    }
+
+    /// Of a stopped node: nobody else has the books of its sinks open. Connects to nothing yet.
+    pub fn alone(parts: ReplayerParts<'_>) -> Self {
+        let ReplayerParts { cluster, settings, streams, state, log, board } = parts;
+        let health = Arc::new(ClusterHealth::new(cluster, board));
+        let replayer =
+            Self::new(Arc::new(Cluster::new(cluster.to_owned(), settings, health)), log, state);
+        for (lane, stream) in streams.into_iter().enumerate() {
+            let Some(sink) = &stream.kafka else { continue };
+            let view = board.sink(&stream.name, &sink.sink);
+            let topic = sink.topic.clone();
+            replayer.serve(ReplayTarget { lane, stream, topic, view, books: None });
+        }
+        replayer
     }
 
     /// From now on the letters of its stream go there.
@@ -73,13 +104,14 @@ impl KafkaReplayer {
     pub async fn replay(&self, letter: &DeadLetter) -> Result<ReplayOutcome, KafkaError> {
         let inner = &self.inner;
         let stream = &letter.key.stream;
-        let target = inner.targets().get(stream).cloned();
-        let Some(target) = target.filter(|target| !target.books.is_closed()) else {
-            return Err(KafkaError::NotServed { stream: stream.to_string() });
-        };
+        let not_served = || KafkaError::NotServed { stream: stream.to_string() };
+        let target = inner.targets().get(stream).cloned().ok_or_else(not_served)?;
         // The place in the books is taken first: after the confirmation nothing may fail.
-        let place = target.books.reserve().await;
-        let place = place.map_err(|_| KafkaError::NotServed { stream: stream.to_string() })?;
+        let place = match &target.books {
+            Some(books) => Some(books.reserve().await.map_err(|_| not_served())?),
+            None if inner.is_passed(letter).await? => None,
+            None => return Ok(ReplayOutcome::NotPassed),
+        };
         let mut outbox = Outbox::new(target.stream.clone(), target.topic.clone(), inner.log)?;
         match outbox.map(&letter.record())? {
             Outcome::Mapped(()) => {}
@@ -89,7 +121,9 @@ impl KafkaReplayer {
         }
         inner.deliver(&target, &mut outbox, letter).await?;
         if inner.state.remove_replayed(&letter.key).await? {
-            place.send(Replayed);
+            if let Some(place) = place {
+                place.send(Replayed);
+            }
             target.view.meters.replayed_messages.inc();
         }
         Ok(ReplayOutcome::Delivered)
@@ -99,6 +133,12 @@ impl KafkaReplayer {
 impl Inner {
     fn targets(&self) -> MutexGuard<'_, HashMap<StreamName, Arc<ReplayTarget>>> {
         self.targets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The saved cursor is behind the record: no lane will judge it again, and count it a second time.
+    async fn is_passed(&self, letter: &DeadLetter) -> Result<bool, KafkaError> {
+        let books = self.state.books(&letter.key.stream, &letter.key.sink).await?;
+        Ok(books.is_some_and(|books| books.cursor >= letter.key.sequence))
     }
 
     async fn deliver(
@@ -124,9 +164,19 @@ impl Inner {
             .map_err(|(error, _)| KafkaError::of(DOING, &target.topic, &error))?;
         let limit = self.cluster.settings.message_timeout;
         // A session whose report stays out is not used again: its late report would be taken for another's.
-        timeout(limit, reports.all_reported())
-            .await
-            .map_err(|_| KafkaError::TimedOut { doing: DOING, limit })?;
+        let reported = tokio::select! {
+            reported = timeout(limit, reports.all_reported()) => reported,
+            // The library would try until its time is over.
+            refusal = self.cluster.health.refused() => return Err(refusal),
+        };
+        reported.map_err(|_| match self.cluster.health.is_down() {
+            true => KafkaError::Refused {
+                doing: DOING,
+                topic: target.topic.clone(),
+                code: Code::AllBrokersDown,
+            },
+            false => KafkaError::TimedOut { doing: DOING, limit },
+        })?;
         let failure = reports.window().failure();
         *slot = Some(session);
         match failure {

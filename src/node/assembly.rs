@@ -79,11 +79,7 @@ impl Assembly {
         self.share_clusters();
         let sinks = self.table_sinks();
         self.replayers.set_tables(sinks);
-        let routed = self.settings.streams.values().filter_map(|stream| {
-            let kafka = stream.kafka.as_ref()?;
-            Some(((stream.name.clone(), kafka.sink.clone()), kafka.cluster.clone()))
-        });
-        self.replayers.set_routes(routed);
+        self.replayers.set_routes(&self.settings);
     }
 
     /// The spec of a part of the blueprint.
@@ -158,7 +154,7 @@ impl Assembly {
             database_name: table.database.clone(),
             database: shared.settings.clone(),
             pool: shared.pool.clone(),
-            buffer: self.buffer.clone(),
+            log: self.buffer.identity(),
             board: self.board.clone(),
             node: self.settings.node.name.clone(),
         }
@@ -188,9 +184,10 @@ impl Assembly {
         let stream = &self.settings.streams[stream];
         let table = &stream.tables[sink];
         let shared = &self.databases[&table.database];
-        let (sink, migrated) = (self.table_sink(stream, table), shared.migrated.clone());
+        let (sink, buffer) = (self.table_sink(stream, table), self.buffer.clone());
+        let migrated = shared.migrated.clone();
         PartSpec::new(key.name(), Side::Delivery, shared.thread.clone(), move || {
-            BatchWriter::new(sink.clone(), migrated.subscribe())
+            BatchWriter::new(sink.clone(), buffer.clone(), migrated.subscribe())
         })
     }
 

@@ -10,9 +10,11 @@ mod replay;
 mod restart;
 mod run;
 mod service;
+mod stopped;
 mod supervisor;
 mod thread;
 mod watch;
 
 pub use reload::Loader;
 pub use run::run;
+pub use stopped::StoppedNode;

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::config::Settings;
 use crate::database::{self, TableSink};
-use crate::domain::{DeadLetter, SinkName, StreamName};
-use crate::http::Replay;
+use crate::domain::{DeadLetter, ErrorClass, SinkName, StreamName};
+use crate::http::{Replay, ReplayError};
 use crate::kafka::{self, KafkaReplayer};
 use crate::observe::Board;
 
@@ -39,8 +40,12 @@ impl Replayers {
         self.targets().tables = sinks.into_iter().map(|sink| (key(&sink), sink)).collect();
     }
 
-    pub fn set_routes(&self, routes: impl Iterator<Item = ((StreamName, SinkName), String)>) {
-        self.targets().routes = routes.collect();
+    pub fn set_routes(&self, settings: &Settings) {
+        let routed = settings.streams.values().filter_map(|stream| {
+            let kafka = stream.kafka.as_ref()?;
+            Some(((stream.name.clone(), kafka.sink.clone()), kafka.cluster.clone()))
+        });
+        self.targets().routes = routed.collect();
     }
 
     pub fn set_kafka(&self, cluster: &str, replayer: KafkaReplayer) {
@@ -66,7 +71,9 @@ pub fn replay(replayers: Replayers, board: Arc<Board>) -> Replay {
             let outcome = match replayers.target(&key) {
                 Some(Target::Table(sink)) => to_table(&sink, &letter).await,
                 Some(Target::Kafka(replayer)) => to_kafka(&replayer, &letter).await,
-                None => Err("its stream or sink is not configured (any more)".to_owned()),
+                None => Err(ReplayError::Sink(
+                    "its stream or sink is not configured (any more)".to_owned(),
+                )),
             };
             if outcome.is_ok() {
                 board.letter_left(&key.0, &key.1);
@@ -76,31 +83,38 @@ pub fn replay(replayers: Replayers, board: Arc<Board>) -> Replay {
     })
 }
 
-async fn to_table(sink: &database::TableSink, letter: &DeadLetter) -> Result<(), String> {
+const FILTERED: &str = "the current filter excludes it: purge it";
+const INCOMPLETE: &str = "it lacks a required field: purge it or relax the mapping";
+const NOT_PASSED: &str = "its sink has not passed it yet: try again while the node runs";
+
+/// What a sink says of one letter; its errors are of its own.
+async fn to_table(sink: &database::TableSink, letter: &DeadLetter) -> Result<(), ReplayError> {
     use database::ReplayOutcome::{
         AlreadyReplayed, Delivered, Filtered, Incomplete, NotPassed, StillDead,
     };
-    match database::replay(sink, letter).await {
-        Ok(Delivered | AlreadyReplayed) => Ok(()),
-        Ok(Filtered) => Err("the current filter excludes it: purge it".to_owned()),
-        Ok(Incomplete) => {
-            Err("it lacks a required field: purge it or relax the mapping".to_owned())
-        }
-        Ok(NotPassed) => Err("its writer has not passed it yet: try again".to_owned()),
-        Ok(StillDead(fault)) => Err(fault.detail),
-        Err(error) => Err(error.to_string()),
-    }
+    let outcome = database::replay(sink, letter).await;
+    let of_letter = match outcome.map_err(|error| ReplayError::Sink(error.to_string()))? {
+        Delivered | AlreadyReplayed => return Ok(()),
+        Filtered => FILTERED.to_owned(),
+        Incomplete => INCOMPLETE.to_owned(),
+        NotPassed => NOT_PASSED.to_owned(),
+        StillDead(fault) => fault.detail,
+    };
+    Err(ReplayError::Letter(of_letter))
 }
 
-async fn to_kafka(replayer: &KafkaReplayer, letter: &DeadLetter) -> Result<(), String> {
-    use kafka::ReplayOutcome::{Dead, Delivered, Filtered, Incomplete};
-    match replayer.replay(letter).await {
-        Ok(Delivered) => Ok(()),
-        Ok(Filtered) => Err("the current filter excludes it: purge it".to_owned()),
-        Ok(Incomplete) => {
-            Err("it lacks a required field: purge it or relax the mapping".to_owned())
-        }
-        Ok(Dead(fault)) => Err(fault.detail),
-        Err(error) => Err(error.to_string()),
-    }
+async fn to_kafka(replayer: &KafkaReplayer, letter: &DeadLetter) -> Result<(), ReplayError> {
+    use kafka::ReplayOutcome::{Dead, Delivered, Filtered, Incomplete, NotPassed};
+    let outcome = replayer.replay(letter).await.map_err(|error| match error.class() {
+        ErrorClass::Data => ReplayError::Letter(error.to_string()),
+        ErrorClass::Transient | ErrorClass::Standing => ReplayError::Sink(error.to_string()),
+    })?;
+    let of_letter = match outcome {
+        Delivered => return Ok(()),
+        Filtered => FILTERED.to_owned(),
+        Incomplete => INCOMPLETE.to_owned(),
+        NotPassed => NOT_PASSED.to_owned(),
+        Dead(fault) => fault.detail,
+    };
+    Err(ReplayError::Letter(of_letter))
 }

@@ -15,12 +15,12 @@ use super::disk;
 use super::reload::{self, Loader, ReloadOrder, Reloader};
 use super::replay::replay;
 use super::service;
-use super::supervisor::{AddPart, GetAlive, GetUnfinished, SetPhase, Side, Supervisor};
-use super::thread;
+use super::supervisor::{AddPart, GetAlive, GetUnfinished, PartSpec, SetPhase, Side, Supervisor};
+use super::thread::{self, Thread};
 use super::watch::watches;
 use crate::buffer::Buffer;
 use crate::config::{Loaded, Settings};
-use crate::http::{ControlState, Server, serve};
+use crate::http::{ControlState, DeadLetters, listen};
 use crate::observe::{Board, LogControl};
 use crate::part::Phase;
 
@@ -94,7 +94,6 @@ struct Node {
     board: Arc<Board>,
     buffer: Buffer,
     supervisor: Addr<Supervisor>,
-    server: Server,
     reloader: Reloader,
 }
 
@@ -120,13 +119,20 @@ impl Node {
         let (orders, reloads) = mpsc::channel(RELOAD_ORDERS_MAX);
         let control = ControlState {
             supervisor: supervisor.clone().recipient(),
-            letters: buffer.state(),
-            board: board.clone(),
-            replay: replay(assembly.replayers.clone(), board.clone()),
+            letters: DeadLetters {
+                state: buffer.state(),
+                board: board.clone(),
+                replay: replay(assembly.replayers.clone(), board.clone()),
+            },
             reload: reload::over(orders),
         };
-        let server =
-            serve(&settings.http, &settings.node.state_dir, board.clone(), control).await?;
+        let listeners = listen(&settings.http, &settings.node.state_dir, &board, &control)?;
+        let thread = Thread::start("listeners");
+        for listener in listeners.parts {
+            let name = listener.name.to_owned();
+            let part = PartSpec::new(name, Side::Answers, thread.clone(), move || listener.clone());
+            supervisor.send(AddPart(part)).await.context("launch the listeners")?;
+        }
         let reloader = Reloader::new(loaded, load, log, supervisor.clone(), assembly);
         reloader.launch().await.context("launch the parts")?;
         let stall_timeout = settings.supervision.stall_timeout;
@@ -135,11 +141,11 @@ impl Node {
         }
         board.update_node(|node| node.running = true);
         tracing::info!(event = "node_started", node = %settings.node.name,
-            log = %buffer.identity(), http = %server.address,
+            log = %buffer.identity(), http = %listeners.address,
             streams = settings.streams.len(), after_ms = began.elapsed().as_millis() as u64,
             "accepting as soon as a broker is there");
         service::ready(&board);
-        Ok((Node { settings, board, buffer, supervisor, server, reloader }, reloads))
+        Ok((Node { settings, board, buffer, supervisor, reloader }, reloads))
     }
 
     /// Until a signal, or the first error of the disk.
@@ -205,7 +211,8 @@ impl Node {
         for side in [Side::Intake, Side::Delivery] {
             self.set_phase(side, Phase::Stopping).await;
         }
-        for side in [Side::Intake, Side::Delivery] {
+        for side in [Side::Intake, Side::Delivery, Side::Answers] {
+            self.set_phase(side, Phase::Stopping).await;
             let left = self.wait_finished(side, Instant::now() + STOP_GRACE).await;
             if !left.is_empty() {
                 tracing::warn!(
@@ -215,7 +222,6 @@ impl Node {
                 );
             }
         }
-        self.server.stop().await;
         if let Err(error) = self.buffer.close(CLOSE_TIMEOUT).await {
             tracing::warn!(event = "buffer_close_failed", %error, "closing the buffer");
         }

@@ -22,11 +22,16 @@ const TICK: Duration = Duration::from_secs(1);
 /// After a cancel, how long the actor may take to end before its thread counts as blocked.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
+/// Whoever has a listener restarted by way of that listener gets the answer first.
+const ANSWER_GRACE: Duration = Duration::from_millis(200);
+
 /// Which phase a part follows: intake ends before delivery does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     Intake,
     Delivery,
+    /// Tells of the others, and ends last. A pause could not be taken back where nobody answers, so there is none.
+    Answers,
 }
 
 type Launch =
@@ -86,6 +91,7 @@ pub struct Supervisor {
     launches: u64,
     intake: Phase,
     delivery: Phase,
+    answers: Phase,
 }
 
 impl Supervisor {
@@ -97,6 +103,7 @@ impl Supervisor {
             launches: 0,
             intake: Phase::Running,
             delivery: Phase::Running,
+            answers: Phase::Running,
         }
     }
 
@@ -104,6 +111,7 @@ impl Supervisor {
         match side {
             Side::Intake => &mut self.intake,
             Side::Delivery => &mut self.delivery,
+            Side::Answers => &mut self.answers,
         }
     }
 
@@ -379,6 +387,9 @@ impl Handler<OrderPart> for Supervisor {
         context: &mut Self::Context,
     ) -> bool {
         let Some(part) = self.parts.get_mut(&name) else { return false };
+        if order == PartOrder::Pause && part.spec.side == Side::Answers {
+            return false;
+        }
         tracing::info!(event = "part_ordered", %correlation_id, part = %name, ?order, "an order from a person");
         match order {
             PartOrder::Pause | PartOrder::Resume => {
@@ -394,7 +405,13 @@ impl Handler<OrderPart> for Supervisor {
                 match &part.life {
                     // It ends as `Gone` and is started afresh after the first, short pause.
                     Some(life) => {
-                        let _ = life.cancel.try_send(Cancel);
+                        let cancel = life.cancel.clone();
+                        let answered = if part.spec.side == Side::Answers {
+                            ANSWER_GRACE
+                        } else {
+                            Duration::ZERO
+                        };
+                        context.run_later(answered, move |_, _| drop(cancel.try_send(Cancel)));
                     }
                     None => self.launch(&name, context),
                 }

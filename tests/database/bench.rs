@@ -120,7 +120,7 @@ impl Bench {
             database_name: table.database.clone(),
             database: Arc::new(database.clone()),
             pool: Pool::new(database, self.dependency(&table.database)),
-            buffer: self.buffer.clone(),
+            log: self.buffer.identity(),
             board: self.board.clone(),
             node: self.settings.node.name.clone(),
         }
@@ -131,7 +131,11 @@ impl Bench {
     }
 
     pub fn start(&self, stream: &str, sink: &str) -> Running {
-        Running::start(self.sink(stream, sink))
+        self.run(self.sink(stream, sink))
+    }
+
+    pub fn run(&self, sink: TableSink) -> Running {
+        Running::start(sink, self.buffer.clone())
     }
 
     /// The rows of a query, every value as text, values separated by one space, NULL as `-`.
@@ -154,6 +158,7 @@ impl Bench {
 /// A writer at work.
 pub struct Running {
     pub sink: TableSink,
+    buffer: Buffer,
     pub phase: watch::Sender<Phase>,
     pub paused: watch::Sender<bool>,
     pub gate: watch::Sender<MigrationState>,
@@ -161,14 +166,14 @@ pub struct Running {
 }
 
 impl Running {
-    pub fn start(sink: TableSink) -> Running {
+    fn start(sink: TableSink, buffer: Buffer) -> Running {
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let (paused, paused_seen) = watch::channel(false);
         let (gate, gate_seen) = watch::channel(MigrationState::Done);
         let control = Control::new(phase_seen, paused_seen, Arc::new(Progress::default()));
-        let writer = BatchWriter::new(sink.clone(), gate_seen);
+        let writer = BatchWriter::new(sink.clone(), buffer.clone(), gate_seen);
         let task = tokio::task::spawn_local(writer.run(control));
-        Running { sink, phase, paused, gate, task }
+        Running { sink, buffer, phase, paused, gate, task }
     }
 
     pub fn status(&self) -> SinkStatus {
@@ -177,7 +182,7 @@ impl Running {
 
     /// Until everything kept is behind the cursor; the books must then balance.
     pub async fn drained(&self) -> Books {
-        let durable = || self.sink.buffer.durable(&self.sink.stream.name).0;
+        let durable = || self.buffer.durable(&self.sink.stream.name).0;
         let at_the_end = || self.status().books.is_some_and(|books| books.cursor == durable());
         until(|| format!("drained: {:?}", self.status()), at_the_end).await;
         let books = self.status().books.unwrap();

@@ -9,7 +9,7 @@ use telemetry::database::{Pool, TableSink};
 use telemetry::observe::{DependencyStatus, SinkState};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::bench::{Bench, Running, energies, eventually, local};
+use crate::bench::{Bench, energies, eventually, local};
 use crate::outages::session;
 
 const COOL_DOWN: Duration = Duration::from_secs(1);
@@ -91,7 +91,7 @@ fn writers_of_a_silent_database_stop_asking_try_one_at_a_time_and_go_on_together
         // Slower than the cool-down: above the trip the breaker is the pace.
         database.retry.max = Duration::from_secs(30);
         bench.feed("energy", energies(100)).await;
-        let running: Vec<_> = writers(&bench).into_iter().map(Running::start).collect();
+        let running: Vec<_> = writers(&bench).into_iter().map(|sink| bench.run(sink)).collect();
         let dependency = bench.dependency("telemetry");
         let breaker = || dependency.status().breaker;
         eventually("it opens: timeouts count", || breaker().state == BreakerState::Open).await;
@@ -137,7 +137,7 @@ fn a_locked_table_is_its_own_writers_trouble_alone() {
         })
         .await;
         let sinks = writers(&bench);
-        let running: Vec<_> = sinks.into_iter().map(Running::start).collect();
+        let running: Vec<_> = sinks.into_iter().map(|sink| bench.run(sink)).collect();
         for writer in &running {
             writer.reaches(SinkState::Delivering).await;
         }

@@ -8,7 +8,7 @@ use telemetry::database::{Pool, TableSink};
 use telemetry::domain::{Arrival, Reason, Secret, Stage};
 use telemetry::observe::{Board, MigrationState, SinkState};
 
-use crate::bench::{Bench, Running, at, energies, energy, eventually, local, message};
+use crate::bench::{Bench, at, energies, energy, eventually, local, message};
 
 #[test]
 fn refused_rows_become_dead_letters_and_the_others_of_their_batch_rows() {
@@ -115,7 +115,7 @@ fn no_row_is_lost_or_doubled_while_sessions_are_killed_all_the_time() {
         let mut table = (*sink.table).clone();
         table.batch_rows_max = 100;
         sink.table = Arc::new(table);
-        let running = crate::bench::Running::start(sink);
+        let running = bench.run(sink);
         let kill = format!(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
              WHERE application_name = 'telemetry' AND datname = '{}'",
@@ -211,7 +211,7 @@ fn a_writer_that_may_make_nothing_has_the_migrator_make_its_partitions() {
         let mut messages = energies(3);
         messages[0].arrival = Arrival(0);
         bench.feed("energy", messages).await;
-        let running = Running::start(sink);
+        let running = bench.run(sink);
         assert_eq!(running.drained().await.delivered, 3);
         assert_eq!(
             bench.rows("SELECT min(time) FROM energy_consumption"),
@@ -231,7 +231,7 @@ fn a_database_that_is_away_is_said_to_be_and_taken_up_when_it_comes() {
         let port = away.port;
         sink.pool = telemetry::database::Pool::new(&away, sink.dependency());
         bench.feed("energy", energies(3)).await;
-        let running = crate::bench::Running::start(sink);
+        let running = bench.run(sink);
         let dependency = running.sink.dependency();
         eventually("unreachable", || dependency.status().up == Some(false)).await;
         let status = running.reaches(SinkState::Waiting).await;
@@ -280,7 +280,7 @@ fn of_two_writers_of_one_log_one_stops_and_no_row_is_doubled() {
         // As in two nodes, each shows its own state.
         let both = [(); 2].map(|()| {
             let board = Board::new(&bench.settings);
-            Running::start(TableSink { board, ..bench.sink("energy", "energy_consumption") })
+            bench.run(TableSink { board, ..bench.sink("energy", "energy_consumption") })
         });
         let state = |n: usize| both[n].status().state;
         for round in 2..50_i64 {

@@ -80,7 +80,7 @@ fn a_server_killed_again_and_again_under_load_gets_each_row_once() {
         bench.feed("energy", energies(30_000)).await;
         let mut sink = bench.sink("energy", "energy_consumption");
         Arc::make_mut(&mut sink.table).batch_rows_max = 50;
-        let running = Running::start(sink);
+        let running = bench.run(sink);
         let cursor = || running.status().books.map_or(0, |books| books.cursor.0);
         for round in 1..=ROUNDS {
             eventually("progress", || cursor() >= round * 1000).await;
@@ -374,7 +374,7 @@ fn a_link_too_slow_for_a_whole_batch_gets_smaller_ones() {
         proxy.set(Link::Slow(BYTES_A_SECOND));
         let mut sink = bench.sink("energy", "energy_consumption");
         Arc::make_mut(&mut sink.table).batch_rows_max = ROWS;
-        let running = Running::start(sink);
+        let running = bench.run(sink);
         let delivered = || running.status().books.map_or(0, |books| books.delivered);
         let cut_off = || running.sink.view().meters.error(ErrorClass::Transient).get() > 0;
         eventually("a whole batch is cut off", || cut_off() || delivered() > 0).await;

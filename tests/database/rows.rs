@@ -106,7 +106,7 @@ fn columns_of_a_person_and_quoted_names_are_no_obstacle() {
         let sink = telemetry::database::TableSink { table: Arc::new(table), ..sink };
         let payload = r#"{"temperature_c": 6.4}"#;
         bench.feed("temperature_outdoor", vec![message("t", payload, at(0))]).await;
-        let running = crate::bench::Running::start(sink);
+        let running = bench.run(sink);
         running.drained().await;
         assert_eq!(
             bench.rows(

@@ -165,6 +165,21 @@ fn a_topic_that_is_missing_is_found_by_the_doctor() {
 }
 
 #[test]
+fn a_topic_that_is_not_as_asked_for_or_takes_less_than_the_node_sends_is_doubtful() {
+    let fortress = fortress();
+    let kafka = &fortress.kafka;
+    kafka.create_topic("otherwise", 2).unwrap();
+    let ensure = "ensure = { partitions = 3 }";
+    let site =
+        Site::start(&kafka.bootstrap(), "otherwise", "message_bytes_max = 2000000\n", ensure);
+    for (check, words) in [("topic", "3"), ("message size", "the node sends up to 2000000")] {
+        let (verdict, figure) = doctor(&site, check);
+        assert_eq!(verdict, "warn", "{check}: {figure}");
+        assert!(figure.contains("otherwise") && figure.contains(words), "{check}: {figure}");
+    }
+}
+
+#[test]
 fn a_foreign_authority_is_told_and_the_right_one_taken_up() {
     let fortress = fortress();
     let password = fortress.password_file("password-of-all", PASSWORD);

@@ -5,20 +5,21 @@ use serde_json::Value;
 
 use crate::world::{Changes, SOON, World};
 
-fn doctor(world: &World) -> (Option<i32>, Value) {
+/// Its exit code and its report.
+pub fn doctor(world: &World) -> (Option<i32>, Value) {
     let output = world.node.command(&["doctor", "--json"]).unwrap();
     let report = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
     (output.status.code(), report)
 }
 
-fn findings<'r>(report: &'r Value, about: &str, check: &str) -> Vec<&'r Value> {
+pub fn findings<'r>(report: &'r Value, about: &str, check: &str) -> Vec<&'r Value> {
     let all = report["findings"].as_array().unwrap();
     all.iter().filter(|line| line["about"] == about && line["check"] == check).collect()
 }
 
 #[track_caller]
-fn verdict(report: &Value, about: &str, check: &str) -> String {
+pub fn verdict(report: &Value, about: &str, check: &str) -> String {
     let found = findings(report, about, check);
     let first = found.first().unwrap_or_else(|| panic!("{about} {check} in {report:#}"));
     first["verdict"].as_str().unwrap().to_owned()
@@ -48,6 +49,7 @@ fn a_whole_node_gets_a_clean_report() {
         ("postgresql:telemetry", "reachable"),
         ("postgresql:telemetry", "fsync"),
         ("postgresql:telemetry", "connections"),
+        ("postgresql:telemetry", "rights"),
         ("postgresql:telemetry", "clock"),
         ("postgresql:telemetry", "table"),
     ] {

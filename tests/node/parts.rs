@@ -140,6 +140,45 @@ fn a_panic_in_each_kind_of_part_and_callback_and_a_poisonous_message_lose_nothin
     }
 }
 
+#[test]
+fn a_message_that_panics_in_the_fold_is_set_aside_and_a_fold_that_always_panics_parks() {
+    const WRITER: &str = "writer:plug:power_plugs";
+    let quick = "restarts_max = 2\nbackoff_min_ms = 50\nbackoff_max_ms = 100\n\
+                 parked_retry_seconds = 6";
+    // The writer starts late, so that all of them are one batch.
+    let mut world = prepare("fold_poison=panic;part_writer_plug=1*sleep(1500)", quick);
+    world.node.start().unwrap();
+    world.subscribed();
+    let publisher = world.publisher();
+    for plug in ["desk", "lamp", "poison", "stove", "poison", "tv"] {
+        publisher.publish("plug", &format!("tele/{plug}/STATE"), r#"{"POWER": "ON"}"#);
+    }
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "all are judged", || world.books("plug", "power_plugs", "cursor") == 6);
+    world.drained(SOON);
+    assert_eq!(world.count("homelab_settings", "power_plugs"), 4);
+    assert_eq!(world.books("plug", "power_plugs", "dead_lettered"), 2);
+    let letters = world.node.command(&["dlq", "list", "--json", "--reason", "panicked"]).unwrap();
+    let letters = String::from_utf8(letters.stdout).unwrap();
+    assert_eq!(letters.matches("\"plug/power_plugs/").count(), 2, "{letters}");
+    assert_eq!(status(&world, WRITER)["restarts"], 0, "it goes on");
+
+    // Mended by an update: the letters are delivered.
+    world.node.stop(SOON).unwrap();
+    let replayed = world.node.command(&["dlq", "replay", "--reason", "panicked"]).unwrap();
+    assert!(replayed.status.success(), "{}", String::from_utf8_lossy(&replayed.stdout));
+    assert_eq!(world.count("homelab_settings", "power_plugs"), 5);
+
+    world.node.set_failpoints("fold=panic");
+    world.node.start().unwrap();
+    world.subscribed();
+    publisher.publish("plug", "tele/desk/STATE", r#"{"POWER": "OFF"}"#);
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "it is parked", || status(&world, WRITER)["state"] == "parked");
+    assert_eq!(world.sink("plug", "power_plugs")["status"]["dead_letters"], 0);
+    assert_eq!(world.sink("plug", "power_plugs")["pending"], 1, "the message waits");
+}
+
 /// One of them by a blocked thread: whatever else lives there moves with it.
 #[test]
 fn a_part_of_each_kind_that_hangs_is_started_afresh_and_nothing_is_lost() {

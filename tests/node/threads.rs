@@ -70,3 +70,70 @@ fn answers_that_panic_stop_no_message_and_no_later_answer() {
     publisher.flush(SOON).unwrap();
     eventually(SOON, "the row", || world.count("telemetry", "energy_consumption") == 1);
 }
+
+/// One request after the other takes a worker of its listener with it, and whoever else that worker serves.
+#[test]
+fn a_listener_of_which_a_worker_hangs_is_started_afresh_and_answers_everybody() {
+    for listener in ["http", "control"] {
+        let mut world = World::prepare(Changes {
+            failpoints: format!("http_request=1*sleep({})", 4 * SOON.as_millis()),
+            extra: "[supervision]\nstall_timeout_seconds = 5\n".to_owned(),
+            ..Changes::default()
+        });
+        world.node.spawn().unwrap();
+        let ask = |world: &World| match listener {
+            "http" => world.node.get("/health/live").is_ok_and(|answer| answer.status == 200),
+            _ => world.node.command(&["parts", "list"]).is_ok_and(|asked| asked.status.success()),
+        };
+        eventually(SOON, "it listens", || match listener {
+            "http" => std::net::TcpStream::connect(("127.0.0.1", world.node.http_port())).is_ok(),
+            _ => world.node.config().with_file_name("state/control.sock").exists(),
+        });
+        assert!(!ask(&world), "{listener}: this one hangs");
+        let publisher = world.publisher();
+        publisher.publish("energy", "saveeye/telemetry", reading(1));
+        eventually(SOON, format!("{listener} was started afresh"), || {
+            let health = world.node.get("/health").and_then(|answer| answer.json());
+            let part = health.map(|health| health["parts"][listener].clone()).unwrap_or_default();
+            part["stalls"] == 1 && part["restarts"] == 1 && part["state"] == "running"
+        });
+        for _ in 0..8 {
+            let began = std::time::Instant::now();
+            assert!(ask(&world), "{listener}");
+            assert!(began.elapsed() < SOON / 10, "{listener}: {:?}", began.elapsed());
+        }
+        world.subscribed();
+        publisher.publish("energy", "saveeye/telemetry", reading(2));
+        publisher.flush(SOON).unwrap();
+        eventually(SOON, "the row", || {
+            world.postgres.count("telemetry", "energy_consumption").is_ok_and(|rows| rows > 0)
+        });
+        assert!(world.node.stop(SOON).unwrap().success());
+    }
+}
+
+/// What answers cannot be told by whoever it does not answer to go on, so it takes no pause; a stop waits for it a moment.
+#[test]
+fn a_listener_takes_no_pause_and_its_hung_worker_holds_no_stop_up() {
+    let mut world =
+        World::start(Changes { failpoints: "http_request=off".to_owned(), ..Changes::default() });
+    for listener in ["http", "control"] {
+        let paused = world.node.command(&["parts", "pause", listener]).unwrap();
+        assert!(!paused.status.success());
+        let restarted = world.node.command(&["parts", "restart", listener]).unwrap();
+        assert!(restarted.status.success(), "{restarted:?}");
+        eventually(SOON, format!("{listener} was started afresh"), || {
+            let health = world.node.get("/health").and_then(|answer| answer.json());
+            health.is_ok_and(|health| health["parts"][listener]["restarts"] == 1)
+        });
+    }
+    world.node.stop(SOON).unwrap();
+    world.node.set_failpoints(&format!("http_request=1*sleep({})", 4 * SOON.as_millis()));
+    world.node.spawn().unwrap();
+    eventually(SOON, "it listens", || {
+        std::net::TcpStream::connect(("127.0.0.1", world.node.http_port())).is_ok()
+    });
+    assert!(world.node.get("/health/live").is_err(), "this one hangs");
+    assert!(world.node.stop(SOON).unwrap().success());
+    assert!(world.node.log_text().contains("\"parts\":\"http\""), "it is told who was left");
+}

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use rig::{Mosquitto, MosquittoOptions};
 use telemetry::config::{BreakerSettings, Settings};
+use telemetry::domain::Verdict;
 use telemetry::observe::{DisconnectReason, StreamStatus, health};
+use telemetry::stream::probe;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
@@ -16,6 +18,7 @@ use super::{LONG, Life, all_payloads, energy, publisher, settings};
 
 const CONNECT: u8 = 1;
 const SUBSCRIBE: u8 = 8;
+const DISCONNECT: u8 = 14;
 
 /// The broker's end of a connection, which says what the test wants it to.
 struct Scripted {
@@ -63,6 +66,45 @@ impl Scripted {
     /// SUBACK with this code.
     async fn answer(&mut self, code: u8) {
         self.say(&[0x90, 4, 0, 1, 0, code]).await;
+    }
+}
+
+/// What a broker that cuts, drops and refuses says to a look: a session of an hour and ten messages under way, no
+/// subscription to the stream, and seven messages dropped.
+async fn stingy(listener: TcpListener) {
+    const TOPIC: &[u8] = b"$SYS/broker/publish/messages/dropped";
+    let (tcp, _) = timeout(LONG, listener.accept()).await.expect("it connects").unwrap();
+    let mut broker = Scripted { tcp };
+    broker.hear(CONNECT).await;
+    broker.say(&[0x20, 11, 0, 0, 8, 0x11, 0, 0, 0x0E, 0x10, 0x21, 0, 10]).await;
+    broker.hear(SUBSCRIBE).await;
+    broker.answer(0x87).await;
+    broker.hear(SUBSCRIBE).await;
+    broker.say(&[0x90, 4, 0, 2, 0, 0]).await;
+    let length = u8::try_from(TOPIC.len()).unwrap();
+    broker.say(&[0x31, 2 + length + 2, 0, length]).await;
+    broker.say(TOPIC).await;
+    broker.say(&[0, b'7']).await;
+    broker.hear(DISCONNECT).await;
+}
+
+#[tokio::test]
+async fn a_look_at_a_broker_that_cuts_drops_and_refuses_tells_all_of_it() {
+    let (listener, settings) = scripted().await;
+    let stream = settings.streams[&energy()].clone();
+    let streams = [&stream];
+    let look = probe("home", &settings.brokers["home"], &streams);
+    let (found, ()) = tokio::join!(look, stingy(listener));
+    for (check, verdict, figure) in [
+        ("session expiry", Verdict::Fail, "1 h"),
+        ("receive maximum", Verdict::Warn, "10"),
+        ("granted QoS", Verdict::Fail, "energy (a/#): refused with 0x87"),
+        ("dropped by the broker", Verdict::Warn, "7 messages since it started, of all its clients"),
+    ] {
+        let line = found.iter().find(|line| line.check == check);
+        let line = line.unwrap_or_else(|| panic!("{check} in {found:?}"));
+        assert_eq!((line.verdict, line.figure.as_str()), (verdict, figure));
+        assert!(line.remedy.is_some(), "{line:?}");
     }
 }
 

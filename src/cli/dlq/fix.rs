@@ -1,15 +1,15 @@
 //! `telemetry dlq fix`: a corrected copy of one letter's payload, checked, then replayed in the letter's place.
 
-use anyhow::Context as _;
 use clap::Args;
 use serde_json::Value;
 
 use super::correction::{Correction, parse_patch, parse_set};
+use super::desk::Desk;
 use super::{parse_key, shown};
 use crate::cli::Exit;
 use crate::config::Settings;
 use crate::domain::{DeadLetter, DeadLetterKey};
-use crate::http::{ReplayRequest, ReplayResult};
+use crate::http::ReplayRequest;
 
 #[derive(Args, Debug)]
 pub struct FixArgs {
@@ -52,9 +52,12 @@ pub fn fix(settings: &Settings, args: &FixArgs) -> anyhow::Result<Exit> {
     }
     let keys = vec![args.letter.clone()];
     let request = ReplayRequest { keys, payload: Some(payload), ..Default::default() };
-    let answer = super::order(settings, "/dlq/replay", &request)
-        .context("a correction is replayed by the running node: start it first")?;
-    let results: Vec<ReplayResult> = serde_json::from_value(answer)?;
+    let results = crate::cli::block_on(async {
+        let mut desk = Desk::new(settings);
+        let results = desk.replay(&request).await?;
+        desk.close().await?;
+        anyhow::Ok(results)
+    })??;
     match results.into_iter().next().map(|result| result.error) {
         Some(None) => println!("corrected and replayed {}", args.letter),
         Some(Some(error)) => {

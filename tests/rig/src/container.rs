@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 
+use crate::command::succeeded;
 use crate::daemon::Daemon;
 use crate::paths::target;
 use crate::wait::until;
@@ -293,16 +294,4 @@ fn mirror() -> String {
     let text = asked.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     let line = |line: &str| Some(line.strip_prefix(SUITE)?.strip_prefix(' ')?.to_owned());
     text.ok().and_then(|text| text.lines().find_map(line)).unwrap_or_else(|| MIRROR.to_owned())
-}
-
-fn succeeded(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("run {command:?}"))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let last: Vec<&str> = said.lines().rev().take(20).collect();
-        let last: Vec<&str> = last.into_iter().rev().collect();
-        bail!("{command:?} failed ({}):\n{}", output.status, last.join("\n"));
-    }
-    Ok(())
 }

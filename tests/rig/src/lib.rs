@@ -9,6 +9,7 @@ compile_error!("the rig works on Linux only");
 
 mod background;
 mod certificates;
+mod command;
 mod config;
 mod container;
 mod daemon;
@@ -32,6 +33,7 @@ mod wait;
 
 pub use background::{block_on, spawn};
 pub use certificates::{CertificateFiles, Certificates};
+pub use command::succeeded;
 pub use config::render;
 pub use container::Container;
 pub use daemon::Daemon;

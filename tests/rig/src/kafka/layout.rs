@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rand::RngCore;
 
+use crate::command::succeeded;
 use crate::paths::Folder;
 use crate::ports::free_port;
 use crate::proxy::Proxy;
@@ -95,17 +96,8 @@ pub(super) fn format_storage(
         .args(["-XX:TieredStopAtLevel=1", "-cp", class_path, "kafka.tools.StorageTool", "format"])
         .args(["-t", &seat.cluster_id, "-c"])
         .arg(properties)
-        .args(scram_users.flat_map(|user| ["--add-scram".to_owned(), user]))
-        .stdin(Stdio::null());
-    let output = command.output().context("run java (Debian: default-jre-headless)")?;
-    if !output.status.success() {
-        bail!(
-            "{command:?} failed:\n{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(())
+        .args(scram_users.flat_map(|user| ["--add-scram".to_owned(), user]));
+    succeeded(&mut command).context("run java (Debian: default-jre-headless)").map(drop)
 }
 
 /// 16 random bytes in URL-safe base64 without padding: 22 characters, the last of which carries two bits.

@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 use super::{PASSWORD, SUPERUSER};
 use crate::certificates::Certificates;
+use crate::command::succeeded;
 use crate::paths::{Folder, target};
 
 /// Who runs the server when we are root, which PostgreSQL refuses to be.
@@ -38,7 +39,7 @@ pub(super) fn make(folder: &Folder, data: &Path) -> Result<()> {
     }
     let mut copy = Command::new("cp");
     copy.args(["--archive", "--reflink=auto"]).arg(&template).arg(data);
-    succeeded(&mut copy)
+    succeeded(&mut copy).map(drop)
 }
 
 /// The server's certificate and key where PostgreSQL looks for them, its own and nobody else's to read.
@@ -91,20 +92,7 @@ fn initialise(home: &Folder, data: &Path) -> Result<()> {
         .args(["--no-sync", "--no-instructions"])
         .arg(format!("--pwfile={}", password.display()))
         .current_dir(home.path());
-    succeeded(&mut command)
-}
-
-fn succeeded(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("run {command:?}"))?;
-    if !output.status.success() {
-        bail!(
-            "{command:?} failed:\n{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(())
+    succeeded(&mut command).map(drop)
 }
 
 /// Debian keeps the server out of the search path, one folder per version; the newest wins.

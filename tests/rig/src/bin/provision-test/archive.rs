@@ -1,10 +1,10 @@
 //! Debian's packages that the playbooks install, fetched once: the machine itself has no way out.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
-use rig::target;
+use anyhow::{Context, Result};
+use rig::{succeeded, target};
 use sha2::{Digest, Sha256};
 
 /// With `python3-apt`, which a bare host has not and ansible installs first.
@@ -47,14 +47,4 @@ pub fn fetch(base: &Path) -> Result<()> {
     let packages = succeeded(&mut index)?;
     std::fs::write(unfinished.join("Packages"), packages).context("write the index")?;
     std::fs::rename(&unfinished, &done).context("name the finished folder")
-}
-
-fn succeeded(command: &mut Command) -> Result<Vec<u8>> {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("run {command:?}"))?;
-    if !output.status.success() {
-        let said = [output.stdout, output.stderr].concat();
-        bail!("{command:?} failed ({}):\n{}", output.status, String::from_utf8_lossy(&said));
-    }
-    Ok(output.stdout)
 }

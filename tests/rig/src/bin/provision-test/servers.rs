@@ -3,9 +3,9 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use rig::Daemon;
+use rig::{Daemon, succeeded};
 
-use crate::site::{SOON, Site, succeeded};
+use crate::site::{SOON, Site};
 
 /// Addresses of the machine, of a host in the inventory's networks, and of a stranger.
 const MACHINE: &str = "192.0.2.1";

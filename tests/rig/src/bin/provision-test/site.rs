@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rig::{Container, Folder, Scene, get, repository, until};
+use rig::{Container, Folder, Scene, get, repository, succeeded, until};
 
 use crate::archive;
 
@@ -268,13 +268,4 @@ impl Run {
         };
         recap.lines().filter_map(count).collect()
     }
-}
-
-pub fn succeeded(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("run {command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(())
 }

@@ -10,7 +10,7 @@ use crate::world::{SOON, World};
 const PAGE: &str = "docs/install.md";
 const FENCE: &str = "```sh";
 /// Lines for the machine that builds.
-const ELSEWHERE: [&str; 2] = ["make deb", "cargo build"];
+const ELSEWHERE: [&str; 2] = ["make deb", "make release"];
 /// Where the package was copied to, and the commands are typed.
 const HOME: &str = "/root";
 /// The repository, for who does it by hand.
