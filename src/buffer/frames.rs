@@ -12,11 +12,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::frame::{self, Frame, HEAD_BYTES, MAGIC, Owner};
-use super::generation::{self, HEADER_KEY, Header, Source};
+use super::generation::{self, HEADER_KEY, Header, Source, Visit};
 use super::{BufferError, disk};
 use crate::domain::{Sequence, StreamName};
 
@@ -160,7 +159,7 @@ impl Source for Frames {
         &self,
         prefix: &[u8],
         from: Sequence,
-        visit: &mut dyn FnMut(Sequence, u16, &[u8]) -> ControlFlow<()>,
+        visit: &mut Visit<'_>,
     ) -> Result<(), BufferError> {
         let places = self.streams.get(prefix).map(Vec::as_slice).unwrap_or_default();
         let begin = places.partition_point(|place| place.first < from);
@@ -231,12 +230,16 @@ fn search(
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
     use std::os::unix::fs::FileExt as _;
 
     use super::*;
     use crate::domain::LogIdentity;
 
     const PAGE: usize = 4096;
+
+    /// First sequence, value.
+    type Parts = Vec<(u64, Vec<u8>)>;
 
     fn places(bytes: &[u8], unreadable: Option<usize>) -> Vec<u64> {
         let file = tempfile::tempfile().unwrap();
@@ -258,7 +261,7 @@ mod tests {
     }
 
     /// As it stands in the file `db`: stream `a`, and what of it is read.
-    fn read(frames: &[Vec<u8>]) -> Result<(u64, Vec<(u64, Vec<u8>)>), BufferError> {
+    fn read(frames: &[Vec<u8>]) -> Result<(u64, Parts), BufferError> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(FILE), frames.concat()).unwrap();
         let frames = Frames::open(folder.path())?;

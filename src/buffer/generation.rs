@@ -121,19 +121,17 @@ impl Written {
     }
 }
 
+/// Takes a part: first sequence of the block, part, bytes.
+pub(super) type Visit<'v> = dyn FnMut(Sequence, u16, &[u8]) -> ControlFlow<()> + 'v;
+
 /// Where the parts of blocks are read from. `prefix`: of the keys of one stream.
 pub(super) trait Source {
     /// Where the block begins that may hold the record `at`: the last one at or before it; `at` where there is none.
     fn begins(&self, prefix: &[u8], at: Sequence) -> Result<Sequence, BufferError>;
 
-    /// Visits parts in the order of their keys (first sequence, part, bytes) until told to stop; no bytes where they
-    /// are damaged.
-    fn scan(
-        &self,
-        prefix: &[u8],
-        from: Sequence,
-        visit: &mut dyn FnMut(Sequence, u16, &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), BufferError>;
+    /// Visits parts in the order of their keys until told to stop; no bytes where they are damaged.
+    fn scan(&self, prefix: &[u8], from: Sequence, visit: &mut Visit<'_>)
+    -> Result<(), BufferError>;
 }
 
 impl Source for Written {
@@ -147,7 +145,7 @@ impl Source for Written {
         &self,
         prefix: &[u8],
         from: Sequence,
-        visit: &mut dyn FnMut(Sequence, u16, &[u8]) -> ControlFlow<()>,
+        visit: &mut Visit<'_>,
     ) -> Result<(), BufferError> {
         self.store.scan(&key_at(prefix, from, 0), |key, framed| {
             let Some((found, first, part)) = split_key(key) else {

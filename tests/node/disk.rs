@@ -69,15 +69,16 @@ fn judge(world: &World, publisher: &rig::Publisher, count: u64) {
 fn the_first_write_or_sync_that_fails_ends_the_process_and_is_never_retried() {
     let folder = Folder::new(None, "disk").unwrap();
     for inject in [
-        "fdatasync:error=EIO:when=20",
-        "fsync:error=EIO:when=4",
-        "pwrite64:error=EIO:when=30",
-        "pwrite64:error=ENOSPC:when=30",
+        "fdatasync:error=EIO:when=40",
+        "fsync:error=EIO:when=16",
+        "pwrite64:error=EIO:when=60",
+        "pwrite64:error=ENOSPC:when=60",
     ] {
         let log = folder.join("calls");
         let mut world =
             World::prepare(Changes { extra: SETTINGS.to_owned(), ..Changes::default() });
-        // Once, that the broker knows the node; a start also takes some of the calls that are counted.
+        // Once, that the broker knows the node. Calls are counted by thread: a start makes fewer than these, so that it is
+        // the writer's that fails.
         world.node.start().unwrap();
         world.node.wait_ready(SOON).unwrap();
         world.subscribed();
