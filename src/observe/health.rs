@@ -108,6 +108,12 @@ fn judge_streams(board: &Board, verdict: &mut Verdict) {
             let page = Runbook::StreamNotSubscribed;
             verdict.degraded_page(&format!("stream {name} is not subscribed: {why}"), page);
         }
+        let asked = status.asked_qos;
+        if let Some(granted) = status.granted_qos.filter(|granted| *granted < asked) {
+            let text =
+                format!("stream {name}: the broker granted QoS {granted}, asked for {asked}");
+            verdict.degraded_page(&text, Runbook::StreamNotSubscribed);
+        }
         if let Some(silence) = status.silence() {
             let Silence { severity, limit_seconds, silent_seconds } = silence;
             let text = format!(

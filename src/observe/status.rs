@@ -71,6 +71,8 @@ pub struct StreamStatus {
     /// The subscription is granted: only now is the stream active.
     pub subscribed: bool,
     pub granted_qos: Option<u8>,
+    /// What the configuration asks for; a lower granted one may lose what is under way.
+    pub asked_qos: u8,
     pub unacknowledged: usize,
     /// At this many the socket is not read.
     pub unacknowledged_max: usize,

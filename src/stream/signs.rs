@@ -223,6 +223,7 @@ impl Watcher for Signs {
         self.view.update(|status| {
             status.subscribed = true;
             status.granted_qos = Some(granted_qos);
+            status.asked_qos = self.asked_qos;
             status.trouble = None;
         });
         let stream = self.stream.as_str();
