@@ -97,9 +97,19 @@ fn number(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0, |value, byte| value << 8 | u32::from(*byte))
 }
 
-fn unmasked(bytes: &[u8], mask: [u8; 4], shift: usize) -> Vec<u8> {
-    let mask = mask.iter().cycle().skip(shift % mask.len());
-    bytes.iter().zip(mask).map(|(byte, mask)| byte ^ mask).collect()
+/// `shift`: how many masked bytes stand before.
+fn unmasked(bytes: &[u8], mut mask: [u8; 4], shift: usize) -> Vec<u8> {
+    let turn = shift % mask.len();
+    mask.rotate_left(turn);
+    let mut bytes = bytes.to_vec();
+    apply(mask, &mut bytes);
+    bytes
+}
+
+fn apply(mask: [u8; 4], bytes: &mut [u8]) {
+    for four in bytes.chunks_mut(mask.len()) {
+        four.iter_mut().zip(mask).for_each(|(byte, mask)| *byte ^= mask);
+    }
 }
 
 /// A value with its frame. `key` has at most some hundred bytes.
@@ -125,9 +135,7 @@ fn encode_masked(owner: Owner, mask: [u8; 4], key: &[u8], value: &[u8]) -> Vec<u
     frame.extend_from_slice(&(value.len() as u16).to_be_bytes());
     frame.extend_from_slice(key);
     frame.extend_from_slice(value);
-    for (at, byte) in frame[HEAD_BYTES..].iter_mut().enumerate() {
-        *byte ^= mask[at % mask.len()];
-    }
+    apply(mask, &mut frame[HEAD_BYTES..]);
     let crc = crc32fast::hash(&frame[CRC.end..]);
     frame[CRC].copy_from_slice(&crc.to_be_bytes());
     frame
