@@ -25,7 +25,7 @@ fn the_machines_clock_has_a_line_without_any_database() {
     let (_, report) = doctor(&world);
     let line = findings(&report, "machine", "clock")[0];
     let figure = line["figure"].as_str().unwrap();
-    // Which of them is true here is the machine's matter; the service test compares with `timedatectl`.
+    // Which of them is true here is the machine's matter.
     let known = ["kept by a time service to within", "no time service keeps it", "unknown: "];
     assert!(known.iter().any(|words| figure.starts_with(words)), "{figure}");
     assert_ne!(line["verdict"], "fail", "{line}");
