@@ -49,8 +49,9 @@ demo: ## five home-automation streams through the node, live (DURATION=30, KAFKA
 	@exec $(TARGET)/release/demo --node $(TARGET)/release/telemetry --rate $(RATE) \
 	  $(if $(DURATION),--duration $(DURATION)) $(if $(filter no,$(KAFKA)),--without-kafka)
 
+# Many tests wait for servers more than they compute.
 test: setup lint build ## everything continuous integration runs
-	cargo test --workspace
+	RUST_TEST_THREADS=$$(($$(nproc) * 3 / 2)) cargo test --workspace
 	$(MAKE) --no-print-directory torture
 	$(MAKE) --no-print-directory torture ROUNDS=1 FAULTS=power-cut-ten FILESYSTEM=xfs
 	$(MAKE) --no-print-directory deb service-test QUICK=1
