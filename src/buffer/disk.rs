@@ -76,6 +76,21 @@ pub(super) fn remove_folder(folder: &Path) -> Result<(), BufferError> {
     folder.parent().map_or(Ok(()), sync)
 }
 
+/// Copies a folder with all that is in it, unsynced.
+pub(super) fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads every file in a folder, which may be missing, to its end: an error comes out here, and what follows is read
 /// from memory.
 pub(super) fn read_through(folder: &Path) -> Result<(), BufferError> {

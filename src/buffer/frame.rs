@@ -1,4 +1,4 @@
-//! What stands around every value of a generation, so that it is found in the raw bytes of sled's file without sled.
+//! What stands around every value of a generation and of the state database, so that it is found in the raw bytes of sled's file without sled.
 //!
 //! ```text
 //!  magic, 4 bytes · crc32 u32 (of all that follows) · mask u32 · log u32 · generation u32
@@ -38,6 +38,15 @@ pub(super) struct Owner {
 }
 
 impl Owner {
+    /// A state database, by a number of its own. No generation has the number 0.
+    pub(super) fn of_state(number: u32) -> Self {
+        Owner { log: number, generation: 0 }
+    }
+
+    pub(super) fn is_state(&self) -> bool {
+        self.generation == 0
+    }
+
     pub(super) fn new(log: LogIdentity, generation: u64) -> Self {
         Owner { log: log.0.as_fields().0, generation: generation as u32 }
     }

@@ -20,7 +20,7 @@ use super::{BufferError, disk};
 use crate::domain::{Sequence, StreamName};
 
 /// The file in which sled keeps all values that are not too large for it.
-const FILE: &str = "db";
+pub(super) const FILE: &str = "db";
 
 /// Bytes searched at a time: many times the longest frame.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -185,7 +185,7 @@ fn without_frames(folder: &Path, file: &File) -> BufferError {
 }
 
 /// Visits every frame with its offset.
-fn search(
+pub(super) fn search(
     length: u64,
     mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
     mut visit: impl FnMut(Frame<'_>, u64),

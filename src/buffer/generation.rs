@@ -21,8 +21,8 @@ use crate::domain::{Arrival, LogIdentity, Sequence, SequenceRange, StreamName};
 
 pub(super) const HEADER_KEY: &[u8] = b"\0header";
 const KEY_TAIL_BYTES: usize = 1 + 8 + 2;
-/// 2: framed.
-pub(super) const FORMAT: u32 = 2;
+/// Of the buffer with all that is in it. 2: generations are framed. 3: the state database too.
+pub(super) const FORMAT: u32 = 3;
 const SIDECAR: &str = "sealed.json";
 
 /// Written before the first record: an empty generation still knows how the streams go on.

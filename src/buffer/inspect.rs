@@ -109,32 +109,18 @@ impl Copy {
     fn of(folder: &Path) -> Result<Copy, BufferError> {
         let name = format!("telemetry-{}", uuid::Uuid::new_v4());
         let copy = Copy { folder: std::env::temp_dir().join(name) };
-        let mut attempt = copy_folder(folder, &copy.folder);
+        let mut attempt = disk::copy_folder(folder, &copy.folder);
         for _ in 1..READS_MAX {
             // A file that vanished while we listed them: a snapshot that sled replaced.
             if !attempt.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
                 break;
             }
             let _ = fs::remove_dir_all(&copy.folder);
-            attempt = copy_folder(folder, &copy.folder);
+            attempt = disk::copy_folder(folder, &copy.folder);
         }
         attempt.map_err(|error| BufferError::io("copy", folder, error))?;
         Ok(copy)
     }
-}
-
-fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_folder(&entry.path(), &target)?;
-        } else {
-            fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
 }
 
 /// What stands in `state_dir`, without reading the records of sealed generations.
@@ -353,7 +339,7 @@ fn quarantine(folder: &Path) -> Vec<FolderReport> {
 
 fn sinks(folder: &Path) -> Result<Vec<SinkReport>, BufferError> {
     let copy = Copy::of(folder)?;
-    let state = StateStore::new(Store::open(&copy.folder)?, u64::MAX)?;
+    let state = StateStore::open(Store::open(&copy.folder)?, u64::MAX)?;
     let mut sinks: BTreeMap<(StreamName, SinkName), SinkReport> = BTreeMap::new();
     let empty = |stream: &StreamName, sink: &SinkName| SinkReport {
         stream: stream.clone(),
@@ -381,6 +367,6 @@ pub fn dead_letters(
     filter: &DeadLetterFilter,
 ) -> Result<Vec<DeadLetter>, BufferError> {
     let copy = Copy::of(&state_dir.join("state"))?;
-    let store = StateStore::new(Store::open(&copy.folder)?, u64::MAX)?;
+    let store = StateStore::open(Store::open(&copy.folder)?, u64::MAX)?;
     store.letters(None, usize::MAX, usize::MAX, |letter| filter.matches(letter))
 }

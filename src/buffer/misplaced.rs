@@ -5,19 +5,25 @@ use std::path::{Path, PathBuf};
 
 use super::frames::Frames;
 use super::log::set_aside;
+use super::recovery::patiently;
 use super::{BufferError, disk, generation};
 
 /// On its way from one place to another, by its number; no start may overlook it.
 const MOVING: &str = "moving-";
 
 /// Puts every generation that can be read into the folder of its own number. Opens all of them, so it is only called
-/// when one was seen in the wrong place.
-pub(super) fn sort_out(buffer: &Path, quarantine: &Path) -> Result<(), BufferError> {
+/// when one was seen in the wrong place. Answers how many were set aside, because they cannot be read: what is in them
+/// nobody knows, and they must not stand in the way of those that belong there.
+pub(super) fn sort_out(buffer: &Path, quarantine: &Path) -> Result<u64, BufferError> {
+    let mut unreadable = 0;
     for (number, folder) in generation::list(buffer)? {
-        let held = match Frames::open(&folder) {
+        let held = match patiently(|| Frames::open(&folder)) {
             Ok(frames) => frames.number(),
-            // Whoever loads it sets it aside.
-            Err(error) if error.is_damage() => continue,
+            Err(error) if error.is_damage() => {
+                set_aside(&folder, quarantine, &error)?;
+                unreadable += 1;
+                continue;
+            }
             Err(error) => return Err(error),
         };
         if generation::read_sidecar(&folder).is_some_and(|contents| contents.number != held) {
@@ -34,7 +40,8 @@ pub(super) fn sort_out(buffer: &Path, quarantine: &Path) -> Result<(), BufferErr
         );
         move_to(&folder, buffer.join(format!("{MOVING}{held:06}")), held, quarantine)?;
     }
-    finish(buffer, quarantine)
+    finish(buffer, quarantine)?;
+    Ok(unreadable)
 }
 
 /// What an earlier start had begun.

@@ -80,15 +80,18 @@
 //! # State
 //!
 //! Books, cursors, dead letters and notes are overwritten, generations never are; so they are a second, small
-//! database (`state_store.rs`) with a thread of its own (`state.rs`). One that cannot be opened is set aside: the node
-//! keeps accepting, Kafka repeats from the oldest record kept, tables have their cursor in PostgreSQL, and the
-//! dead letters in the quarantined folder are reported as damaged, loudly. It never shrinks; its size follows the
-//! dead letters, which have a quota.
+//! database (`state_store.rs`) with a thread of its own (`state.rs`). Its values are framed as those of generations are:
+//! one that cannot be opened, or in which sled finds less than the file holds, is set aside, and the next one has every dead
+//! letter that is whole in its bytes, with the newest books found (`salvage.rs`, `raw_state.rs`). Kafka repeats from there,
+//! or from the oldest record kept; tables have their cursor in PostgreSQL. Letters removed before may come back, because
+//! sled leaves old pages behind: a replay enters a table once all the same. It never shrinks; its size follows the dead
+//! letters, which have a quota.
 //!
 //! ```text
 //!  <state_dir>/lock                           one process at a time
 //!  <state_dir>/ballast                        given up to open on a full disk
 //!  <state_dir>/state/                         books, dead letters, notes
+//!  <state_dir>/state.draft/                   the same, on its way to take the other's place
 //!  <state_dir>/buffer/identity                which log this is
 //!  <state_dir>/buffer/marks                   numbers set aside, numbers dropped
 //!  <state_dir>/buffer/reached                 how far each stream was durable when it was last answered
@@ -109,9 +112,11 @@ mod log;
 mod misplaced;
 pub mod offline;
 mod probe;
+mod raw_state;
 mod reached;
 mod reader;
 mod recovery;
+mod salvage;
 mod state;
 mod state_store;
 mod store;
@@ -198,9 +203,9 @@ impl Buffer {
         let directory = recovery::take_lock(state_dir)?;
         disk::release_ballast(&state_dir.join("ballast"), settings.ballast_bytes)?;
         let identity = recovery::identity(&folder)?;
-        let state = recovery::state(state_dir, &quarantine, settings)?;
+        let mut state = salvage::open(state_dir, &quarantine, settings.dead_letter_quota_bytes)?;
         recovery::check_log(&state, identity)?;
-        recovery::check_shim(&state)?;
+        recovery::check_shim(&mut state)?;
         let cursors = Cursors::of(&state)?;
         let mut recovered = recovery::Recovery {
             buffer: &folder,

@@ -8,14 +8,9 @@ use std::thread::{self, JoinHandle};
 
 use super::recovery::{self, take_lock};
 use super::state::{self, Owner, State};
-use super::state_store::StateStore;
-use super::store::Store;
-use super::{BufferError, inspect};
+use super::{BufferError, inspect, salvage};
 use crate::domain::LogIdentity;
 use crate::observe::Board;
-
-/// Dead letters only leave while the node is stopped.
-const NO_QUOTA: u64 = u64::MAX;
 
 /// The open state database of a stopped node. No record is looked at: what is in the log stays as it is.
 pub struct StoppedState {
@@ -37,8 +32,8 @@ impl StoppedState {
         }
         let lock = take_lock(state_dir)?;
         let identity = inspect::identity(&state_dir.join("buffer"))?.identity;
-        let store = StateStore::new(Store::open(&folder)?, NO_QUOTA)?;
-        recovery::check_shim(&store)?;
+        let mut store = salvage::open_sound(state_dir)?;
+        recovery::check_shim(&mut store)?;
         hand_over(&folder)?;
         let owner = Arc::new(Command { board, failure: OnceLock::new() });
         let (state, commands) = State::new(owner.clone());

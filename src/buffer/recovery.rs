@@ -11,9 +11,7 @@ use super::frames::Frames;
 use super::generation::{self, Contents, FORMAT, Written};
 use super::log::{Entry, Loss, Marks, gaps, set_aside};
 use super::state_store::StateStore;
-use super::store::Store;
 use super::{BufferError, disk, misplaced, sync_shim};
-use crate::config::BufferSettings;
 use crate::crash::crash_point;
 use crate::domain::{Arrival, LogIdentity, Runbook, Sequence, StreamName};
 
@@ -85,39 +83,6 @@ fn losses(buffer: &Path, quarantine: &Path) -> Result<Vec<Loss>, BufferError> {
     }
 }
 
-/// Opens the state database; one that cannot be read is set aside, and the node goes on with a fresh one.
-pub(super) fn state(
-    state_dir: &Path,
-    quarantine: &Path,
-    settings: &BufferSettings,
-) -> Result<StateStore, BufferError> {
-    let folder = state_dir.join("state");
-    let open = || {
-        let fresh = !folder.exists();
-        if fresh && !generation::list(&state_dir.join("buffer"))?.is_empty() {
-            tracing::error!(
-                event = "state_missing",
-                runbook = Runbook::DataLost.page(),
-                folder = %folder.display(),
-                "the database of books, dead letters and Kafka cursors is gone, though the log is there: a fresh one \
-                 is made; its dead letters are lost, and Kafka is sent again what the log holds"
-            );
-        }
-        let store = Store::open(&folder)?;
-        if fresh {
-            store.sync_creation()?;
-        }
-        StateStore::new(store, settings.dead_letter_quota_bytes)
-    };
-    match patiently(open) {
-        Err(error) if error.is_damage() => {
-            set_aside(&folder, quarantine, &error)?;
-            open()
-        }
-        opened => opened,
-    }
-}
-
 /// Says so when the log was lost as a whole: nobody can count what was in it.
 pub(super) fn check_log(state: &StateStore, identity: LogIdentity) -> Result<(), BufferError> {
     const LOG: &str = "buffer/log";
@@ -137,10 +102,10 @@ pub(super) fn check_log(state: &StateStore, identity: LogIdentity) -> Result<(),
 }
 
 /// Refuses to start with a binary whose syncs do not reach the disk.
-pub(super) fn check_shim(state: &StateStore) -> Result<(), BufferError> {
+pub(super) fn check_shim(state: &mut StateStore) -> Result<(), BufferError> {
     let before = sync_shim::calls();
     state.count_start()?;
-    state.store.flush()?;
+    state.flush()?;
     if sync_shim::calls() > before { Ok(()) } else { Err(BufferError::ShimNotLive) }
 }
 
@@ -219,9 +184,9 @@ impl Recovery<'_> {
         if known.iter().all(Known::in_place) {
             return Ok((known, unreadable));
         }
-        misplaced::sort_out(self.buffer, self.quarantine)?;
+        let in_the_way = misplaced::sort_out(self.buffer, self.quarantine)?;
         let (known, further) = self.load()?;
-        Ok((known, unreadable + further))
+        Ok((known, unreadable + in_the_way + further))
     }
 
     fn load(&self) -> Result<(Vec<Known>, u64), BufferError> {
@@ -385,7 +350,9 @@ fn entry(known: Known) -> (u64, Entry) {
 }
 
 /// A drive may fail to read and do it at the next attempt: only what stays unreadable is set aside.
-fn patiently<T>(mut read: impl FnMut() -> Result<T, BufferError>) -> Result<T, BufferError> {
+pub(super) fn patiently<T>(
+    mut read: impl FnMut() -> Result<T, BufferError>,
+) -> Result<T, BufferError> {
     for _ in 1..disk::READS_MAX {
         match read() {
             Err(error) if error.is_damage() => {

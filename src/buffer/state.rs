@@ -261,7 +261,7 @@ pub(super) fn run(owner: &dyn Owner, mut store: StateStore, commands: Commands) 
                 next = queue.try_recv().ok();
             }
         }
-        if let Err(error) = settle(&store, outcomes) {
+        if let Err(error) = settle(&mut store, outcomes) {
             return owner.fail(&error);
         }
         owner.board().update_buffer(|status| {
@@ -270,6 +270,8 @@ pub(super) fn run(owner: &dyn Owner, mut store: StateStore, commands: Commands) 
         });
         warn(&store, &mut warned);
     }
+    // What was answered is on stable storage, whatever becomes of this.
+    let _ = store.close();
 }
 
 /// Once per level reached, until it falls below again.
@@ -289,10 +291,10 @@ fn warn(store: &StateStore, warned: &mut u64) {
     *warned = reached;
 }
 
-fn settle(store: &StateStore, outcomes: Vec<Outcome>) -> Result<(), BufferError> {
+fn settle(store: &mut StateStore, outcomes: Vec<Outcome>) -> Result<(), BufferError> {
     if outcomes.iter().any(|outcome| outcome.wrote) {
         crash_point("crash_state_written");
-        store.store.flush()?;
+        store.flush()?;
         crash_point("crash_state_flushed");
     }
     let mut failed = None;

@@ -1,7 +1,8 @@
 //! What the state database holds, as keys and values: books, dead letters with their counts and copies, notes.
 //!
 //! ```text
-//!  meta 0 start                          how often it was opened (the probe of the sync self-check)
+//!  meta 0 format                         u32
+//!  meta 0 start                          how often it was opened (the probe of the sync self-check), u64
 //!  books 0 stream 0 sink                 Books, JSON
 //!  letter 0 sink 0 stream 0 sequence     parts of: length u32, DeadLetter as JSON without payload, payload
 //!  count 0 sink 0 stream                 dead letters and their bytes, two u64
@@ -9,24 +10,96 @@
 //!  copy 0 cluster 0 · key of a letter    nothing; the letter is still to be copied to this Kafka cluster
 //!  note 0 key 0                          parts of the value
 //! ```
-//! A value longer than [`PART_BYTES_MAX`] is split; the part number (u16) ends the key. Everything one call changes
-//! is one sled batch, so a crash cannot leave a letter without its count.
+//! A value longer than a part is split; the part number (u16) ends the key. Everything one call changes is one sled batch,
+//! so a crash cannot leave a letter without its count.
+//!
+//! Each value has a frame around it (`frame.rs`), in which it stands behind a head (`Part`): the version, by which parts
+//! of two values of one key are told apart and the newer of two is known; up to which version all is on stable storage; the
+//! length of the whole. So letters are found in the bytes of the file when sled cannot open it (`salvage.rs`). The owner of
+//! the frames is drawn when the database is made.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use super::BufferError;
 use super::block::PART_BYTES_MAX;
+use super::frame::{self, Frame, Owner};
+use super::generation::FORMAT;
 use super::store::Store;
 use crate::domain::{Books, DeadLetter, DeadLetterKey, Sequence, SinkName, StreamName};
 
+const META: &[u8] = b"meta\0format";
 const START: &[u8] = b"meta\0start";
-const BOOKS: &[u8] = b"books\0";
+pub(super) const BOOKS: &[u8] = b"books\0";
 const LETTER: &[u8] = b"letter\0";
 const COUNT: &[u8] = b"count\0";
-const REPLAYED: &[u8] = b"replayed\0";
+pub(super) const REPLAYED: &[u8] = b"replayed\0";
 const COPY: &[u8] = b"copy\0";
 const NOTE: &[u8] = b"note\0";
+
+/// Versions of one run of a process; the next one's are all higher.
+const VERSIONS_PER_START: u32 = 32;
+
+/// Version u64, synced u64, length u32.
+const PART_HEAD_BYTES: usize = 8 + 8 + 4;
+const PART_MAX: usize = PART_BYTES_MAX - PART_HEAD_BYTES;
+
+/// What stands in a frame: a value, or a part of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    /// Of all that one call changed.
+    pub version: u64,
+    /// What has this version or a lower one was on stable storage when this was written.
+    pub synced: u64,
+    /// Of the whole value.
+    pub length: u32,
+    pub bytes: Vec<u8>,
+}
+
+impl Part {
+    pub(super) fn of(frame: &Frame<'_>) -> Option<Self> {
+        let value = frame.value();
+        let (version, rest) = value.split_first_chunk::<8>()?;
+        let (synced, rest) = rest.split_first_chunk::<8>()?;
+        let (length, bytes) = rest.split_first_chunk::<4>()?;
+        Some(Part {
+            version: u64::from_be_bytes(*version),
+            synced: u64::from_be_bytes(*synced),
+            length: u32::from_be_bytes(*length),
+            bytes: bytes.to_vec(),
+        })
+    }
+
+    /// As it stands in the database.
+    fn read(key: &[u8], framed: &[u8]) -> Option<Self> {
+        let whole = Frame::read(framed);
+        let whole = whole.filter(|frame| frame.bytes() == framed.len() && frame.key() == key)?;
+        Self::of(&whole)
+    }
+}
+
+/// What a key of the database stands for, as far as it is looked for in the raw file.
+pub(super) enum Kind {
+    Letter(DeadLetterKey, u16),
+    Count(SinkName, StreamName),
+    /// Of a letter still to be copied to this cluster.
+    Copy(String),
+    Other,
+}
+
+impl Kind {
+    pub(super) fn of(key: &[u8]) -> Self {
+        if let Some((key, part)) = split_letter_key(key) {
+            return Kind::Letter(key, part);
+        }
+        if let Some((sink, stream)) = key.strip_prefix(COUNT).and_then(split_names) {
+            return Kind::Count(sink, stream);
+        }
+        let cluster = key.strip_prefix(COPY).and_then(|rest| rest.split(|byte| *byte == 0).next());
+        let cluster = cluster.and_then(|name| std::str::from_utf8(name).ok());
+        cluster.map_or(Kind::Other, |name| Kind::Copy(name.to_owned()))
+    }
+}
 
 /// Dead letters of one sink of one stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,10 +108,24 @@ pub(super) struct Count {
     pub bytes: u64,
 }
 
+impl Count {
+    fn encode(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.letters.to_be_bytes());
+        bytes[8..].copy_from_slice(&self.bytes.to_be_bytes());
+        bytes
+    }
+}
+
 /// The state database, as its thread sees it.
 #[derive(Debug)]
 pub(super) struct StateStore {
-    pub store: Store,
+    store: Store,
+    owner: Owner,
+    /// Of the next change.
+    version: u64,
+    /// The highest version that is on stable storage.
+    synced: u64,
     pub dead_letter_quota_bytes: u64,
     /// All sinks together.
     pub dead_letter_bytes: u64,
@@ -74,13 +161,14 @@ fn copy_key(cluster: &str, letter_key: &[u8]) -> Vec<u8> {
 fn split_letter_key(key: &[u8]) -> Option<(DeadLetterKey, u16)> {
     let (rest, part) = key.strip_prefix(LETTER)?.split_last_chunk::<2>()?;
     let (names, sequence) = rest.split_last_chunk::<8>()?;
-    let (sink, stream) = std::str::from_utf8(names.strip_suffix(&[0])?).ok()?.split_once('\0')?;
-    let key = DeadLetterKey {
-        sink: SinkName::parse(sink).ok()?,
-        stream: StreamName::parse(stream).ok()?,
-        sequence: Sequence(u64::from_be_bytes(*sequence)),
-    };
+    let (sink, stream) = split_names(names)?;
+    let key = DeadLetterKey { sink, stream, sequence: Sequence(u64::from_be_bytes(*sequence)) };
     Some((key, u16::from_be_bytes(*part)))
+}
+
+fn split_names(names: &[u8]) -> Option<(SinkName, StreamName)> {
+    let (sink, stream) = std::str::from_utf8(names.strip_suffix(&[0])?).ok()?.split_once('\0')?;
+    Some((SinkName::parse(sink).ok()?, StreamName::parse(stream).ok()?))
 }
 
 fn encode_letter(letter: &DeadLetter) -> Result<Vec<u8>, serde_json::Error> {
@@ -92,7 +180,7 @@ fn encode_letter(letter: &DeadLetter) -> Result<Vec<u8>, serde_json::Error> {
     Ok(value)
 }
 
-fn decode_letter(value: &[u8]) -> Option<DeadLetter> {
+pub(super) fn decode_letter(value: &[u8]) -> Option<DeadLetter> {
     let (length, rest) = value.split_first_chunk::<4>()?;
     let (head, payload) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
     let mut letter: DeadLetter = serde_json::from_slice(head).ok()?;
@@ -101,16 +189,126 @@ fn decode_letter(value: &[u8]) -> Option<DeadLetter> {
 }
 
 impl StateStore {
-    pub(super) fn new(store: Store, dead_letter_quota_bytes: u64) -> Result<Self, BufferError> {
-        let mut state = StateStore {
+    /// Makes an empty one; [`StateStore::flush`] is the caller's.
+    pub(super) fn create(store: Store, dead_letter_quota_bytes: u64) -> Result<Self, BufferError> {
+        let owner = Owner::of_state(rand::random());
+        let state = Self::with(store, owner, 0, dead_letter_quota_bytes);
+        state.insert(META, &FORMAT.to_be_bytes())?;
+        Ok(state)
+    }
+
+    pub(super) fn open(store: Store, dead_letter_quota_bytes: u64) -> Result<Self, BufferError> {
+        let Some(framed) = store.get(META)? else { return Err(without_format(&store)?) };
+        let bad = || BufferError::corrupt(store.folder(), "its format does not stand in it");
+        let format = Part::read(META, &framed).and_then(|part| part.bytes.try_into().ok());
+        let owner = Frame::read(&framed).map(|frame| frame.owner);
+        let (Some(format), Some(owner)) = (format.map(u32::from_be_bytes), owner) else {
+            return Err(bad());
+        };
+        if format != FORMAT {
+            return Err(BufferError::Format { path: store.folder().to_owned(), format });
+        }
+        let mut state = Self::with(store, owner, 0, dead_letter_quota_bytes);
+        state.version = (state.starts()? + 1) << VERSIONS_PER_START;
+        state.synced = state.version - 1;
+        state.dead_letter_bytes = state.counts()?.iter().map(|(.., count)| count.bytes).sum();
+        Ok(state)
+    }
+
+    fn with(store: Store, owner: Owner, version: u64, dead_letter_quota_bytes: u64) -> Self {
+        StateStore {
             store,
+            owner,
+            version,
+            synced: version,
             dead_letter_quota_bytes,
             dead_letter_bytes: 0,
             full: false,
             copies_waiting: BTreeMap::new(),
-        };
-        state.dead_letter_bytes = state.counts()?.iter().map(|(.., count)| count.bytes).sum();
-        Ok(state)
+        }
+    }
+
+    /// As [`Store::flush`].
+    pub(super) fn flush(&mut self) -> Result<(), BufferError> {
+        self.store.flush()?;
+        self.synced = self.version;
+        self.version += 1;
+        Ok(())
+    }
+
+    /// The last that is written: it tells that all before it is on stable storage.
+    pub(super) fn close(&mut self) -> Result<(), BufferError> {
+        let starts = self.starts()?;
+        self.insert(START, &starts.to_be_bytes())?;
+        self.flush()
+    }
+
+    /// `head`: version and all, for a value of `length`.
+    fn framed(&self, key: &[u8], length: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut value = Vec::with_capacity(PART_HEAD_BYTES + bytes.len());
+        value.extend_from_slice(&self.version.to_be_bytes());
+        value.extend_from_slice(&self.synced.to_be_bytes());
+        value.extend_from_slice(&(length as u32).to_be_bytes());
+        value.extend_from_slice(bytes);
+        frame::encode(self.owner, key, &value)
+    }
+
+    /// A value that is never longer than a part.
+    pub(super) fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), BufferError> {
+        self.store.insert(key, &self.framed(key, value.len(), value))
+    }
+
+    fn add(&self, batch: &mut sled::Batch, key: Vec<u8>, value: &[u8]) {
+        let framed = self.framed(&key, value.len(), value);
+        batch.insert(key, framed);
+    }
+
+    fn part(&self, key: &[u8], framed: &[u8]) -> Result<Part, BufferError> {
+        Part::read(key, framed).ok_or_else(|| self.bad("a value in it is not whole"))
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Part>, BufferError> {
+        self.store.get(key)?.map(|framed| self.part(key, &framed)).transpose()
+    }
+
+    fn number(&self, key: &[u8]) -> Result<u64, BufferError> {
+        let value = self.get(key)?.and_then(|part| part.bytes.try_into().ok());
+        Ok(value.map_or(0, u64::from_be_bytes))
+    }
+
+    fn starts(&self) -> Result<u64, BufferError> {
+        self.number(START)
+    }
+
+    /// Visits the values whose keys begin with `prefix`, in order; `Err` where one is not whole.
+    fn scan(
+        &self,
+        prefix: &[u8],
+        mut visit: impl FnMut(&[u8], Part) -> ControlFlow<()>,
+    ) -> Result<(), BufferError> {
+        self.scan_from(prefix, prefix, &mut visit)
+    }
+
+    fn scan_from(
+        &self,
+        prefix: &[u8],
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], Part) -> ControlFlow<()>,
+    ) -> Result<(), BufferError> {
+        let mut broken = None;
+        self.store.scan(from, |key, framed| {
+            if !key.starts_with(prefix) {
+                return ControlFlow::Break(());
+            }
+            match self.part(key, framed) {
+                Ok(part) => visit(key, part),
+                Err(error) => {
+                    broken = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        broken.map_or(Ok(()), Err)
     }
 
     /// The highest of [`LEVELS`] that is reached, else 0. A letter that found no room makes it full, whatever is free.
@@ -127,9 +325,8 @@ impl StateStore {
 
     /// Changes a value and returns it: an unchanged one would not make sled write.
     pub(super) fn count_start(&self) -> Result<u64, BufferError> {
-        let before = self.store.get(START)?.and_then(|value| value.as_ref().try_into().ok());
-        let starts = before.map_or(0, u64::from_be_bytes) + 1;
-        self.store.insert(START, &starts.to_be_bytes())?;
+        let starts = self.starts()? + 1;
+        self.insert(START, &starts.to_be_bytes())?;
         Ok(starts)
     }
 
@@ -139,32 +336,35 @@ impl StateStore {
         stream: &StreamName,
         sink: &SinkName,
     ) -> Result<Option<Books>, BufferError> {
-        let value = self.store.get(&join(BOOKS, &[stream.as_str(), sink.as_str()]))?;
+        let value = self.get(&join(BOOKS, &[stream.as_str(), sink.as_str()]))?;
         value
-            .map(|value| serde_json::from_slice(&value).map_err(|error| self.bad(error)))
+            .map(|part| serde_json::from_slice(&part.bytes).map_err(|error| self.bad(error)))
             .transpose()
     }
 
     pub(super) fn save_books(
-        &self,
+        &mut self,
         stream: &StreamName,
         sink: &SinkName,
         books: &Books,
     ) -> Result<(), BufferError> {
         let value = serde_json::to_vec(books).map_err(|error| self.bad(error))?;
-        self.store.insert(&join(BOOKS, &[stream.as_str(), sink.as_str()]), &value)
+        self.insert(&join(BOOKS, &[stream.as_str(), sink.as_str()]), &value)?;
+        self.version += 1;
+        Ok(())
     }
 
     /// The books of every sink, replays entered.
     pub(super) fn all_books(&self) -> Result<Vec<(StreamName, SinkName, Books)>, BufferError> {
         let mut all = Vec::new();
-        self.store.scan(BOOKS, |key, value| {
-            let Some(names) = key.strip_prefix(BOOKS) else { return ControlFlow::Break(()) };
+        self.scan(BOOKS, |key, part| {
+            let names = &key[BOOKS.len()..];
             let names = std::str::from_utf8(names).unwrap_or_default().trim_end_matches('\0');
             let named = names.split_once('\0').and_then(|(stream, sink)| {
                 Some((StreamName::parse(stream).ok()?, SinkName::parse(sink).ok()?))
             });
-            if let (Some((stream, sink)), Ok(books)) = (named, serde_json::from_slice(value)) {
+            if let (Some((stream, sink)), Ok(books)) = (named, serde_json::from_slice(&part.bytes))
+            {
                 all.push((stream, sink, books));
             }
             ControlFlow::Continue(())
@@ -177,13 +377,9 @@ impl StateStore {
 
     pub(super) fn counts(&self) -> Result<Vec<(SinkName, StreamName, Count)>, BufferError> {
         let mut all = Vec::new();
-        self.store.scan(COUNT, |key, value| {
-            let Some(names) = key.strip_prefix(COUNT) else { return ControlFlow::Break(()) };
-            let names = std::str::from_utf8(names).unwrap_or_default().trim_end_matches('\0');
-            let named = names.split_once('\0').and_then(|(sink, stream)| {
-                Some((SinkName::parse(sink).ok()?, StreamName::parse(stream).ok()?))
-            });
-            if let (Some((sink, stream)), Some(count)) = (named, decode_count(value)) {
+        self.scan(COUNT, |key, part| {
+            let names = split_names(&key[COUNT.len()..]);
+            if let (Some((sink, stream)), Some(count)) = (names, decode_count(&part.bytes)) {
                 all.push((sink, stream, count));
             }
             ControlFlow::Continue(())
@@ -192,19 +388,74 @@ impl StateStore {
     }
 
     pub(super) fn count(&self, sink: &SinkName, stream: &StreamName) -> Result<Count, BufferError> {
-        let value = self.store.get(&join(COUNT, &[sink.as_str(), stream.as_str()]))?;
-        Ok(value.and_then(|value| decode_count(&value)).unwrap_or_default())
+        Ok(self.versioned_count(sink, stream)?.map(|(_, count)| count).unwrap_or_default())
+    }
+
+    /// With the version in which it changed last.
+    pub(super) fn versioned_count(
+        &self,
+        sink: &SinkName,
+        stream: &StreamName,
+    ) -> Result<Option<(u64, Count)>, BufferError> {
+        let part = self.get(&join(COUNT, &[sink.as_str(), stream.as_str()]))?;
+        Ok(part.and_then(|part| Some((part.version, decode_count(&part.bytes)?))))
+    }
+
+    /// The version of a letter that is there.
+    pub(super) fn letter_version(&self, key: &DeadLetterKey) -> Result<Option<u64>, BufferError> {
+        let first = [letter_key(key).as_slice(), &[0, 0]].concat();
+        Ok(self.get(&first)?.map(|part| part.version))
+    }
+
+    /// The letters that are there whole, whatever their counts say.
+    pub(super) fn held(&self) -> Result<BTreeMap<(SinkName, StreamName), Count>, BufferError> {
+        let mut held: BTreeMap<_, Count> = BTreeMap::new();
+        let mut open: Option<(Vec<u8>, usize)> = None;
+        self.scan(LETTER, |key, part| {
+            let Some((letter, number)) = split_letter_key(key) else {
+                return ControlFlow::Continue(());
+            };
+            let letter_key = &key[..key.len() - 2];
+            if number == 0 {
+                open = Some((letter_key.to_vec(), 0));
+            }
+            if let Some((_, bytes)) = open.as_mut().filter(|(open, _)| open == letter_key) {
+                *bytes += part.bytes.len();
+                if *bytes == part.length as usize {
+                    let count = held.entry((letter.sink, letter.stream)).or_default();
+                    count.letters += 1;
+                    count.bytes += u64::from(part.length);
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(held)
+    }
+
+    /// Makes the counts what is there. Answers how many letters.
+    pub(super) fn recount(&mut self) -> Result<BTreeMap<(SinkName, StreamName), u64>, BufferError> {
+        let held = self.held()?;
+        let known = self.counts()?.into_iter().map(|(sink, stream, _)| (sink, stream));
+        let names: std::collections::BTreeSet<_> = known.chain(held.keys().cloned()).collect();
+        let mut batch = sled::Batch::default();
+        for (sink, stream) in names {
+            let count = held.get(&(sink.clone(), stream.clone())).copied().unwrap_or_default();
+            self.add(&mut batch, join(COUNT, &[sink.as_str(), stream.as_str()]), &count.encode());
+        }
+        self.store.apply(batch)?;
+        self.version += 1;
+        self.dead_letter_bytes = held.values().map(|count| count.bytes).sum();
+        Ok(held.into_iter().map(|(names, count)| (names, count.letters)).collect())
     }
 
     /// Keys and bytes of the parts that are stored below a key.
     fn parts(&self, key: &[u8]) -> Result<(Vec<Vec<u8>>, Vec<u8>), BufferError> {
         let (mut keys, mut bytes) = (Vec::new(), Vec::new());
-        self.store.scan(key, |found, value| {
-            if found.len() != key.len() + 2 || !found.starts_with(key) {
-                return ControlFlow::Break(());
+        self.scan(key, |found, part| {
+            if found.len() == key.len() + 2 {
+                keys.push(found.to_vec());
+                bytes.extend_from_slice(&part.bytes);
             }
-            keys.push(found.to_vec());
-            bytes.extend_from_slice(value);
             ControlFlow::Continue(())
         })?;
         Ok((keys, bytes))
@@ -222,13 +473,14 @@ impl StateStore {
             batch.remove(key.as_slice());
         }
         // An empty value is one empty part: it is there.
-        let parts = value.map(|value| value.len().div_ceil(PART_BYTES_MAX).max(1)).unwrap_or(0);
+        let parts = value.map(|value| value.len().div_ceil(PART_MAX).max(1)).unwrap_or(0);
         for part in 0..parts {
             let value = value.unwrap_or_default();
-            let end = ((part + 1) * PART_BYTES_MAX).min(value.len());
+            let end = ((part + 1) * PART_MAX).min(value.len());
             let number = u16::try_from(part).map_err(|_| self.bad("a value of over 450 MB"))?;
             let key = [key, number.to_be_bytes().as_slice()].concat();
-            batch.insert(key, &value[part * PART_BYTES_MAX..end]);
+            let framed = self.framed(&key, value.len(), &value[part * PART_MAX..end]);
+            batch.insert(key, framed);
         }
         Ok(if old.is_empty() { usize::MAX } else { bytes.len() })
     }
@@ -256,10 +508,10 @@ impl StateStore {
             let quota_bytes = self.dead_letter_quota_bytes;
             return Err(BufferError::DeadLettersFull { quota_bytes });
         }
-        for (cluster, waiting) in &mut self.copies_waiting {
-            fresh.iter().for_each(|key| batch.insert(copy_key(cluster, key), &[]));
-            *waiting += fresh.len() as u64;
+        for cluster in self.copies_waiting.keys() {
+            fresh.iter().for_each(|key| self.add(&mut batch, copy_key(cluster, key), &[]));
         }
+        self.copies_waiting.values_mut().for_each(|waiting| *waiting += fresh.len() as u64);
         self.commit(batch, changes)
     }
 
@@ -301,7 +553,7 @@ impl StateStore {
         }
         let replayed = self.replayed(&key.stream, &key.sink)? + 1;
         let counted = join(REPLAYED, &[key.sink.as_str(), key.stream.as_str()]);
-        batch.insert(counted, &replayed.to_be_bytes());
+        self.add(&mut batch, counted, &replayed.to_be_bytes());
         self.commit(batch, changes)?;
         Ok(true)
     }
@@ -312,17 +564,15 @@ impl StateStore {
         stream: &StreamName,
         sink: &SinkName,
     ) -> Result<u64, BufferError> {
-        let value = self.store.get(&join(REPLAYED, &[sink.as_str(), stream.as_str()]))?;
-        Ok(value.and_then(|value| value.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes))
+        self.number(&join(REPLAYED, &[sink.as_str(), stream.as_str()]))
     }
 
     /// From now on each new letter is to be copied to these clusters; what waits for any other is forgotten.
     pub(super) fn copy_letters_to(&mut self, clusters: &[String]) -> Result<(), BufferError> {
         let mut waiting: BTreeMap<_, _> = clusters.iter().map(|name| (name.clone(), 0)).collect();
         let mut forgotten = sled::Batch::default();
-        self.store.scan(COPY, |key, _| {
-            let Some(rest) = key.strip_prefix(COPY) else { return ControlFlow::Break(()) };
-            let cluster = rest.split(|byte| *byte == 0).next().unwrap_or_default();
+        self.scan(COPY, |key, _| {
+            let cluster = key[COPY.len()..].split(|byte| *byte == 0).next().unwrap_or_default();
             match std::str::from_utf8(cluster).ok().and_then(|name| waiting.get_mut(name)) {
                 Some(count) => *count += 1,
                 None => forgotten.remove(key),
@@ -343,12 +593,12 @@ impl StateStore {
     ) -> Result<Vec<DeadLetter>, BufferError> {
         let prefix = copy_key(cluster, &[]);
         let mut keys = Vec::new();
-        self.store.scan(&prefix, |key, _| match key.strip_prefix(prefix.as_slice()) {
-            Some(key) if keys.len() < limit => {
-                keys.push(key.to_vec());
-                ControlFlow::Continue(())
+        self.scan(&prefix, |key, _| {
+            if keys.len() >= limit {
+                return ControlFlow::Break(());
             }
-            _ => ControlFlow::Break(()),
+            keys.push(key[prefix.len()..].to_vec());
+            ControlFlow::Continue(())
         })?;
         let (mut letters, mut bytes) = (Vec::new(), 0);
         let mut orphans = sled::Batch::default();
@@ -411,10 +661,10 @@ impl StateStore {
             let mut count = self.count(&sink, &stream)?;
             count.letters = count.letters.saturating_add_signed(letters);
             count.bytes = count.bytes.saturating_add_signed(bytes);
-            let value = [count.letters.to_be_bytes(), count.bytes.to_be_bytes()].concat();
-            batch.insert(join(COUNT, &[sink.as_str(), stream.as_str()]), value);
+            self.add(&mut batch, join(COUNT, &[sink.as_str(), stream.as_str()]), &count.encode());
         }
         self.store.apply(batch)?;
+        self.version += 1;
         self.full &= total >= 0;
         self.dead_letter_bytes = self.dead_letter_bytes.saturating_add_signed(total);
         Ok(())
@@ -446,7 +696,7 @@ impl StateStore {
             found.len() < limit && bytes < bytes_max
         };
         let mut more = limit > 0;
-        self.store.scan(&from, |key, part| {
+        self.scan_from(LETTER, &from, &mut |key, part| {
             let Some((_, number)) = split_letter_key(key) else { return ControlFlow::Break(()) };
             if number == 0 && !value.is_empty() {
                 more = take(&mut value);
@@ -454,7 +704,7 @@ impl StateStore {
             if !more {
                 return ControlFlow::Break(());
             }
-            value.extend_from_slice(part);
+            value.extend_from_slice(&part.bytes);
             ControlFlow::Continue(())
         })?;
         if more && !value.is_empty() {
@@ -475,6 +725,21 @@ impl StateStore {
     }
 }
 
+/// What a database without its format is: of a version that framed no letters, or with nothing left in it.
+fn without_format(store: &Store) -> Result<BufferError, BufferError> {
+    const UNFRAMED: u32 = 2;
+    let mut empty = true;
+    store.scan(&[], |_, _| {
+        empty = false;
+        ControlFlow::Break(())
+    })?;
+    let path = store.folder();
+    Ok(match empty {
+        true => BufferError::corrupt(path, "nothing is in it"),
+        false => BufferError::Format { path: path.to_owned(), format: UNFRAMED },
+    })
+}
+
 /// What a batch does to the counts.
 #[derive(Default)]
 struct Changes(std::collections::BTreeMap<(SinkName, StreamName), (i64, i64)>);
@@ -491,7 +756,7 @@ impl Changes {
     }
 }
 
-fn decode_count(value: &[u8]) -> Option<Count> {
+pub(super) fn decode_count(value: &[u8]) -> Option<Count> {
     let (letters, rest) = value.split_first_chunk::<8>()?;
     let bytes = rest.try_into().ok()?;
     Some(Count { letters: u64::from_be_bytes(*letters), bytes: u64::from_be_bytes(bytes) })

@@ -203,6 +203,17 @@ pub const CHAPTERS: [Chapter; 9] = [
                 "Put it back if it exists elsewhere",
             ),
             event(
+                "dead_letters_salvaged",
+                "Dead letters were found in the bytes of the harmed state database and kept; some may have been replayed or \
+                 purged before",
+                "Look after the disk; replay what comes back once more, or purge it",
+            ),
+            event(
+                "dead_letters_lost",
+                "The disk lost dead letters, at least so many",
+                "Look after the disk",
+            ),
+            event(
                 "log_replaced",
                 "The log is gone, though its state is there; a new one began",
                 "Put it back if it exists elsewhere",

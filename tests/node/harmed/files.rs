@@ -64,6 +64,11 @@ pub fn zero(file: &Path) {
     });
 }
 
+/// Where sled keeps what all else hangs on.
+pub fn zero_begin(file: &Path) {
+    change(file, |bytes| bytes[..BLOCK].fill(0));
+}
+
 pub fn cut_short(file: &Path) {
     change(file, |bytes| {
         let place = middle(bytes);

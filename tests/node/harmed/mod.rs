@@ -8,6 +8,7 @@ use std::path::Path;
 
 use files::{
     cut_short, delete, empty, exchange, flip, generation, newest, overwrite, replace, zero,
+    zero_begin,
 };
 use world::{Base, Fate};
 
@@ -59,6 +60,22 @@ fn a_harmed_generation_costs_at_most_its_own_records() {
         killed("newest db, one bit", |s| flip(&newest(s).join("db")), Fate::Newest),
         killed("newest db, a zeroed block", |s| zero(&newest(s).join("db")), Fate::Newest),
         killed("newest folder deleted", |s| delete(&newest(s)), Fate::Newest),
+        stopped(
+            "folders exchanged, and one bit in one of them",
+            |s| {
+                flip(&generation(s, 1).join("db"));
+                exchange(&generation(s, 1), &generation(s, 2));
+            },
+            Fate::Blocks(SEALED),
+        ),
+        stopped(
+            "folders exchanged, and one of them emptied",
+            |s| {
+                empty(&generation(s, 1).join("db"));
+                exchange(&generation(s, 1), &generation(s, 2));
+            },
+            Fate::Generation(SEALED),
+        ),
     ]);
 }
 
@@ -119,14 +136,24 @@ fn a_harmed_small_file_costs_no_record() {
 }
 
 #[test]
-fn a_harmed_state_database_costs_its_dead_letters_and_no_record() {
+fn a_harmed_state_database_costs_the_dead_letters_it_hits_and_no_record() {
     Base::build().judge(&[
-        stopped("state db cut short", |s| cut_short(&s.join("state/db")), Fate::Letters),
-        stopped("state db, one bit", |s| flip(&s.join("state/db")), Fate::Letters),
-        killed("state db, a zeroed block", |s| zero(&s.join("state/db")), Fate::Letters),
-        killed("state db is noise", |s| overwrite(&s.join("state/db")), Fate::Letters),
-        stopped("state db deleted", |s| delete(&s.join("state/db")), Fate::Letters),
-        stopped("state folder deleted", |s| delete(&s.join("state")), Fate::Letters),
+        stopped("state db, one bit", |s| flip(&s.join("state/db")), Fate::Letters(1)),
+        killed("state db, one bit", |s| flip(&s.join("state/db")), Fate::Letters(1)),
+        stopped("state db, a zeroed block", |s| zero(&s.join("state/db")), Fate::Letters(3)),
+        killed("state db, a zeroed block", |s| zero(&s.join("state/db")), Fate::Letters(3)),
+        stopped(
+            "state db, its begin zeroed",
+            |s| zero_begin(&s.join("state/db")),
+            Fate::Letters(3),
+        ),
+        killed("state conf is noise", |s| replace(&s.join("state/conf")), Fate::Nothing),
+        stopped("state conf deleted", |s| delete(&s.join("state/conf")), Fate::Nothing),
+        stopped("state db cut short", |s| cut_short(&s.join("state/db")), Fate::AllLetters),
+        killed("state db is noise", |s| overwrite(&s.join("state/db")), Fate::AllLetters),
+        stopped("state db emptied", |s| empty(&s.join("state/db")), Fate::AllLetters),
+        stopped("state db deleted", |s| delete(&s.join("state/db")), Fate::AllLetters),
+        stopped("state folder deleted", |s| delete(&s.join("state")), Fate::AllLetters),
         stopped("buffer folder deleted", |s| delete(&s.join("buffer")), Fate::Everything),
         stopped("all is deleted", delete, Fate::Everything),
     ]);

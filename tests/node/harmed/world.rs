@@ -25,7 +25,7 @@ free_bytes_min = 0
 
 /// Delivered before the database went away, and dead letters among them.
 const EARLY: u64 = 10;
-const BROKEN: u64 = 2;
+const BROKEN: u64 = 40;
 const GENERATIONS: usize = 5;
 /// After the harm, to see that the streams go on.
 const LATE: u64 = 5;
@@ -49,8 +49,10 @@ pub enum Fate {
     Blocks(usize),
     /// Records of the newest one. After `kill -9` nobody knows how many there were.
     Newest,
-    /// Dead letters.
-    Letters,
+    /// So many dead letters, and each of them is counted.
+    Letters(u64),
+    /// Dead letters; nobody knows how many.
+    AllLetters,
     /// The log itself is gone.
     Everything,
 }
@@ -97,8 +99,8 @@ impl Base {
             }
             last.insert(stream, EARLY);
         }
-        for _ in 0..BROKEN {
-            publisher.publish("energy", STREAMS[0].1, "{");
+        for number in EARLY + 1..=EARLY + BROKEN {
+            publisher.publish("energy", STREAMS[0].1, &payload("energy", number)[1..]);
         }
         *last.get_mut("energy").unwrap() += BROKEN;
         publisher.flush(SOON).unwrap();
@@ -167,6 +169,7 @@ impl Base {
 
     fn case(&mut self, case: &Case) -> Result<()> {
         self.reset(case);
+        let said = self.world.node.log_text().len();
         (case.harm)(&state_dir(&self.world));
         let mut losses = None;
         for start in 0..2 {
@@ -178,6 +181,7 @@ impl Base {
             ensure!(self.world.node.daemon().is_running(), "the node ended");
             let found = self.losses()?;
             self.compare(case, &found, late.end)?;
+            self.compare_letters(case, said)?;
             ensure!(*losses.get_or_insert(found.clone()) == found, "lost more: {found:?}");
             ensure!(self.world.node.stop(SOON)?.success(), "it does not stop in order");
         }
@@ -288,10 +292,45 @@ impl Base {
                 ensure!(reported * 2 <= whole, "{stream}: {reported} lost of {whole}");
             }
         }
+        Ok(())
+    }
+
+    /// `said`: where in the log the case begins.
+    fn compare_letters(&self, case: &Case, said: usize) -> Result<()> {
         let letters = self.world.node.command(&["dlq", "list", "--json"])?;
-        let count = String::from_utf8_lossy(&letters.stdout).lines().count() as u64;
-        let gone = matches!(case.fate, Fate::Letters | Fate::Everything);
-        ensure!(gone || count == BROKEN, "{count} dead letters");
+        let letters = String::from_utf8_lossy(&letters.stdout).into_owned();
+        let mut held = BTreeSet::new();
+        for line in letters.lines() {
+            let letter: Value = serde_json::from_str(line)?;
+            let sequence = letter["sequence"].as_u64().context("a sequence")?;
+            ensure!(held.insert(sequence), "letter {sequence} is there twice");
+        }
+        let known = EARLY + 1..=EARLY + BROKEN;
+        ensure!(
+            held.iter().all(|sequence| known.contains(sequence)),
+            "letters of nobody: {held:?}"
+        );
+        let lost = BROKEN - held.len() as u64;
+        let said = self.world.node.log_text()[said..].to_owned();
+        let lines = said.lines().filter(|line| line.contains("\"event\":\"dead_letters_lost\""));
+        let told = lines.map(|line| {
+            let line: Value = serde_json::from_str(line).unwrap_or_default();
+            line["letters"].as_u64().unwrap_or_default()
+        });
+        let told: u64 = told.sum();
+        match case.fate {
+            Fate::Everything => {}
+            Fate::AllLetters => {
+                let is_told =
+                    ["state_missing", "buffer_quarantined"].iter().any(|e| said.contains(e));
+                ensure!(lost == 0 || is_told, "{lost} letters lost and nothing said");
+            }
+            Fate::Letters(most) => {
+                ensure!(lost <= most, "{lost} letters lost");
+                ensure!(lost == told, "{lost} letters lost, {told} reported");
+            }
+            _ => ensure!(lost == 0 && told == 0, "{lost} letters lost, {told} reported"),
+        }
         Ok(())
     }
 
@@ -305,7 +344,7 @@ impl Base {
                 let before = self.sealed.last().and_then(|ranges| ranges.get(stream));
                 Some((before.map_or(1, |(_, last)| last + 1), self.last[stream]))
             }
-            Fate::Nothing | Fate::Letters | Fate::Everything => None,
+            _ => None,
         }
     }
 

@@ -1,0 +1,536 @@
+//! Opening the state database, so that no dead letter is lost that its file still holds.
+//!
+//! sled writes when it opens a database: what it takes for the torn end of a crash it overwrites or cuts off, and finds
+//! less than the file held. So where the bytes of the file show letters (`raw_state.rs`), sled opens a copy first. Only when
+//! it finds every letter there that the file holds is the database itself opened. Otherwise the copy is given the letters
+//! that are missing, or a new database all of them, and takes the place of the other, which goes to the quarantine as it was
+//! found.
+//!
+//! The copy stands beside it as `state.draft`. Until the renames nothing of the database has changed: a start that finds both
+//! begins anew, one that finds the draft alone goes on with it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::log::set_aside;
+use super::raw_state::{Names, RawLetter, RawState};
+use super::recovery::patiently;
+use super::state_store::StateStore;
+use super::store::Store;
+use super::{BufferError, disk, generation};
+use crate::domain::{DeadLetter, Runbook};
+
+/// A full store must not keep a letter from being saved.
+const NO_QUOTA: u64 = u64::MAX;
+
+/// Letters put back with one batch.
+const BATCH_LETTERS: usize = 256;
+const BATCH_BYTES: usize = 4 << 20;
+
+/// The folders concerned.
+struct Places {
+    folder: PathBuf,
+    draft: PathBuf,
+    buffer: PathBuf,
+}
+
+impl Places {
+    fn of(state_dir: &Path) -> Self {
+        Places {
+            folder: state_dir.join("state"),
+            draft: state_dir.join("state.draft"),
+            buffer: state_dir.join("buffer"),
+        }
+    }
+}
+
+/// What a look at the database found.
+enum Found {
+    /// As it is, it can be opened.
+    Sound,
+    /// Sled opened the draft; letters are missing in it.
+    Incomplete(Box<StateStore>, Gaps),
+    /// Sled cannot open it.
+    Damaged(BufferError),
+}
+
+/// What a database lacks.
+#[derive(Default)]
+struct Gaps {
+    /// By sink: the version up to which a letter that is not there was removed.
+    known: BTreeMap<Names, u64>,
+    /// Some of it was on stable storage.
+    harmed: bool,
+}
+
+/// Opens the state database of a node, makes it where there is none; one in which letters are missing is mended, one that
+/// cannot be opened is set aside.
+pub(super) fn open(
+    state_dir: &Path,
+    quarantine: &Path,
+    dead_letter_quota_bytes: u64,
+) -> Result<StateStore, BufferError> {
+    let places = Places::of(state_dir);
+    let has_log = !generation::list(&places.buffer)?.is_empty();
+    if places.folder.exists() {
+        remove(&places.draft)?;
+    } else if places.draft.exists() {
+        disk::rename(&places.draft, &places.folder)?;
+    } else {
+        if has_log {
+            tell_missing(&places.folder);
+        }
+        make(&places.draft)?;
+        disk::rename(&places.draft, &places.folder)?;
+    }
+    let raw = patiently(|| RawState::search(&places.folder))?;
+    let found = patiently_look(&places, &raw)?;
+    let error = match found {
+        Found::Sound => {
+            match patiently(|| open_in_place(&places.folder, dead_letter_quota_bytes)) {
+                Err(error) if error.is_damage() => error,
+                opened => return opened,
+            }
+        }
+        Found::Incomplete(mut draft, gaps) => {
+            let told = fill(&mut draft, &raw, &gaps)?;
+            drop(draft);
+            return swap(&places, quarantine, told, None, dead_letter_quota_bytes);
+        }
+        Found::Damaged(error) => error,
+    };
+    remove(&places.draft)?;
+    let mut draft = make(&places.draft)?;
+    for (key, value) in raw.books() {
+        draft.insert(key, value)?;
+    }
+    let told = fill(&mut draft, &raw, &Gaps { harmed: true, ..Gaps::default() })?;
+    drop(draft);
+    swap(&places, quarantine, told, Some(error), dead_letter_quota_bytes)
+}
+
+/// Opens that of a stopped node, to work on it: one that is harmed is left to the node.
+pub(super) fn open_sound(state_dir: &Path) -> Result<StateStore, BufferError> {
+    let places = Places::of(state_dir);
+    let raw = RawState::search(&places.folder)?;
+    let found = look(&places, &raw);
+    remove(&places.draft)?;
+    match found? {
+        Found::Sound => open_in_place(&places.folder, NO_QUOTA),
+        Found::Damaged(error) => Err(error),
+        Found::Incomplete(..) => {
+            let reason = "dead letters are missing in it that its file holds: start the node, which puts them back";
+            Err(BufferError::Store { path: places.folder, reason: reason.to_owned() })
+        }
+    }
+}
+
+fn tell_missing(folder: &Path) {
+    tracing::error!(
+        event = "state_missing",
+        runbook = Runbook::DataLost.page(),
+        folder = %folder.display(),
+        "the database of books, dead letters and Kafka cursors is gone, though the log is there: a fresh one is made; \
+         its dead letters are lost, and Kafka is sent again what the log holds"
+    );
+}
+
+fn open_in_place(folder: &Path, quota_bytes: u64) -> Result<StateStore, BufferError> {
+    StateStore::open(Store::open(folder)?, quota_bytes)
+}
+
+fn make(folder: &Path) -> Result<StateStore, BufferError> {
+    let store = Store::open(folder)?;
+    let mut state = StateStore::create(store, NO_QUOTA)?;
+    state.flush()?;
+    sync(folder)?;
+    Ok(state)
+}
+
+fn remove(draft: &Path) -> Result<(), BufferError> {
+    if draft.exists() { disk::remove_folder(draft) } else { Ok(()) }
+}
+
+/// The files of a database, and their names.
+fn sync(folder: &Path) -> Result<(), BufferError> {
+    for file in ["conf", "db"] {
+        disk::sync(&folder.join(file))?;
+    }
+    disk::sync(folder)?;
+    folder.parent().map_or(Ok(()), disk::sync)
+}
+
+fn patiently_look(places: &Places, raw: &RawState) -> Result<Found, BufferError> {
+    let found = patiently(|| match look(places, raw)? {
+        Found::Damaged(error) => Err(error),
+        found => Ok(found),
+    });
+    match found {
+        Err(error) if error.is_damage() => Ok(Found::Damaged(error)),
+        found => found,
+    }
+}
+
+/// Lets sled open a copy where there are letters to lose.
+fn look(places: &Places, raw: &RawState) -> Result<Found, BufferError> {
+    if !raw.has_file() {
+        return Ok(Found::Damaged(BufferError::corrupt(&places.folder, "its file is gone")));
+    }
+    if !raw.has_letters() {
+        return Ok(Found::Sound);
+    }
+    remove(&places.draft)?;
+    let rehearsed = copy(places).and_then(|()| {
+        let mut draft = open_in_place(&places.draft, NO_QUOTA)?;
+        draft.copy_letters_to(&raw.clusters())?;
+        let gaps = gaps(&draft, raw)?;
+        Ok((draft, gaps))
+    });
+    match rehearsed {
+        Ok((draft, Some(gaps))) => Ok(Found::Incomplete(Box::new(draft), gaps)),
+        Ok((draft, None)) => {
+            drop(draft);
+            remove(&places.draft)?;
+            Ok(Found::Sound)
+        }
+        // As it was before there were copies: sled takes what it finds.
+        Err(BufferError::DiskFull { .. }) => {
+            remove(&places.draft)?;
+            Ok(Found::Sound)
+        }
+        Err(error) if error.is_damage() => Ok(Found::Damaged(error)),
+        Err(error) => Err(error),
+    }
+}
+
+fn copy(places: &Places) -> Result<(), BufferError> {
+    let full = |error: io::Error| BufferError::io("copy", &places.folder, error);
+    disk::copy_folder(&places.folder, &places.draft).map_err(full)
+}
+
+/// `None`: there is every letter that the file holds, but for those that were removed.
+fn gaps(draft: &StateStore, raw: &RawState) -> Result<Option<Gaps>, BufferError> {
+    let held = draft.held()?;
+    let mut gaps = Gaps::default();
+    for (sink, stream, _) in draft.counts()? {
+        let Some((version, count)) = draft.versioned_count(&sink, &stream)? else { continue };
+        let names = (sink, stream);
+        if count.letters == held.get(&names).copied().unwrap_or_default().letters {
+            gaps.known.insert(names, version);
+        } else {
+            gaps.harmed = true;
+        }
+    }
+    let behind =
+        |names: &Names, version| gaps.known.get(names).is_none_or(|known| *known < version);
+    gaps.harmed |= raw.counts().any(|(names, version, _)| behind(names, version));
+    let mut missing = false;
+    for letter in raw.letters() {
+        if gaps.lack(draft, &letter)? {
+            missing = true;
+            gaps.harmed |= letter.version <= raw.synced();
+        }
+    }
+    Ok((missing || gaps.harmed).then_some(gaps))
+}
+
+impl Gaps {
+    fn lack(&self, draft: &StateStore, letter: &RawLetter<'_>) -> Result<bool, BufferError> {
+        let names = (letter.key.sink.clone(), letter.key.stream.clone());
+        let removed = self.known.get(&names).is_some_and(|known| letter.version <= *known);
+        Ok(!removed && draft.letter_version(&letter.key)? < Some(letter.version))
+    }
+}
+
+/// What was done, to be told once it is durable.
+struct Told {
+    letters: u64,
+    /// At least; letters that were removed before may have taken their place.
+    missing: u64,
+    harmed: bool,
+}
+
+/// Puts back what is missing.
+fn fill(draft: &mut StateStore, raw: &RawState, gaps: &Gaps) -> Result<Told, BufferError> {
+    let mut expected: BTreeMap<Names, (u64, u64)> = BTreeMap::new();
+    let known = raw.counts().map(|(names, version, count)| (names.clone(), version, count.letters));
+    let mut known: Vec<_> = known.collect();
+    for (sink, stream, _) in draft.counts()? {
+        if let Some((version, count)) = draft.versioned_count(&sink, &stream)? {
+            known.push(((sink, stream), version, count.letters));
+        }
+    }
+    for (names, version, letters) in known {
+        let newest = expected.entry(names).or_default();
+        *newest = (*newest).max((version, letters));
+    }
+    draft.copy_letters_to(&raw.clusters())?;
+    let (mut letters, mut bytes) = (Vec::<DeadLetter>::new(), 0);
+    let mut saved = 0;
+    for found in raw.letters() {
+        if !gaps.lack(draft, &found)? {
+            continue;
+        }
+        let Some(letter) = raw.read(&found)? else { continue };
+        bytes += letter.payload.len();
+        letters.push(letter);
+        saved += 1;
+        if letters.len() == BATCH_LETTERS || bytes > BATCH_BYTES {
+            draft.put_letters(&std::mem::take(&mut letters))?;
+            bytes = 0;
+        }
+    }
+    draft.put_letters(&letters)?;
+    let held = draft.recount()?;
+    let lost = expected.into_iter().map(|(names, (_, letters))| {
+        letters.saturating_sub(held.get(&names).copied().unwrap_or_default())
+    });
+    let told = Told { letters: saved, missing: lost.sum(), harmed: gaps.harmed };
+    draft.flush()?;
+    Ok(told)
+}
+
+/// The draft, closed, takes the place of the database.
+fn swap(
+    places: &Places,
+    quarantine: &Path,
+    told: Told,
+    error: Option<BufferError>,
+    dead_letter_quota_bytes: u64,
+) -> Result<StateStore, BufferError> {
+    // sled has closed it only when it can be opened again.
+    drop(Store::open(&places.draft)?);
+    sync(&places.draft)?;
+    let incomplete =
+        || BufferError::corrupt(&places.folder, "sled does not find all that is in it");
+    if told.harmed || error.is_some() {
+        set_aside(&places.folder, quarantine, &error.unwrap_or_else(incomplete))?;
+    } else {
+        disk::remove_folder(&places.folder)?;
+    }
+    disk::rename(&places.draft, &places.folder)?;
+    let Told { letters, missing, .. } = told;
+    if missing > 0 {
+        tracing::error!(
+            event = "dead_letters_lost",
+            runbook = Runbook::DataLost.page(),
+            letters = missing,
+            "the disk lost dead letters, at least so many"
+        );
+    }
+    if letters > 0 {
+        tracing::warn!(
+            event = "dead_letters_salvaged",
+            runbook = Runbook::DataLost.page(),
+            letters,
+            "dead letters were found in the bytes of the harmed database and kept; letters that were replayed or purged may \
+             be among them"
+        );
+    }
+    open_in_place(&places.folder, dead_letter_quota_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::{Arrival, DeadLetterKey, Reason, Sequence, SinkName, Stage, StreamName};
+
+    const QUOTA: u64 = 64 << 20;
+
+    fn letter(sequence: u64, payload: Vec<u8>) -> DeadLetter {
+        DeadLetter {
+            key: DeadLetterKey {
+                sink: SinkName::parse("one").unwrap(),
+                stream: StreamName::parse("a").unwrap(),
+                sequence: Sequence(sequence),
+            },
+            topic: "t".to_owned(),
+            payload,
+            arrival: Arrival(1),
+            dead_at: Arrival(sequence as i64),
+            stage: Stage::Map,
+            reason: Reason::NotJson,
+            detail: "x".to_owned(),
+            sqlstate: None,
+            column: None,
+            attempts: 1,
+            retain: false,
+        }
+    }
+
+    /// Some of several parts, some of none.
+    fn letters(count: u64) -> Vec<DeadLetter> {
+        let noise = |n: u64| (0..n * 977 % 30_000).map(move |at| (at * n % 251) as u8).collect();
+        (1..=count).map(|n| letter(n, noise(n))).collect()
+    }
+
+    struct Node {
+        folder: tempfile::TempDir,
+    }
+
+    impl Node {
+        /// A node that kept these in several steps, each synced.
+        fn with(letters: &[DeadLetter]) -> Self {
+            let node = Node { folder: tempfile::tempdir().unwrap() };
+            fs::create_dir(node.folder.path().join("buffer")).unwrap();
+            let mut state = node.open().unwrap();
+            state.count_start().unwrap();
+            for some in letters.chunks(7) {
+                state.put_letters(some).unwrap();
+                state.flush().unwrap();
+            }
+            state.close().unwrap();
+            node
+        }
+
+        fn open(&self) -> Result<StateStore, BufferError> {
+            open(self.folder.path(), &self.quarantine(), QUOTA)
+        }
+
+        fn quarantine(&self) -> PathBuf {
+            self.folder.path().join("buffer/quarantine")
+        }
+
+        fn state(&self) -> PathBuf {
+            self.folder.path().join("state")
+        }
+
+        fn change(&self, change: impl FnOnce(&mut Vec<u8>)) {
+            // sled closes its files on threads of its own.
+            drop(Store::open(&self.state()).unwrap());
+            let file = self.state().join("db");
+            let mut bytes = fs::read(&file).unwrap();
+            change(&mut bytes);
+            fs::write(&file, bytes).unwrap();
+        }
+
+        fn held(&self) -> Vec<DeadLetter> {
+            let state = self.open().unwrap();
+            let held = state.letters(None, usize::MAX, usize::MAX, |_| true).unwrap();
+            let counted: u64 =
+                state.counts().unwrap().iter().map(|(.., count)| count.letters).sum();
+            assert_eq!(counted, held.len() as u64);
+            let bytes: u64 = state.held().unwrap().values().map(|count| count.bytes).sum();
+            assert_eq!(state.dead_letter_bytes, bytes);
+            held
+        }
+    }
+
+    /// The letters that the bytes of the file still hold.
+    fn whole(node: &Node) -> Vec<DeadLetter> {
+        let raw = RawState::search(&node.state()).unwrap();
+        raw.letters().map(|found| raw.read(&found).unwrap().unwrap()).collect()
+    }
+
+    #[test]
+    fn letters_of_any_size_are_found_in_the_file_without_sled() {
+        let all = letters(40);
+        let node = Node::with(&all);
+        assert_eq!(whole(&node), all);
+        assert_eq!(node.held(), all);
+        assert!(!node.quarantine().exists());
+        assert!(!node.folder.path().join("state.draft").exists());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// What the file holds after the harm is there after the start, and again after the next.
+        #[test]
+        fn whatever_comes_to_harm_no_letter_is_lost_that_the_file_still_holds(
+            at in any::<prop::sample::Index>(),
+            harm in 0..4,
+            bit in 0..8_u32,
+        ) {
+            let all = letters(40);
+            let node = Node::with(&all);
+            node.change(|bytes| {
+                let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+                let at = at.index(used);
+                match harm {
+                    0 => bytes[at] ^= 1_u8 << bit,
+                    1 => bytes[at / 4096 * 4096..][..4096].fill(0),
+                    2 => bytes[at / 4096 * 4096..][..4096].fill(0xa5),
+                    _ => bytes.truncate(at),
+                }
+            });
+            let expected = whole(&node);
+            prop_assert!(harm == 3 || expected.len() + 25 >= all.len(), "{}", expected.len());
+            let held = node.held();
+            for letter in &expected {
+                prop_assert!(held.contains(letter), "{}", letter.key);
+            }
+            prop_assert!(held.iter().all(|letter| all.contains(letter)));
+            prop_assert_eq!(node.held(), held);
+        }
+    }
+
+    #[test]
+    fn of_two_versions_of_a_letter_the_newer_comes_back_and_never_a_mixture() {
+        let old = letter(1, vec![1; 40_000]);
+        let new = letter(1, vec![2; 30_000]);
+        let node = Node::with(std::slice::from_ref(&old));
+        let mut state = node.open().unwrap();
+        state.count_start().unwrap();
+        state.put_letters(std::slice::from_ref(&new)).unwrap();
+        state.flush().unwrap();
+        drop(state);
+        assert_eq!(whole(&node), [new.clone()]);
+        // sled's own book-keeping is gone.
+        node.change(|bytes| bytes[..512].fill(0xff));
+        let found = whole(&node);
+        assert!(found == [new] || found == [old]);
+        assert_eq!(node.held(), found);
+    }
+
+    #[test]
+    fn a_letter_that_was_removed_stays_so_while_the_database_is_whole() {
+        let all = letters(20);
+        let node = Node::with(&all);
+        let mut state = node.open().unwrap();
+        state.count_start().unwrap();
+        state.remove_letters(&[all[3].key.clone(), all[4].key.clone()]).unwrap();
+        state.close().unwrap();
+        drop(state);
+        let left: Vec<_> = all.iter().filter(|one| ![4, 5].contains(&one.key.sequence.0)).collect();
+        assert!(node.held().iter().eq(left));
+        assert!(!node.quarantine().exists());
+    }
+
+    #[test]
+    fn a_salvage_that_ended_half_way_is_made_again() {
+        let all = letters(40);
+        let node = Node::with(&all);
+        node.change(|bytes| bytes[..512].fill(0xff));
+        let expected = whole(&node);
+        let draft = node.folder.path().join("state.draft");
+        // In the middle of the copy.
+        fs::create_dir(&draft).unwrap();
+        fs::write(draft.join("db"), [7; 5_000]).unwrap();
+        assert!(expected.iter().all(|letter| node.held().contains(letter)));
+        assert!(!draft.exists());
+        // Between the renames.
+        drop(Store::open(&node.state()).unwrap());
+        fs::rename(node.state(), &draft).unwrap();
+        assert!(expected.iter().all(|letter| node.held().contains(letter)));
+        assert_eq!(fs::read_dir(node.quarantine()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_database_whose_letters_have_no_frames_is_of_another_format_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("buffer")).unwrap();
+        let store = Store::open(&folder.path().join("state")).unwrap();
+        store.insert(b"meta\0start", &1_u64.to_be_bytes()).unwrap();
+        store.flush().unwrap();
+        drop(store);
+        let refused = open(folder.path(), &folder.path().join("quarantine"), QUOTA).unwrap_err();
+        assert!(matches!(refused, BufferError::Format { format: 2, .. }), "{refused}");
+        assert!(folder.path().join("state").exists());
+    }
+}
