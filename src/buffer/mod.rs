@@ -119,6 +119,7 @@ mod recovery;
 mod salvage;
 mod state;
 mod state_store;
+mod state_value;
 mod store;
 mod sync_shim;
 mod tail;

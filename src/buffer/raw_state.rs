@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::frame::{Frame, Owner};
 use super::frames::{FILE, search};
-use super::state_store::{self, BOOKS, Count, Kind, Part, REPLAYED};
+use super::state_value::{self, BOOKS, Count, Kind, Part, REPLAYED};
 use super::{BufferError, disk};
 use crate::domain::{DeadLetter, DeadLetterKey, Sequence, SinkName, StreamName};
 
@@ -20,7 +20,7 @@ const PLACES_MIN: usize = 4_096;
 /// Whose letters.
 pub(super) type Names = (SinkName, StreamName);
 
-/// A part of a letter in the file.
+/// A part of a letter in the file: 40 bytes in memory, where the letter takes some hundred of its quota.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     sequence: Sequence,
@@ -104,7 +104,7 @@ impl Found {
                 self.letters.entry((letter.sink, letter.stream)).or_default().add(place);
             }
             Kind::Count(sink, stream) => {
-                if let Some(count) = state_store::decode_count(&part.bytes) {
+                if let Some(count) = state_value::decode_count(&part.bytes) {
                     let counts = self.counts.entry((sink, stream)).or_default();
                     counts.insert(part.version, count);
                     if let Some((newest, _)) = counts.range(..=self.synced).next_back() {
@@ -226,6 +226,6 @@ impl RawState {
             };
             value.extend_from_slice(&part.bytes);
         }
-        Ok(state_store::decode_letter(&value).filter(|found| found.key == letter.key))
+        Ok(state_value::decode_letter(&value).filter(|found| found.key == letter.key))
     }
 }

@@ -142,23 +142,14 @@ fn open_in_place(folder: &Path, quota_bytes: u64) -> Result<StateStore, BufferEr
 
 fn make(folder: &Path) -> Result<StateStore, BufferError> {
     let store = Store::open(folder)?;
-    let mut state = StateStore::create(store, NO_QUOTA)?;
+    let mut state = StateStore::create(store.clone(), NO_QUOTA)?;
     state.flush()?;
-    sync(folder)?;
+    store.sync_creation()?;
     Ok(state)
 }
 
 fn remove(draft: &Path) -> Result<(), BufferError> {
     if draft.exists() { disk::remove_folder(draft) } else { Ok(()) }
-}
-
-/// The files of a database, and their names.
-fn sync(folder: &Path) -> Result<(), BufferError> {
-    for file in ["conf", "db"] {
-        disk::sync(&folder.join(file))?;
-    }
-    disk::sync(folder)?;
-    folder.parent().map_or(Ok(()), disk::sync)
 }
 
 fn patiently_look(places: &Places, raw: &RawState) -> Result<Found, BufferError> {
@@ -299,9 +290,8 @@ fn swap(
     error: Option<BufferError>,
     dead_letter_quota_bytes: u64,
 ) -> Result<StateStore, BufferError> {
-    // sled has closed it only when it can be opened again.
-    drop(Store::open(&places.draft)?);
-    sync(&places.draft)?;
+    // When it can be opened again sled has closed it.
+    Store::open(&places.draft)?.sync_creation()?;
     let incomplete =
         || BufferError::corrupt(&places.folder, "sled does not find all that is in it");
     if told.harmed || error.is_some() {
