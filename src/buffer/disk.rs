@@ -45,6 +45,15 @@ pub(super) fn sync(path: &Path) -> Result<(), BufferError> {
         .map_err(|error| BufferError::io("sync", path, error))
 }
 
+/// Syncs every file in a folder, and their names.
+pub(super) fn sync_files(folder: &Path) -> Result<(), BufferError> {
+    let unreadable = |error| BufferError::io("list", folder, error);
+    for entry in fs::read_dir(folder).map_err(unreadable)? {
+        sync(&entry.map_err(unreadable)?.path())?;
+    }
+    sync(folder)
+}
+
 /// Renames and syncs both parents: after it returns, a power cut does not undo it.
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), BufferError> {
     fs::rename(from, to).map_err(|error| BufferError::io("move", from, error))?;

@@ -230,7 +230,10 @@ impl Gaps {
     fn lack(&self, draft: &StateStore, letter: &RawLetter<'_>) -> Result<bool, BufferError> {
         let names = (letter.key.sink.clone(), letter.key.stream.clone());
         let removed = self.known.get(&names).is_some_and(|known| letter.version <= *known);
-        Ok(!removed && draft.letter_version(&letter.key)? < Some(letter.version))
+        Ok(match draft.letter_version(&letter.key)? {
+            Some(held) => held < letter.version,
+            None => !removed,
+        })
     }
 }
 
@@ -256,6 +259,7 @@ fn fill(draft: &mut StateStore, raw: &RawState, gaps: &Gaps) -> Result<Told, Buf
         let newest = expected.entry(names).or_default();
         *newest = (*newest).max((version, letters));
     }
+    draft.count_start()?;
     draft.copy_letters_to(&raw.clusters())?;
     let (mut letters, mut bytes) = (Vec::<DeadLetter>::new(), 0);
     let mut saved = 0;
@@ -292,6 +296,7 @@ fn swap(
 ) -> Result<StateStore, BufferError> {
     // When it can be opened again sled has closed it.
     Store::open(&places.draft)?.sync_creation()?;
+    disk::sync_files(&places.draft)?;
     let incomplete =
         || BufferError::corrupt(&places.folder, "sled does not find all that is in it");
     if told.harmed || error.is_some() {
@@ -328,6 +333,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::buffer::state_value::{COUNT, Count, join};
     use crate::domain::{Arrival, DeadLetterKey, Reason, Sequence, SinkName, Stage, StreamName};
 
     const QUOTA: u64 = 64 << 20;
@@ -490,6 +496,25 @@ mod tests {
         let left: Vec<_> = all.iter().filter(|one| ![4, 5].contains(&one.key.sequence.0)).collect();
         assert!(node.held().iter().eq(left));
         assert!(!node.quarantine().exists());
+    }
+
+    /// Its frames stand in the file, and sled rightly takes none of it for written.
+    #[test]
+    fn what_is_left_of_a_batch_that_was_never_answered_is_no_loss() {
+        let all = letters(20);
+        let node = Node::with(&all);
+        let key = join(COUNT, &["one", "a"]);
+        let count = Count { letters: 99, bytes: 99 };
+        let torn = node.open().unwrap().framed(&key, 16, &count.encode());
+        for _ in 0..3 {
+            node.change(|bytes| bytes.extend_from_slice(&torn));
+            let mut state = node.open().unwrap();
+            state.count_start().unwrap();
+            state.close().unwrap();
+            drop(state);
+            assert_eq!(node.held(), all);
+            assert!(!node.quarantine().exists());
+        }
     }
 
     #[test]

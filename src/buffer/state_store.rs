@@ -60,7 +60,6 @@ impl StateStore {
         }
         let mut state = Self::with(store, owner, 0, dead_letter_quota_bytes);
         state.version = (state.starts()? + 1) << VERSIONS_PER_START;
-        state.synced = state.version - 1;
         state.dead_letter_bytes = state.counts()?.iter().map(|(.., count)| count.bytes).sum();
         Ok(state)
     }
@@ -93,7 +92,7 @@ impl StateStore {
         self.flush()
     }
 
-    fn framed(&self, key: &[u8], length: usize, bytes: &[u8]) -> Vec<u8> {
+    pub(super) fn framed(&self, key: &[u8], length: usize, bytes: &[u8]) -> Vec<u8> {
         state_value::framed(self.owner, key, [self.version, self.synced], length, bytes)
     }
 
@@ -167,10 +166,16 @@ impl StateStore {
         BufferError::corrupt(self.store.folder(), what)
     }
 
-    /// Changes a value and returns it: an unchanged one would not make sled write.
-    pub(super) fn count_start(&self) -> Result<u64, BufferError> {
+    /// Changes a value and returns it: an unchanged one would not make sled write. It tells that all before is on stable
+    /// storage, and what an earlier run left of a batch that sled knows nothing of is not: so the counts are made newer first.
+    pub(super) fn count_start(&mut self) -> Result<u64, BufferError> {
         let starts = self.starts()? + 1;
+        for (sink, stream, count) in self.counts()? {
+            self.insert(&join(COUNT, &[sink.as_str(), stream.as_str()]), &count.encode())?;
+        }
+        self.flush()?;
         self.insert(START, &starts.to_be_bytes())?;
+        self.version += 1;
         Ok(starts)
     }
 
