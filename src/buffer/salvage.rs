@@ -299,13 +299,13 @@ fn swap(
     disk::sync_files(&places.draft)?;
     let incomplete =
         || BufferError::corrupt(&places.folder, "sled does not find all that is in it");
-    if told.harmed || error.is_some() {
+    let Told { letters, missing, harmed } = told;
+    if harmed || error.is_some() {
         set_aside(&places.folder, quarantine, &error.unwrap_or_else(incomplete))?;
     } else {
         disk::remove_folder(&places.folder)?;
     }
     disk::rename(&places.draft, &places.folder)?;
-    let Told { letters, missing, .. } = told;
     if missing > 0 {
         tracing::error!(
             event = "dead_letters_lost",
@@ -314,7 +314,13 @@ fn swap(
             "the disk lost dead letters, at least so many"
         );
     }
-    if letters > 0 {
+    if letters > 0 && !harmed {
+        tracing::info!(
+            event = "dead_letters_put_back",
+            letters,
+            "dead letters of the last second before the node was killed, which sled had not found, were put back"
+        );
+    } else if letters > 0 {
         tracing::warn!(
             event = "dead_letters_salvaged",
             runbook = Runbook::DataLost.page(),
@@ -372,6 +378,11 @@ mod tests {
     impl Node {
         /// A node that kept these in several steps, each synced.
         fn with(letters: &[DeadLetter]) -> Self {
+            Self::ended(letters, true)
+        }
+
+        /// In order, or as a kill leaves it.
+        fn ended(letters: &[DeadLetter], in_order: bool) -> Self {
             let node = Node { folder: tempfile::tempdir().unwrap() };
             fs::create_dir(node.folder.path().join("buffer")).unwrap();
             let mut state = node.open().unwrap();
@@ -380,8 +391,23 @@ mod tests {
                 state.put_letters(some).unwrap();
                 state.flush().unwrap();
             }
-            state.close().unwrap();
+            if in_order {
+                state.close().unwrap();
+                node.closed(state);
+                return node;
+            }
+            let killed = node.folder.path().join("killed");
+            disk::copy_folder(&node.state(), &killed).unwrap();
+            node.closed(state);
+            fs::remove_dir_all(node.state()).unwrap();
+            fs::rename(killed, node.state()).unwrap();
             node
+        }
+
+        /// sled closes its files on threads of its own.
+        fn closed(&self, state: StateStore) {
+            drop(state);
+            drop(Store::open(&self.state()).unwrap());
         }
 
         fn open(&self) -> Result<StateStore, BufferError> {
@@ -397,8 +423,6 @@ mod tests {
         }
 
         fn change(&self, change: impl FnOnce(&mut Vec<u8>)) {
-            // sled closes its files on threads of its own.
-            drop(Store::open(&self.state()).unwrap());
             let file = self.state().join("db");
             let mut bytes = fs::read(&file).unwrap();
             change(&mut bytes);
@@ -413,6 +437,7 @@ mod tests {
             assert_eq!(counted, held.len() as u64);
             let bytes: u64 = state.held().unwrap().values().map(|count| count.bytes).sum();
             assert_eq!(state.dead_letter_bytes, bytes);
+            self.closed(state);
             held
         }
     }
@@ -442,9 +467,10 @@ mod tests {
             at in any::<prop::sample::Index>(),
             harm in 0..4,
             bit in 0..8_u32,
+            in_order in any::<bool>(),
         ) {
             let all = letters(40);
-            let node = Node::with(&all);
+            let node = Node::ended(&all, in_order);
             node.change(|bytes| {
                 let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
                 let at = at.index(used);
@@ -475,8 +501,8 @@ mod tests {
         state.count_start().unwrap();
         state.put_letters(std::slice::from_ref(&new)).unwrap();
         state.flush().unwrap();
-        drop(state);
-        assert_eq!(whole(&node), [new.clone()]);
+        node.closed(state);
+        assert_eq!(whole(&node), std::slice::from_ref(&new));
         // sled's own book-keeping is gone.
         node.change(|bytes| bytes[..512].fill(0xff));
         let found = whole(&node);
@@ -505,13 +531,15 @@ mod tests {
         let node = Node::with(&all);
         let key = join(COUNT, &["one", "a"]);
         let count = Count { letters: 99, bytes: 99 };
-        let torn = node.open().unwrap().framed(&key, 16, &count.encode());
+        let state = node.open().unwrap();
+        let torn = state.framed(&key, 16, &count.encode());
+        node.closed(state);
         for _ in 0..3 {
             node.change(|bytes| bytes.extend_from_slice(&torn));
             let mut state = node.open().unwrap();
             state.count_start().unwrap();
             state.close().unwrap();
-            drop(state);
+            node.closed(state);
             assert_eq!(node.held(), all);
             assert!(!node.quarantine().exists());
         }

@@ -209,6 +209,11 @@ pub const CHAPTERS: [Chapter; 9] = [
                 "Look after the disk; replay what comes back once more, or purge it",
             ),
             event(
+                "dead_letters_put_back",
+                "The node was killed while it kept dead letters; those that had come to the disk are kept",
+                "",
+            ),
+            event(
                 "dead_letters_lost",
                 "The disk lost dead letters, at least so many",
                 "Look after the disk",
