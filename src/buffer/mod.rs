@@ -91,7 +91,8 @@
 //!  <state_dir>/lock                           one process at a time
 //!  <state_dir>/ballast                        given up to open on a full disk
 //!  <state_dir>/state/                         books, dead letters, notes
-//!  <state_dir>/state.draft/                   the same, on its way to take the other's place
+//!  <state_dir>/state.trial/                   a copy that shows what sled finds in it; gone again after the start
+//!  <state_dir>/state.draft/                   a new one, on its way to take the other's place
 //!  <state_dir>/buffer/identity                which log this is
 //!  <state_dir>/buffer/marks                   numbers set aside, numbers dropped
 //!  <state_dir>/buffer/reached                 how far each stream was durable when it was last answered

@@ -2,11 +2,11 @@
 //!
 //! sled writes when it opens a database: what it takes for the torn end of a crash it overwrites or cuts off, and finds
 //! less than the file held. So where the bytes of the file show letters (`raw_state.rs`), sled opens a copy first. Only when
-//! it finds every letter there that the file holds is the database itself opened. Otherwise the copy is given the letters
-//! that are missing, or a new database all of them, and takes the place of the other, which goes to the quarantine as it was
-//! found.
+//! it finds every letter there that the file holds is the database itself opened. Otherwise a new one is made of what sled
+//! finds in the copy, if it opens that, and of the letters that are missing, and takes the place of the other, which goes to
+//! the quarantine as it was found.
 //!
-//! The copy stands beside it as `state.draft`. Until the renames nothing of the database has changed: a start that finds both
+//! The copy stands beside it as `state.trial`, the new one as `state.draft`. Until the renames nothing of the database has changed: a start that finds both
 //! begins anew, one that finds the draft alone goes on with it.
 
 use std::collections::BTreeMap;
@@ -31,6 +31,7 @@ const BATCH_BYTES: usize = 4 << 20;
 /// The folders concerned.
 struct Places {
     folder: PathBuf,
+    trial: PathBuf,
     draft: PathBuf,
     buffer: PathBuf,
 }
@@ -39,6 +40,7 @@ impl Places {
     fn of(state_dir: &Path) -> Self {
         Places {
             folder: state_dir.join("state"),
+            trial: state_dir.join("state.trial"),
             draft: state_dir.join("state.draft"),
             buffer: state_dir.join("buffer"),
         }
@@ -49,7 +51,7 @@ impl Places {
 enum Found {
     /// As it is, it can be opened.
     Sound,
-    /// Sled opened the draft; letters are missing in it.
+    /// Sled opened the copy; letters are missing in it.
     Incomplete(Box<StateStore>, Gaps),
     /// Sled cannot open it.
     Damaged(BufferError),
@@ -73,6 +75,7 @@ pub(super) fn open(
 ) -> Result<StateStore, BufferError> {
     let places = Places::of(state_dir);
     let has_log = !generation::list(&places.buffer)?.is_empty();
+    remove(&places.trial)?;
     if places.folder.exists() {
         remove(&places.draft)?;
     } else if places.draft.exists() {
@@ -93,14 +96,16 @@ pub(super) fn open(
                 opened => return opened,
             }
         }
-        Found::Incomplete(mut draft, gaps) => {
+        Found::Incomplete(trial, gaps) => {
+            let mut draft = rewrite(&trial, &places.draft)?;
             let told = fill(&mut draft, &raw, &gaps)?;
-            drop(draft);
+            drop((trial, draft));
+            remove(&places.trial)?;
             return swap(&places, quarantine, told, None, dead_letter_quota_bytes);
         }
         Found::Damaged(error) => error,
     };
-    remove(&places.draft)?;
+    remove(&places.trial)?;
     let mut draft = make(&places.draft)?;
     for (key, value) in raw.books() {
         draft.insert(key, value)?;
@@ -115,7 +120,7 @@ pub(super) fn open_sound(state_dir: &Path) -> Result<StateStore, BufferError> {
     let places = Places::of(state_dir);
     let raw = RawState::search(&places.folder)?;
     let found = look(&places, &raw);
-    remove(&places.draft)?;
+    remove(&places.trial)?;
     match found? {
         Found::Sound => open_in_place(&places.folder, NO_QUOTA),
         Found::Damaged(error) => Err(error),
@@ -148,8 +153,15 @@ fn make(folder: &Path) -> Result<StateStore, BufferError> {
     Ok(state)
 }
 
-fn remove(draft: &Path) -> Result<(), BufferError> {
-    if draft.exists() { disk::remove_folder(draft) } else { Ok(()) }
+fn remove(folder: &Path) -> Result<(), BufferError> {
+    if folder.exists() { disk::remove_folder(folder) } else { Ok(()) }
+}
+
+/// All that sled finds in the copy, in a new database: what is put into a harmed one may be lost when it is opened again.
+fn rewrite(trial: &StateStore, draft: &Path) -> Result<StateStore, BufferError> {
+    let store = Store::open(draft)?;
+    trial.copy_to(&store)?;
+    StateStore::open(store, NO_QUOTA)
 }
 
 fn patiently_look(places: &Places, raw: &RawState) -> Result<Found, BufferError> {
@@ -171,23 +183,23 @@ fn look(places: &Places, raw: &RawState) -> Result<Found, BufferError> {
     if !raw.has_letters() {
         return Ok(Found::Sound);
     }
-    remove(&places.draft)?;
+    remove(&places.trial)?;
     let rehearsed = copy(places).and_then(|()| {
-        let mut draft = open_in_place(&places.draft, NO_QUOTA)?;
-        draft.copy_letters_to(&raw.clusters())?;
-        let gaps = gaps(&draft, raw)?;
-        Ok((draft, gaps))
+        let mut trial = open_in_place(&places.trial, NO_QUOTA)?;
+        trial.copy_letters_to(&raw.clusters())?;
+        let gaps = gaps(&trial, raw)?;
+        Ok((trial, gaps))
     });
     match rehearsed {
-        Ok((draft, Some(gaps))) => Ok(Found::Incomplete(Box::new(draft), gaps)),
-        Ok((draft, None)) => {
-            drop(draft);
-            remove(&places.draft)?;
+        Ok((trial, Some(gaps))) => Ok(Found::Incomplete(Box::new(trial), gaps)),
+        Ok((trial, None)) => {
+            drop(trial);
+            remove(&places.trial)?;
             Ok(Found::Sound)
         }
         // As it was before there were copies: sled takes what it finds.
         Err(BufferError::DiskFull { .. }) => {
-            remove(&places.draft)?;
+            remove(&places.trial)?;
             Ok(Found::Sound)
         }
         Err(error) if error.is_damage() => Ok(Found::Damaged(error)),
@@ -197,12 +209,12 @@ fn look(places: &Places, raw: &RawState) -> Result<Found, BufferError> {
 
 fn copy(places: &Places) -> Result<(), BufferError> {
     let full = |error: io::Error| BufferError::io("copy", &places.folder, error);
-    disk::copy_folder(&places.folder, &places.draft).map_err(full)
+    disk::copy_folder(&places.folder, &places.trial).map_err(full)
 }
 
 /// `None`: there is every letter that the file holds, but for those that were removed.
 fn gaps(draft: &StateStore, raw: &RawState) -> Result<Option<Gaps>, BufferError> {
-    let held = draft.held()?;
+    let held = draft.held()?.counts;
     let mut gaps = Gaps::default();
     for (sink, stream, _) in draft.counts()? {
         let Some((version, count)) = draft.versioned_count(&sink, &stream)? else { continue };
@@ -435,7 +447,7 @@ mod tests {
             let counted: u64 =
                 state.counts().unwrap().iter().map(|(.., count)| count.letters).sum();
             assert_eq!(counted, held.len() as u64);
-            let bytes: u64 = state.held().unwrap().values().map(|count| count.bytes).sum();
+            let bytes: u64 = state.held().unwrap().counts.values().map(|count| count.bytes).sum();
             assert_eq!(state.dead_letter_bytes, bytes);
             self.closed(state);
             held
@@ -549,7 +561,7 @@ mod tests {
     fn a_salvage_that_ended_half_way_is_made_again() {
         let all = letters(40);
         let node = Node::with(&all);
-        node.change(|bytes| bytes[..512].fill(0xff));
+        fs::write(node.state().join("conf"), [0xa5; 300]).unwrap();
         let expected = whole(&node);
         let draft = node.folder.path().join("state.draft");
         // In the middle of the copy.

@@ -250,43 +250,44 @@ impl StateStore {
         Ok(part.and_then(|part| Some((part.version, decode_count(&part.bytes)?))))
     }
 
-    /// The version of a letter that is there.
+    /// The version of a letter that is there, whole.
     pub(super) fn letter_version(&self, key: &DeadLetterKey) -> Result<Option<u64>, BufferError> {
-        let first = [letter_key(key).as_slice(), &[0, 0]].concat();
-        Ok(self.get(&first)?.map(|part| part.version))
-    }
-
-    /// The letters that are there whole, whatever their counts say.
-    pub(super) fn held(&self) -> Result<BTreeMap<(SinkName, StreamName), Count>, BufferError> {
-        let mut held: BTreeMap<_, Count> = BTreeMap::new();
-        let mut open: Option<(Vec<u8>, usize)> = None;
-        self.scan(LETTER, |key, part| {
-            let Some((letter, number)) = split_letter_key(key) else {
-                return ControlFlow::Continue(());
-            };
-            let letter_key = &key[..key.len() - 2];
-            if number == 0 {
-                open = Some((letter_key.to_vec(), 0));
-            }
-            if let Some((_, bytes)) = open.as_mut().filter(|(open, _)| open == letter_key) {
-                *bytes += part.bytes.len();
-                if *bytes == part.length as usize {
-                    let count = held.entry((letter.sink, letter.stream)).or_default();
-                    count.letters += 1;
-                    count.bytes += u64::from(part.length);
-                }
-            }
+        let mut whole = Whole::default();
+        let key = letter_key(key);
+        self.scan(&key, |found, part| {
+            whole.add(found, &part);
             ControlFlow::Continue(())
         })?;
+        Ok(whole.version.filter(|_| whole.is_whole()))
+    }
+
+    /// The letters that are there whole, whatever their counts say, and the keys of those that are not.
+    pub(super) fn held(&self) -> Result<Held, BufferError> {
+        let mut held = Held::default();
+        let mut open: Option<(DeadLetterKey, Whole)> = None;
+        self.scan(LETTER, |key, part| {
+            let Some((letter, _)) = split_letter_key(key) else {
+                return ControlFlow::Continue(());
+            };
+            if let Some((name, whole)) = open.take_if(|(name, _)| *name != letter) {
+                held.add(name, whole);
+            }
+            open.get_or_insert_with(|| (letter, Whole::default())).1.add(key, &part);
+            ControlFlow::Continue(())
+        })?;
+        if let Some((name, whole)) = open {
+            held.add(name, whole);
+        }
         Ok(held)
     }
 
-    /// Makes the counts what is there. Answers how many letters.
+    /// Makes the counts what is there, and removes what is no whole letter. Answers how many letters.
     pub(super) fn recount(&mut self) -> Result<BTreeMap<(SinkName, StreamName), u64>, BufferError> {
-        let held = self.held()?;
+        let Held { counts: held, torn } = self.held()?;
         let known = self.counts()?.into_iter().map(|(sink, stream, _)| (sink, stream));
         let names: std::collections::BTreeSet<_> = known.chain(held.keys().cloned()).collect();
         let mut batch = sled::Batch::default();
+        torn.into_iter().for_each(|key| batch.remove(key));
         for (sink, stream) in names {
             let count = held.get(&(sink.clone(), stream.clone())).copied().unwrap_or_default();
             self.add(&mut batch, join(COUNT, &[sink.as_str(), stream.as_str()]), &count.encode());
@@ -295,6 +296,19 @@ impl StateStore {
         self.version += 1;
         self.dead_letter_bytes = held.values().map(|count| count.bytes).sum();
         Ok(held.into_iter().map(|(names, count)| (names, count.letters)).collect())
+    }
+
+    /// Everything, as it stands.
+    pub(super) fn copy_to(&self, other: &Store) -> Result<(), BufferError> {
+        let mut failed = Ok(());
+        self.store.scan(&[], |key, framed| match other.insert(key, framed) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Err(error);
+                ControlFlow::Break(())
+            }
+        })?;
+        failed
     }
 
     /// Keys and bytes of the parts that are stored below a key.
@@ -571,6 +585,48 @@ impl StateStore {
     pub(super) fn note(&self, key: &str) -> Result<Option<Vec<u8>>, BufferError> {
         let (keys, bytes) = self.parts(&join(NOTE, &[key]))?;
         Ok((!keys.is_empty()).then_some(bytes))
+    }
+}
+
+/// Letters that are there.
+#[derive(Default)]
+pub(super) struct Held {
+    pub counts: BTreeMap<(SinkName, StreamName), Count>,
+    /// Keys of parts that make no letter.
+    torn: Vec<Vec<u8>>,
+}
+
+impl Held {
+    fn add(&mut self, letter: DeadLetterKey, found: Whole) {
+        if !found.is_whole() {
+            return self.torn.extend(found.keys);
+        }
+        let count = self.counts.entry((letter.sink, letter.stream)).or_default();
+        count.letters += 1;
+        count.bytes += found.bytes;
+    }
+}
+
+/// Parts found below the key of a letter.
+#[derive(Default)]
+struct Whole {
+    version: Option<u64>,
+    length: u64,
+    bytes: u64,
+    mixed: bool,
+    keys: Vec<Vec<u8>>,
+}
+
+impl Whole {
+    fn add(&mut self, key: &[u8], part: &Part) {
+        self.mixed |= *self.version.get_or_insert(part.version) != part.version;
+        self.length = u64::from(part.length);
+        self.bytes += part.bytes.len() as u64;
+        self.keys.push(key.to_vec());
+    }
+
+    fn is_whole(&self) -> bool {
+        !self.mixed && self.bytes == self.length
     }
 }
 
