@@ -8,12 +8,11 @@ VERSION_cargo-deny := 0.20.2
 VERSION_cargo-deb := 3.8.0
 VERSION_cargo-fuzz := 0.13.2
 TOOLS := $(TARGET)/tools/bin
-# One build for the node and the programs that measure it: the same dependencies with the same features serve them all. No
-# path of this machine comes into them, so that two builds are the same.
+# The whole workspace, so that the node and the programs that measure it share their dependencies. No path of this machine
+# comes into them, so that two builds are the same.
 CARGO_HOME ?= $(HOME)/.cargo
 NODE := RUSTFLAGS="--remap-path-prefix=$(CARGO_HOME)=/cargo --remap-path-prefix=$(CURDIR)=/telemetry" \
   cargo build --release --workspace --bin telemetry
-RELEASE := $(NODE) --bin bench --bin demo
 PACKAGES := target/package
 # Bounds of `systemd-analyze security`, times ten: 1.2.
 EXPOSURE_MAX := 12
@@ -45,7 +44,7 @@ release: ## the node itself: target/release/telemetry
 
 demo: ## five home-automation streams through the node, live (DURATION=30, KAFKA=no, RATE=10)
 	@scripts/setup build servers $(if $(filter no,$(KAFKA)),,kafka)
-	@$(RELEASE)
+	@$(NODE) --bin demo
 	@exec $(TARGET)/release/demo --node $(TARGET)/release/telemetry --rate $(RATE) \
 	  $(if $(DURATION),--duration $(DURATION)) $(if $(filter no,$(KAFKA)),--without-kafka)
 
@@ -73,7 +72,7 @@ advisories: $(TOOLS)/cargo-deny ## known weaknesses of dependencies; needs the a
 
 bench: ## measures with a baseline beside each (QUICK=1: under two minutes)
 	@scripts/setup
-	@$(RELEASE)
+	@$(NODE) --bin bench
 	@exec $(TARGET)/release/bench --node $(TARGET)/release/telemetry $(if $(filter 1,$(QUICK)),--quick)
 
 torture: build ## faults under load: nothing lost, doubled or stuck (ROUNDS=40, SEED=1, FAULTS=kafka,power, FILESYSTEM=xfs, KAFKA_NODES=3)
@@ -89,13 +88,13 @@ fuzz: setup $(TOOLS)/cargo-fuzz ## finds input that must not be (FUZZ=block, DUR
 	  -max_total_time=$(or $(DURATION),600) -timeout=10 -rss_limit_mb=1024
 
 deb: setup $(TOOLS)/cargo-deb ## the Debian package: target/package/telemetry_<version>_<architecture>.deb
-	@$(RELEASE)
+	@$(NODE)
 	@package=$$(scripts/package) && again=$$(scripts/package --into $(PACKAGES)/again) && cmp $$package $$again && \
 	  rm $$again && echo "$$package: packed twice, the same bits"
 	@lintian --allow-root --fail-on error,warning $(PACKAGES)/*.deb
 
 service-test: build $(TOOLS)/cargo-deb ## package and playbooks, from installation to purge in a booted Debian 12 (needs root)
-	@$(RELEASE)
+	@$(NODE)
 	@package=$$(scripts/package --into $(PACKAGES)/test) && \
 	  newer=$$(scripts/package --into $(PACKAGES)/test --version 9999) && \
 	  $(TARGET)/debug/service-test --package $$package --newer $$newer && \

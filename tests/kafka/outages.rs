@@ -1,6 +1,6 @@
 //! Kafka away, killed, robbed of a topic and told to take less: nothing is lost, nothing overtakes, and the tables do not notice.
 
-use rig::{Kafka, KafkaOptions};
+use rig::{Kafka, KafkaOptions, eventually};
 
 use crate::site::{STREAM, Site};
 use crate::world::SOON;
@@ -75,26 +75,30 @@ fn a_deleted_topic_with_ensure_is_made_again() {
 /// The node is allowed more than the broker takes, which it learns from a refusal of a whole batch alone.
 #[test]
 fn a_limit_lowered_below_ours_sets_aside_what_is_above_it_and_nothing_else() {
-    const TOO_LARGE: u64 = 1_101;
     let kafka = Kafka::start().unwrap();
     kafka.create_topic(TOPIC, 2).unwrap();
     let mut site = Site::start(&kafka.bootstrap(), TOPIC, "", "");
     site.publish(100);
     site.assert_topic_is_whole(&kafka);
 
-    // Some six records.
+    // Some six records. The broker says yes before it goes by it.
     kafka.set_topic(TOPIC, &[("max.message.bytes", "2000")]).unwrap();
-    site.publish(1_000);
+    eventually(SOON, "a batch is refused", || {
+        site.publish(1_000);
+        site.assert_table_follows();
+        site.refused() > 0
+    });
     site.publish_one(&"x".repeat(5_000));
+    let too_large = site.published();
     site.publish(500);
-    site.assert_topic_has(&kafka, (1..=1_601).filter(|sequence| *sequence != TOO_LARGE));
+    site.assert_topic_has(&kafka, (1..=site.published()).filter(|sequence| *sequence != too_large));
     site.assert_table_follows();
     let letters = site.world.node.command(&["dlq", "list", "--json"]).unwrap();
     let letters = String::from_utf8(letters.stdout).unwrap();
     let letters: Vec<serde_json::Value> =
         letters.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let told = letters.iter().map(|letter| (&letter["letter"], &letter["reason"]));
-    let name = format!("{STREAM}/kafka/{TOO_LARGE}").into();
+    let name = format!("{STREAM}/kafka/{too_large}").into();
     assert_eq!(told.collect::<Vec<_>>(), [(&name, &"kafka_too_large".into())]);
 
     kafka.set_topic(TOPIC, &[]).unwrap();

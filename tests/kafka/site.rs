@@ -68,6 +68,20 @@ impl Site {
         self.published += 1;
     }
 
+    /// Readings handed over, which is the last one's sequence.
+    pub fn published(&self) -> u64 {
+        self.published
+    }
+
+    /// How often Kafka refused a batch for what is in it.
+    pub fn refused(&self) -> u64 {
+        let page = self.world.node.get("/metrics").unwrap().body;
+        let series = format!(
+            "telemetry_sink_errors_total{{stream=\"{STREAM}\",sink=\"kafka\",class=\"data\"}} "
+        );
+        page.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or(0)
+    }
+
     /// Every reading is in the table, whatever Kafka does.
     #[track_caller]
     pub fn assert_table_follows(&self) {
@@ -121,7 +135,12 @@ impl Site {
             assert!(before < Some(sequence), "{sequence} after {before:?} of {:?}", record.key);
         }
         let expected: BTreeSet<u64> = expected.into_iter().collect();
-        assert_eq!(ids, expected, "no hole, nothing foreign");
+        let missing: Vec<_> = expected.difference(&ids).collect();
+        let foreign: Vec<_> = ids.difference(&expected).collect();
+        assert!(
+            missing.is_empty() && foreign.is_empty(),
+            "missing {missing:?}, foreign {foreign:?}"
+        );
         assert_eq!(last.len() as u64, DEVICES.min(self.published));
     }
 }
