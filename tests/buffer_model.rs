@@ -211,6 +211,52 @@ async fn a_second_buffer_on_the_same_folder_is_refused_until_the_first_has_close
     assert!(matches!(read, Err(BufferError::Stopped { .. })));
 }
 
+/// Each start makes a generation, so a node that crashes again and again while its sinks are away makes many of them.
+#[tokio::test]
+async fn many_starts_with_few_messages_cost_little_lose_nothing_and_end_at_the_quota() {
+    const STARTS: u64 = 70;
+    const EACH: usize = 3;
+    /// Of small generations this many are kept for those who ask what came lately, beside the one that is written.
+    const KEPT: usize = 65;
+    let folder = tempfile::tempdir().unwrap();
+    let roomy = BufferSettings { generation_bytes: 64 << 20, ..small() };
+    let mut last = Sequence::ZERO;
+    for _ in 0..STARTS {
+        let buffer = try_open(folder.path(), &roomy).unwrap();
+        last = append(&buffer, "a", payloads(EACH, 100)).await;
+        close(&buffer).await;
+        forget_the_orderly_stop(folder.path());
+    }
+    let board = board();
+    let buffer = Buffer::open(folder.path(), &roomy, &streams(), board.clone()).unwrap();
+    until("the sizes are shown", || board.buffer().generations == STARTS + 1).await;
+    let bytes = board.buffer().bytes;
+    assert!(bytes < (STARTS + 1) * (32 << 10), "{bytes} bytes");
+    let seen = all(&buffer, "a", Sequence::ZERO).await;
+    assert_eq!((seen.payloads.len(), seen.lost.len()), (STARTS as usize * EACH, 0));
+    close(&buffer).await;
+
+    // No room is left: a start may need none that the next one does not give back.
+    let tight = BufferSettings { quota_bytes: bytes, ..roomy.clone() };
+    for _ in 0..4 {
+        let buffer = try_open(folder.path(), &tight).unwrap();
+        let mut answer = hand_over(&buffer, "a", payloads(EACH, 100));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(answer.try_recv().is_err(), "not acknowledged");
+        close(&buffer).await;
+        forget_the_orderly_stop(folder.path());
+        assert_eq!(generations(folder.path()).len() as u64, STARTS + 1);
+    }
+    let buffer = try_open(folder.path(), &roomy).unwrap();
+    assert_eq!(buffer.durable(&stream("a")).0, last);
+    for name in ["one", "two"] {
+        buffer.delivered(&stream("a"), &sink(name), Delivered(last));
+    }
+    until("the oldest are gone", || generations(folder.path()).len() <= KEPT).await;
+    append(&buffer, "a", payloads(1, 1)).await;
+    close(&buffer).await;
+}
+
 /// Bytes that no compression makes smaller.
 fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed;

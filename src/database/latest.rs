@@ -150,8 +150,8 @@ impl LatestPlan {
         Ok(folded)
     }
 
-    /// A panic is the fault of a row, and of the smallest batch that still has it; unless it comes without any row too:
-    /// then it is nobody's, and ends the writer.
+    /// A panic is the fault of a row, and of the smallest batch that still has it, of which the target bounds how many in
+    /// a row it believes; unless it comes without any row too: then it is nobody's, and ends the writer.
     fn fold(
         &self,
         rows: &mut Rows,

@@ -23,6 +23,9 @@ use crate::part::Progress;
 /// Latencies observed per batch at most: enough for quantiles, at a bounded price.
 const LATENCY_SAMPLES: usize = 64;
 
+/// Rows on each of which the fold panicked, without one between that went in: more are no fault of theirs.
+const PANICS_IN_A_ROW_MAX: u32 = 100;
+
 /// Why a batch could not be delivered.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
@@ -56,6 +59,8 @@ pub struct Target {
     pub books: Books,
     /// Where a transaction of unknown outcome would have moved the cursor.
     pub uncertain: Vec<Sequence>,
+    /// Rows set aside for a panic since the last one that went in.
+    pub panics_in_a_row: u32,
 }
 
 impl Target {
@@ -77,6 +82,7 @@ impl Target {
             plan_is_old: false,
             books,
             uncertain: Vec::new(),
+            panics_in_a_row: 0,
         }
     }
 
@@ -202,7 +208,27 @@ impl Target {
                 Err(error) => return Err(self.failed(error, &segment)),
             }
         };
+        self.blame_the_row(&error)?;
         self.bury(batch, &segment, &error).await.map(Some)
+    }
+
+    /// A panic is the row's fault, unless it comes with every row: that would turn the whole stream into dead letters.
+    fn blame_the_row(&mut self, error: &DatabaseError) -> Result<(), DatabaseError> {
+        if !matches!(error, DatabaseError::Panicked { .. }) {
+            return Ok(());
+        }
+        if self.panics_in_a_row >= PANICS_IN_A_ROW_MAX {
+            return Err(DatabaseError::Standing {
+                problem: format!(
+                    "{error}: {PANICS_IN_A_ROW_MAX} rows in a row were set aside for it"
+                ),
+                remedy: "install a version without it, then replay the dead letters; a restart of \
+                         this writer tries as many again"
+                    .to_owned(),
+            });
+        }
+        self.panics_in_a_row += 1;
+        Ok(())
     }
 
     /// Sets the only row of the segment aside.
@@ -273,6 +299,9 @@ impl Target {
             self.view.set_aside(letter);
         }
         let rows = &batch.rows[segment.rows.clone()];
+        if !rows.is_empty() {
+            self.panics_in_a_row = 0;
+        }
         let now = Arrival::now();
         for row in rows.iter().step_by(rows.len().div_ceil(LATENCY_SAMPLES).max(1)) {
             let waited = now.as_micros().saturating_sub(row.arrival.as_micros()).max(0);

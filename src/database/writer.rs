@@ -108,6 +108,7 @@ struct Runner {
     /// `books` came from the database in this life of the part.
     confirmed: bool,
     uncertain: Vec<Sequence>,
+    panics_in_a_row: u32,
     /// The last attempt ended in doubt about cursor or table: the next such one pauses.
     in_doubt: bool,
     saved: Option<Books>,
@@ -136,6 +137,7 @@ impl Runner {
             books: None,
             confirmed: false,
             uncertain: Vec::new(),
+            panics_in_a_row: 0,
             in_doubt: false,
             saved: None,
             saved_at: Instant::now(),
@@ -203,6 +205,7 @@ impl Runner {
         self.gathered.set(0);
         self.books = Some(target.books);
         self.uncertain = target.uncertain;
+        self.panics_in_a_row = target.panics_in_a_row;
         result
     }
 
@@ -256,6 +259,7 @@ impl Runner {
         let progress = Arc::clone(&self.control.progress);
         let mut target = Target::new(&self.sink, self.buffer.clone(), progress, plan, books);
         target.uncertain.clone_from(&self.uncertain);
+        target.panics_in_a_row = self.panics_in_a_row;
         Ok((source, target))
     }
 

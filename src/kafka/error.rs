@@ -29,6 +29,11 @@ pub enum KafkaError {
     TooLarge { bytes: usize, limit: usize },
     #[error("stream {stream:?} is not routed to this cluster, or its producer is not running")]
     NotServed { stream: String },
+    #[error(
+        "stream {stream:?} entered no replay into its books within {} s: it is paused or cannot deliver; let it go on, then replay the rest",
+        limit.as_secs_f32()
+    )]
+    BooksFull { stream: String, limit: Duration },
     #[error("the mapping of stream {stream:?} does not compile: {problem}")]
     Mapping { stream: String, problem: String },
     #[error("{doing}: this program panicked, which is a mistake in it")]
@@ -73,7 +78,9 @@ impl KafkaError {
     pub fn class(&self) -> ErrorClass {
         match self {
             KafkaError::Refused { code, .. } => class_of(*code),
-            KafkaError::TimedOut { .. } | KafkaError::NotServed { .. } => ErrorClass::Transient,
+            KafkaError::TimedOut { .. }
+            | KafkaError::NotServed { .. }
+            | KafkaError::BooksFull { .. } => ErrorClass::Transient,
             KafkaError::TooLarge { .. } | KafkaError::Panicked { .. } => ErrorClass::Data,
             KafkaError::Settings { .. }
             | KafkaError::TopicMissing { .. }

@@ -15,7 +15,7 @@ use crate::domain::{
 use crate::mapping::Observed;
 use crate::observe::{SinkState, SinkView, StreamView};
 
-/// Replays told to a lane and not yet entered; a replay waits for room.
+/// Replays told to a lane and not yet entered; a replay waits for room, as long as an operation may take.
 pub(super) const CORRECTIONS_MAX: usize = 256;
 
 /// A dead letter of this sink was delivered after all, and counted so in the state store.

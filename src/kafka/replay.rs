@@ -108,7 +108,7 @@ impl KafkaReplayer {
         let target = inner.targets().get(stream).cloned().ok_or_else(not_served)?;
         // The place in the books is taken first: after the confirmation nothing may fail.
         let place = match &target.books {
-            Some(books) => Some(books.reserve().await.map_err(|_| not_served())?),
+            Some(books) => Some(inner.place(stream, books).await?),
             None if inner.is_passed(letter).await? => None,
             None => return Ok(ReplayOutcome::NotPassed),
         };
@@ -139,6 +139,21 @@ impl Inner {
     async fn is_passed(&self, letter: &DeadLetter) -> Result<bool, KafkaError> {
         let books = self.state.books(&letter.key.stream, &letter.key.sink).await?;
         Ok(books.is_some_and(|books| books.cursor >= letter.key.sequence))
+    }
+
+    /// A lane that is paused or waits for its topic enters nothing, and takes only so much.
+    async fn place<'b>(
+        &self,
+        stream: &StreamName,
+        books: &'b mpsc::Sender<Replayed>,
+    ) -> Result<mpsc::Permit<'b, Replayed>, KafkaError> {
+        let limit = self.cluster.settings.operation_timeout;
+        let stream = || stream.to_string();
+        match timeout(limit, books.reserve()).await {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(_)) => Err(KafkaError::NotServed { stream: stream() }),
+            Err(_) => Err(KafkaError::BooksFull { stream: stream(), limit }),
+        }
     }
 
     async fn deliver(

@@ -1,6 +1,10 @@
 //! The rule of the latest-state tables, on the server.
 
+use std::time::Duration;
+
 use telemetry::buffer::Incoming;
+use telemetry::domain::Reason;
+use telemetry::observe::SinkState;
 
 use crate::bench::{Bench, at, local, message};
 
@@ -88,6 +92,42 @@ fn a_refused_row_of_a_latest_table_is_set_aside_alone() {
         let books = running.drained().await;
         assert_eq!((books.delivered, books.dead_lettered), (9, 1));
         assert_eq!(bench.letters().await[0].key.sequence.0, 10);
+        running.stop().await;
+    });
+}
+
+/// A mistake of the program, not of a hundred rows: it must not empty the stream into the dead letters.
+#[test]
+fn a_fold_that_panics_on_row_after_row_holds_its_writer_and_goes_on_once_it_is_mended() {
+    const FOLD: &str = "fold_panics-always";
+    local(async {
+        let mut bench = Bench::new().await;
+        let database = bench.settings.databases.get_mut("homelab_settings").unwrap();
+        database.retry.max = Duration::from_millis(50);
+        let plug = |id: &str, micros| {
+            message(&format!("tele/{id}/STATE"), r#"{"POWER": "ON"}"#, at(micros))
+        };
+        let bad = |micros| plug("panics-always", micros);
+        fail::cfg(FOLD, "panic").unwrap();
+        // A good one between begins the count anew.
+        let first = (0..60).map(bad).chain([plug("desk", 60)]);
+        bench.feed("plug", first.chain((61..191).map(bad)).collect()).await;
+        let running = bench.start("plug", "power_plugs");
+        let held = running.reaches(SinkState::Held).await;
+        let trouble = held.trouble.unwrap();
+        assert!(trouble.contains("panicked") && trouble.contains("100 rows in a row"), "{trouble}");
+        for _ in 0..3 {
+            running.nudge().await;
+            running.reaches(SinkState::Held).await;
+        }
+        let books = running.status().books.unwrap();
+        assert_eq!((books.delivered, books.dead_lettered, books.cursor.0), (1, 160, 161));
+        let letters = bench.letters().await;
+        assert_eq!(letters.len(), 160);
+        assert!(letters.iter().all(|letter| letter.reason == Reason::Panicked));
+        fail::remove(FOLD);
+        let books = running.drained().await;
+        assert_eq!((books.delivered, books.dead_lettered), (31, 160));
         running.stop().await;
     });
 }

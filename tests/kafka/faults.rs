@@ -5,7 +5,7 @@ use std::time::Duration;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use telemetry::breaker::BreakerState;
 use telemetry::buffer::DeadLetterFilter;
-use telemetry::domain::{DeadLetter, Reason};
+use telemetry::domain::{DeadLetter, ErrorClass, Reason};
 use telemetry::kafka::ReplayOutcome;
 use telemetry::observe::SinkState;
 
@@ -13,7 +13,7 @@ use crate::stage::{CLUSTER, Stage, assert_whole_and_in_order, good, sink_name, s
 
 impl Stage {
     async fn letters(&self) -> Vec<DeadLetter> {
-        self.buffer.state().dead_letters(DeadLetterFilter::default(), None, 100).await.unwrap()
+        self.buffer.state().dead_letters(DeadLetterFilter::default(), None, 1_000).await.unwrap()
     }
 
     fn assert_balanced(&self, stream: &str) {
@@ -236,7 +236,7 @@ async fn a_pause_holds_what_is_new_and_ends() {
     let stage = Stage::new(&["energy"], |_| {});
     stage.keep_good("energy", 10).await;
     stage
-        .run_with_pause(async |paused| {
+        .run_with_pause(async |_, paused| {
             stage.until_cursor("energy", 10).await;
             paused.send_replace(true);
             let is_paused = |stage: &Stage| stage.status("energy").state == SinkState::Paused;
@@ -298,6 +298,43 @@ async fn a_replay_that_is_repeated_moves_the_books_once_also_across_a_restart() 
                 replayer.replay(letter).await.unwrap();
             }
             stage.until("the books follow", |_| counted() == (4, 0)).await;
+        })
+        .await;
+    stage.assert_balanced("energy");
+    assert!(stage.letters().await.is_empty());
+}
+
+/// A lane that is paused enters nothing into its books, which take so many replays and no more.
+#[tokio::test]
+async fn a_replay_for_which_a_paused_stream_has_no_room_ends_and_is_taken_once_it_goes_on() {
+    const ROOM: usize = 256;
+    let stage = Stage::new(&["energy"], |settings| {
+        settings.clusters[CLUSTER].operation_timeout = Duration::from_millis(300);
+    });
+    stage.keep("energy", (0..=ROOM).map(|_| "no json".to_owned())).await;
+    stage
+        .run_with_pause(async |replayer, paused| {
+            stage.until_cursor("energy", ROOM as u64 + 1).await;
+            let mut letters = stage.letters().await;
+            for letter in &mut letters {
+                letter.payload = good(9).into_bytes();
+            }
+            paused.send_replace(true);
+            let is_paused = |stage: &Stage| stage.status("energy").state == SinkState::Paused;
+            stage.until("the sink is paused", is_paused).await;
+            for letter in &letters[..ROOM] {
+                let outcome = replayer.replay(letter).await.unwrap();
+                assert_eq!(outcome, ReplayOutcome::Delivered);
+            }
+            let full = replayer.replay(&letters[ROOM]).await.unwrap_err();
+            assert!(full.to_string().contains("it is paused or cannot deliver"), "{full}");
+            assert_eq!(full.class(), ErrorClass::Transient);
+            paused.send_replace(false);
+            let replayed = |stage: &Stage| stage.status("energy").books.unwrap().delivered;
+            stage.until("the books follow", |stage| replayed(stage) == ROOM as u64).await;
+            let outcome = replayer.replay(&letters[ROOM]).await.unwrap();
+            assert_eq!(outcome, ReplayOutcome::Delivered);
+            stage.until("the books follow", |stage| replayed(stage) == ROOM as u64 + 1).await;
         })
         .await;
     stage.assert_balanced("energy");

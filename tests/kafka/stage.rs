@@ -238,8 +238,11 @@ impl Stage {
         self.run_and_drain(async |replayer, _| play(replayer).await, PATIENCE).await;
     }
 
-    pub async fn run_with_pause(&self, play: impl AsyncFnOnce(&watch::Sender<bool>)) {
-        self.run_and_drain(async |_, paused| play(paused).await, PATIENCE).await;
+    pub async fn run_with_pause(
+        &self,
+        play: impl AsyncFnOnce(&KafkaReplayer, &watch::Sender<bool>),
+    ) {
+        self.run_and_drain(play, PATIENCE).await;
     }
 
     /// Starts a producer that has to end after `drain`.

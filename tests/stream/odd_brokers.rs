@@ -331,6 +331,30 @@ async fn two_nodes_with_one_client_id_both_say_so_and_do_not_fight() {
         .await;
 }
 
+/// MQTT 5 has a word for it, which Mosquitto does not use: there it is told from how soon the connection ends.
+#[tokio::test]
+async fn a_broker_that_says_who_took_the_session_is_believed_at_once() {
+    const TAKEN_OVER: u8 = 0x8E;
+    const PAUSE: Duration = Duration::from_secs(2);
+    let (listener, mut settings) = scripted().await;
+    settings.brokers["home"].reconnect.max = PAUSE;
+    let state = tempfile::tempdir().unwrap();
+    LocalSet::new()
+        .run_until(async {
+            let life = Life::begin(&settings, state.path());
+            let mut broker = Scripted::let_in(&listener).await;
+            broker.answer(1).await;
+            life.until("subscribed", |life| life.status().subscribed).await;
+            broker.say(&[DISCONNECT << 4, 2, TAKEN_OVER, 0]).await;
+            life.until("it yields", |life| life.lost(DisconnectReason::Takeover) == 1).await;
+            life.assert_shown_as("another client connected");
+            let soon = timeout(PAUSE / 2, listener.accept()).await;
+            assert!(soon.is_err(), "it takes the session back");
+            life.stop().await;
+        })
+        .await;
+}
+
 /// As many trials as in ten minutes at the default pace: once in three seconds, of all streams together.
 #[tokio::test]
 async fn a_broker_that_refuses_for_as_long_as_ten_minutes_costs_a_few_lines_and_no_message() {

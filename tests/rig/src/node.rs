@@ -1,7 +1,7 @@
 //! The node as its users have it: the binary, a configuration file, signals, HTTP.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -156,13 +156,22 @@ impl Node {
     /// # Errors
     /// When it cannot be started; how it ended is in the output.
     pub fn command(&self, arguments: &[&str]) -> Result<Output> {
-        let program = self.daemon.program();
-        Command::new(program)
-            .args(arguments)
-            .arg("--config")
-            .arg(&self.config)
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("run {} {}", program.display(), arguments.join(" ")))
+        let output = self.prepared(arguments).output();
+        output.with_context(|| format!("run telemetry {}", arguments.join(" ")))
+    }
+
+    /// The same, not waited for; what it says is lost.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn begin(&self, arguments: &[&str]) -> Result<Child> {
+        let begun = self.prepared(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        begun.with_context(|| format!("run telemetry {}", arguments.join(" ")))
+    }
+
+    fn prepared(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.daemon.program());
+        command.args(arguments).arg("--config").arg(&self.config).stdin(Stdio::null());
+        command
     }
 }

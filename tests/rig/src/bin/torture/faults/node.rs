@@ -48,10 +48,16 @@ fn kill_twice(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
 }
 
 fn stop(_: &Fault, lab: &mut Lab, _: &mut StdRng) -> Result<bool> {
-    let status = lab.node.stop(STOP_WITHIN)?;
-    ensure!(status.success(), "SIGTERM ended the node with {status}");
+    stop_alone(lab)?;
     lab.node.start()?;
     Ok(true)
+}
+
+/// SIGTERM, and no new start.
+pub fn stop_alone(lab: &mut Lab) -> Result<()> {
+    let status = lab.node.stop(STOP_WITHIN)?;
+    ensure!(status.success(), "SIGTERM ended the node with {status}");
+    Ok(())
 }
 
 fn freeze(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {

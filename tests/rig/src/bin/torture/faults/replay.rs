@@ -3,17 +3,26 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use rand::Rng;
 use rand::rngs::StdRng;
 use rig::{Node, until};
 
-use super::{Fault, crash};
+use super::{Fault, crash, last, node};
 use crate::lab::Lab;
 
 const REPLAYED_WITHIN: Duration = Duration::from_secs(20);
+/// From before it has locked the state directory to after its end.
+const KILLED_AFTER_MS: std::ops::Range<u64> = 0..800;
 const REPLAY: [&str; 4] = ["dlq", "replay", "--reason", "database_refused"];
 
 pub static FAULTS: &[Fault] = &[
     Fault::new("replay", "refused rows are replayed", replay).at_rest(),
+    Fault::new(
+        "replay-stopped",
+        "refused rows of a stopped node are replayed, killed in it",
+        stopped,
+    )
+    .at_rest(),
     Fault::new("crash-replay-written", "a replayed row is written, the transaction open", crashed)
         .at_rest(),
     Fault::new("crash-replayed", "a replay is committed, its letter still there", crashed)
@@ -22,6 +31,23 @@ pub static FAULTS: &[Fault] = &[
 
 fn replay(_: &Fault, lab: &mut Lab, _: &mut StdRng) -> Result<bool> {
     lab.take_poison()?;
+    replay_all(&lab.node)?;
+    lab.refuse_poison()?;
+    Ok(true)
+}
+
+/// A command at the stopped node is killed at any moment of it; another one, or the node, does the rest.
+fn stopped(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
+    lab.take_poison()?;
+    node::stop_alone(lab)?;
+    let mut begun = lab.node.begin(&REPLAY)?;
+    last(dice, KILLED_AFTER_MS);
+    begun.kill()?;
+    begun.wait()?;
+    if dice.random_bool(0.5) {
+        replay_all(&lab.node)?;
+    }
+    lab.node.start()?;
     replay_all(&lab.node)?;
     lab.refuse_poison()?;
     Ok(true)
