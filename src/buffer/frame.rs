@@ -1,4 +1,5 @@
-//! What stands around every value of a generation and of the state database, so that it is found in the raw bytes of sled's file without sled.
+//! What stands around every value of a generation and of the state database, so that it is found in the raw bytes of
+//! sled's file without sled.
 //!
 //! ```text
 //!  magic, 4 bytes · crc32 u32 (of all that follows) · mask u32 · log u32 · generation u32

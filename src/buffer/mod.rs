@@ -96,12 +96,15 @@
 //!  <state_dir>/buffer/identity                which log this is
 //!  <state_dir>/buffer/marks                   numbers set aside, numbers dropped
 //!  <state_dir>/buffer/reached                 how far each stream was durable when it was last answered
+//!  <state_dir>/buffer/letters                 how many dead letters each sink had when that was last durable
 //!  <state_dir>/buffer/losses                  what the disk lost
 //!  <state_dir>/buffer/generation-000001/      one sled database, sealed.json beside its files
 //!  <state_dir>/buffer/quarantine/             what could not be read
 //! ```
 
 mod block;
+mod checked_file;
+mod counted;
 mod disk;
 mod error;
 mod frame;

@@ -8,17 +8,15 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::counted::Counts;
 use super::frame::{Frame, Owner};
 use super::frames::{FILE, search};
-use super::state_value::{self, BOOKS, Count, Kind, Part, REPLAYED};
+use super::state_value::{self, BOOKS, Count, Kind, Names, Part, REPLAYED};
 use super::{BufferError, disk};
-use crate::domain::{DeadLetter, DeadLetterKey, Sequence, SinkName, StreamName};
+use crate::domain::{DeadLetter, DeadLetterKey, Sequence};
 
 /// Places of one sink's letters that are kept before copies are looked for.
 const PLACES_MIN: usize = 4_096;
-
-/// Whose letters.
-pub(super) type Names = (SinkName, StreamName);
 
 /// A part of a letter in the file: 40 bytes in memory, where the letter takes some hundred of its quota.
 #[derive(Debug, Clone, Copy)]
@@ -77,8 +75,8 @@ struct Found {
     frames: u64,
     synced: u64,
     letters: BTreeMap<Names, Places>,
-    /// By version: from the newest that was on stable storage on.
-    counts: BTreeMap<Names, BTreeMap<u64, Count>>,
+    /// Letters by version: from the newest that was on stable storage on.
+    counts: BTreeMap<Names, BTreeMap<u64, u64>>,
     clusters: BTreeSet<String>,
     /// Books and what was replayed since: the newest.
     books: BTreeMap<Vec<u8>, Part>,
@@ -104,12 +102,8 @@ impl Found {
                 self.letters.entry((letter.sink, letter.stream)).or_default().add(place);
             }
             Kind::Count(sink, stream) => {
-                if let Some(count) = state_value::decode_count(&part.bytes) {
-                    let counts = self.counts.entry((sink, stream)).or_default();
-                    counts.insert(part.version, count);
-                    if let Some((newest, _)) = counts.range(..=self.synced).next_back() {
-                        *counts = counts.split_off(&newest.clone());
-                    }
+                if let Some(Count { letters, .. }) = state_value::decode_count(&part.bytes) {
+                    self.count((sink, stream), part.version, letters);
                 }
             }
             Kind::Copy(cluster) => drop(self.clusters.insert(cluster)),
@@ -121,6 +115,24 @@ impl Found {
                 }
             }
             Kind::Other => {}
+        }
+    }
+}
+
+impl Found {
+    fn count(&mut self, names: Names, version: u64, letters: u64) {
+        let counts = self.counts.entry(names).or_default();
+        counts.insert(version, letters);
+        if let Some((newest, _)) = counts.range(..=self.synced).next_back() {
+            *counts = counts.split_off(&newest.clone());
+        }
+    }
+
+    /// What was counted was on stable storage.
+    fn learn(&mut self, counted: &Counts) {
+        for (names, (version, letters)) in counted {
+            self.synced = self.synced.max(*version);
+            self.count(names.clone(), *version, *letters);
         }
     }
 }
@@ -141,12 +153,14 @@ pub(super) struct RawLetter<'r> {
 }
 
 impl RawState {
-    /// Searches the whole file, which may be missing.
-    pub(super) fn search(folder: &Path) -> Result<RawState, BufferError> {
+    /// Searches the whole file, which may be missing. `counted`: what is known of it from outside.
+    pub(super) fn search(folder: &Path, counted: &Counts) -> Result<RawState, BufferError> {
         let path = folder.join(FILE);
         let file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(RawState { path, file: None, found: Found::default() });
+                let mut found = Found::default();
+                found.learn(counted);
+                return Ok(RawState { path, file: None, found });
             }
             opened => opened.map_err(|error| BufferError::io("open", &path, error))?,
         };
@@ -163,11 +177,13 @@ impl RawState {
         let most = owners.into_values().max_by_key(|found| found.frames);
         let mut found = most.unwrap_or_default();
         found.letters.values_mut().for_each(Places::sort);
+        found.learn(counted);
         Ok(RawState { path, file: Some(file), found })
     }
 
+    /// There are some, or should be.
     pub(super) fn has_letters(&self) -> bool {
-        !self.found.letters.is_empty()
+        !self.found.letters.is_empty() || self.counts().any(|(.., letters)| letters > 0)
     }
 
     pub(super) fn has_file(&self) -> bool {
@@ -191,10 +207,10 @@ impl RawState {
     }
 
     /// How many letters each sink had when that was on stable storage last, with the version.
-    pub(super) fn counts(&self) -> impl Iterator<Item = (&Names, u64, Count)> {
+    pub(super) fn counts(&self) -> impl Iterator<Item = (&Names, u64, u64)> {
         self.found.counts.iter().filter_map(|(names, counts)| {
-            let (version, count) = counts.range(..=self.found.synced).next_back()?;
-            Some((names, *version, *count))
+            let (version, letters) = counts.range(..=self.found.synced).next_back()?;
+            Some((names, *version, *letters))
         })
     }
 

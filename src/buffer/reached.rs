@@ -5,22 +5,17 @@
 //! survives the end of the process, and never says more than was durable. The janitor syncs it, so that after a power
 //! cut it is a second old at most.
 //!
-//! ```text
-//!  crc32 of all that follows, 8 hex digits
-//!  stream, a space, sequence in 20 digits     (so that a line never changes its length)
-//! ```
+//! Each line: stream, a space, sequence in 20 digits.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::BufferError;
+use super::checked_file::{self, CheckedFile};
 use super::log::lock;
-use super::{BufferError, disk};
 use crate::domain::{Sequence, StreamName};
 
 const NAME: &str = "reached";
@@ -28,8 +23,7 @@ const NAME: &str = "reached";
 /// The open file.
 #[derive(Debug)]
 pub(super) struct Reached {
-    path: PathBuf,
-    file: File,
+    file: CheckedFile,
     positions: Mutex<BTreeMap<StreamName, Sequence>>,
     unsynced: AtomicBool,
 }
@@ -40,23 +34,8 @@ impl Reached {
         buffer: &Path,
         positions: BTreeMap<StreamName, Sequence>,
     ) -> Result<Self, BufferError> {
-        let path = buffer.join(NAME);
-        let file = File::options().write(true).create(true).truncate(false).open(&path);
-        let file = file.map_err(|error| BufferError::io("open", &path, error))?;
-        let reached = Reached {
-            path,
-            file,
-            positions: Mutex::new(positions),
-            unsynced: AtomicBool::new(false),
-        };
-        let text = encode(&lock(&reached.positions));
-        reached.write(&text)?;
-        // Longer when it is another log's, or damaged.
-        let cut = reached.file.set_len(text.len() as u64);
-        cut.map_err(|error| BufferError::io("cut", &reached.path, error))?;
-        reached.sync()?;
-        disk::sync(buffer)?;
-        Ok(reached)
+        let file = CheckedFile::open(buffer.join(NAME), &encode(&positions))?;
+        Ok(Reached { file, positions: Mutex::new(positions), unsynced: AtomicBool::new(false) })
     }
 
     /// A group is durable.
@@ -66,15 +45,11 @@ impl Reached {
     ) -> Result<(), BufferError> {
         let mut positions = lock(&self.positions);
         positions.extend(group);
-        let text = encode(&positions);
+        let lines = encode(&positions);
         drop(positions);
-        self.write(&text)
-    }
-
-    fn write(&self, text: &str) -> Result<(), BufferError> {
-        let written = self.file.write_all_at(text.as_bytes(), 0);
+        let written = self.file.write(&lines);
         self.unsynced.store(true, Ordering::Release);
-        written.map_err(|error| BufferError::io("write", &self.path, error))
+        written.map(drop)
     }
 
     /// Costs nothing when nothing was written since.
@@ -82,30 +57,13 @@ impl Reached {
         if !self.unsynced.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        self.file.sync_data().map_err(|error| BufferError::io("sync", &self.path, error))
+        self.file.sync()
     }
 }
 
-/// Empty when there is no such file. One that is damaged says nothing: it only matters where the newest generation is
-/// damaged too.
+/// Empty when there is no such file, or it is damaged.
 pub(super) fn read(buffer: &Path) -> Result<BTreeMap<StreamName, Sequence>, BufferError> {
-    let path = buffer.join(NAME);
-    let text = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        Err(error) => match BufferError::io("read", &path, error) {
-            damage if damage.is_damage() => Vec::new(),
-            other => return Err(other),
-        },
-    };
-    Ok(decode(&text).unwrap_or_else(|| {
-        tracing::warn!(
-            event = "reached_damaged",
-            path = %path.display(),
-            "this small file is damaged; the generations say how far the log goes"
-        );
-        BTreeMap::new()
-    }))
+    checked_file::read(&buffer.join(NAME), decode)
 }
 
 fn encode(positions: &BTreeMap<StreamName, Sequence>) -> String {
@@ -114,21 +72,15 @@ fn encode(positions: &BTreeMap<StreamName, Sequence>) -> String {
         // A string takes all that is written to it.
         let _ = writeln!(lines, "{stream} {:020}", at.0);
     }
-    format!("{:08x}\n{lines}", crc32fast::hash(lines.as_bytes()))
+    lines
 }
 
-fn decode(bytes: &[u8]) -> Option<BTreeMap<StreamName, Sequence>> {
-    let (sum, lines) = std::str::from_utf8(bytes).ok()?.split_once('\n')?;
-    if sum != format!("{:08x}", crc32fast::hash(lines.as_bytes())) {
-        return None;
-    }
-    lines
-        .lines()
-        .map(|line| {
-            let (stream, at) = line.split_once(' ')?;
-            Some((StreamName::parse(stream).ok()?, Sequence(at.parse().ok()?)))
-        })
-        .collect()
+fn decode(lines: &str) -> Option<BTreeMap<StreamName, Sequence>> {
+    let position = |line: &str| {
+        let (stream, at) = line.split_once(' ')?;
+        Some((StreamName::parse(stream).ok()?, Sequence(at.parse().ok()?)))
+    };
+    lines.lines().map(position).collect()
 }
 
 #[cfg(test)]

@@ -6,19 +6,20 @@
 //! finds in the copy, if it opens that, and of the letters that are missing, and takes the place of the other, which goes to
 //! the quarantine as it was found.
 //!
-//! The copy stands beside it as `state.trial`, the new one as `state.draft`. Until the renames nothing of the database has changed: a start that finds both
-//! begins anew, one that finds the draft alone goes on with it.
+//! The copy stands beside it as `state.trial`, the new one as `state.draft`. Until the renames nothing of the database has
+//! changed: a start that finds both begins anew, one that finds the draft alone goes on with it.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::log::set_aside;
-use super::raw_state::{Names, RawLetter, RawState};
+use super::raw_state::{RawLetter, RawState};
 use super::recovery::patiently;
 use super::state_store::StateStore;
+use super::state_value::Names;
 use super::store::Store;
-use super::{BufferError, disk, generation};
+use super::{BufferError, counted, disk, generation};
 use crate::domain::{DeadLetter, Runbook};
 
 /// A full store must not keep a letter from being saved.
@@ -74,6 +75,19 @@ pub(super) fn open(
     dead_letter_quota_bytes: u64,
 ) -> Result<StateStore, BufferError> {
     let places = Places::of(state_dir);
+    let (mut state, lost) = open_or_mend(&places, quarantine, dead_letter_quota_bytes)?;
+    tell_lost(lost);
+    state.keep_counted(&places.buffer)?;
+    Ok(state)
+}
+
+/// With how many letters are lost, at least; ones that were removed before may have taken their place.
+fn open_or_mend(
+    places: &Places,
+    quarantine: &Path,
+    dead_letter_quota_bytes: u64,
+) -> Result<(StateStore, u64), BufferError> {
+    let counted = counted::read(&places.buffer)?;
     let has_log = !generation::list(&places.buffer)?.is_empty();
     remove(&places.trial)?;
     if places.folder.exists() {
@@ -81,19 +95,21 @@ pub(super) fn open(
     } else if places.draft.exists() {
         disk::rename(&places.draft, &places.folder)?;
     } else {
+        make(&places.draft)?;
+        disk::rename(&places.draft, &places.folder)?;
         if has_log {
             tell_missing(&places.folder);
         }
-        make(&places.draft)?;
-        disk::rename(&places.draft, &places.folder)?;
+        let lost = counted.values().map(|(_, letters)| letters).sum();
+        return Ok((open_in_place(&places.folder, dead_letter_quota_bytes)?, lost));
     }
-    let raw = patiently(|| RawState::search(&places.folder))?;
-    let found = patiently_look(&places, &raw)?;
+    let raw = patiently(|| RawState::search(&places.folder, &counted))?;
+    let found = patiently_look(places, &raw)?;
     let error = match found {
         Found::Sound => {
             match patiently(|| open_in_place(&places.folder, dead_letter_quota_bytes)) {
                 Err(error) if error.is_damage() => error,
-                opened => return opened,
+                opened => return Ok((opened?, 0)),
             }
         }
         Found::Incomplete(trial, gaps) => {
@@ -101,7 +117,8 @@ pub(super) fn open(
             let told = fill(&mut draft, &raw, &gaps)?;
             drop((trial, draft));
             remove(&places.trial)?;
-            return swap(&places, quarantine, told, None, dead_letter_quota_bytes);
+            swap(places, quarantine, &told, None)?;
+            return Ok((open_in_place(&places.folder, dead_letter_quota_bytes)?, told.missing));
         }
         Found::Damaged(error) => error,
     };
@@ -112,20 +129,25 @@ pub(super) fn open(
     }
     let told = fill(&mut draft, &raw, &Gaps { harmed: true, ..Gaps::default() })?;
     drop(draft);
-    swap(&places, quarantine, told, Some(error), dead_letter_quota_bytes)
+    swap(places, quarantine, &told, Some(error))?;
+    Ok((open_in_place(&places.folder, dead_letter_quota_bytes)?, told.missing))
 }
 
 /// Opens that of a stopped node, to work on it: one that is harmed is left to the node.
 pub(super) fn open_sound(state_dir: &Path) -> Result<StateStore, BufferError> {
     let places = Places::of(state_dir);
-    let raw = RawState::search(&places.folder)?;
+    let raw = RawState::search(&places.folder, &counted::read(&places.buffer)?)?;
     let found = look(&places, &raw);
     remove(&places.trial)?;
     match found? {
-        Found::Sound => open_in_place(&places.folder, NO_QUOTA),
+        Found::Sound => {
+            let mut state = open_in_place(&places.folder, NO_QUOTA)?;
+            state.keep_counted(&places.buffer)?;
+            Ok(state)
+        }
         Found::Damaged(error) => Err(error),
         Found::Incomplete(..) => {
-            let reason = "dead letters are missing in it that its file holds: start the node, which puts them back";
+            let reason = "dead letters are missing in it: start the node, which puts back what the disk still holds";
             Err(BufferError::Store { path: places.folder, reason: reason.to_owned() })
         }
     }
@@ -139,6 +161,17 @@ fn tell_missing(folder: &Path) {
         "the database of books, dead letters and Kafka cursors is gone, though the log is there: a fresh one is made; \
          its dead letters are lost, and Kafka is sent again what the log holds"
     );
+}
+
+fn tell_lost(letters: u64) {
+    if letters > 0 {
+        tracing::error!(
+            event = "dead_letters_lost",
+            runbook = Runbook::DataLost.page(),
+            letters,
+            "the disk lost dead letters, at least so many"
+        );
+    }
 }
 
 fn open_in_place(folder: &Path, quota_bytes: u64) -> Result<StateStore, BufferError> {
@@ -216,10 +249,8 @@ fn copy(places: &Places) -> Result<(), BufferError> {
 fn gaps(draft: &StateStore, raw: &RawState) -> Result<Option<Gaps>, BufferError> {
     let held = draft.held()?.counts;
     let mut gaps = Gaps::default();
-    for (sink, stream, _) in draft.counts()? {
-        let Some((version, count)) = draft.versioned_count(&sink, &stream)? else { continue };
-        let names = (sink, stream);
-        if count.letters == held.get(&names).copied().unwrap_or_default().letters {
+    for (names, (version, letters)) in draft.versioned_counts()? {
+        if letters == held.get(&names).copied().unwrap_or_default().letters {
             gaps.known.insert(names, version);
         } else {
             gaps.harmed = true;
@@ -252,23 +283,15 @@ impl Gaps {
 /// What was done, to be told once it is durable.
 struct Told {
     letters: u64,
-    /// At least; letters that were removed before may have taken their place.
     missing: u64,
     harmed: bool,
 }
 
 /// Puts back what is missing.
 fn fill(draft: &mut StateStore, raw: &RawState, gaps: &Gaps) -> Result<Told, BufferError> {
-    let mut expected: BTreeMap<Names, (u64, u64)> = BTreeMap::new();
-    let known = raw.counts().map(|(names, version, count)| (names.clone(), version, count.letters));
-    let mut known: Vec<_> = known.collect();
-    for (sink, stream, _) in draft.counts()? {
-        if let Some((version, count)) = draft.versioned_count(&sink, &stream)? {
-            known.push(((sink, stream), version, count.letters));
-        }
-    }
-    for (names, version, letters) in known {
-        let newest = expected.entry(names).or_default();
+    let mut expected = draft.versioned_counts()?;
+    for (names, version, letters) in raw.counts() {
+        let newest = expected.entry(names.clone()).or_default();
         *newest = (*newest).max((version, letters));
     }
     draft.count_start()?;
@@ -302,30 +325,21 @@ fn fill(draft: &mut StateStore, raw: &RawState, gaps: &Gaps) -> Result<Told, Buf
 fn swap(
     places: &Places,
     quarantine: &Path,
-    told: Told,
+    told: &Told,
     error: Option<BufferError>,
-    dead_letter_quota_bytes: u64,
-) -> Result<StateStore, BufferError> {
+) -> Result<(), BufferError> {
     // When it can be opened again sled has closed it.
     Store::open(&places.draft)?.sync_creation()?;
     disk::sync_files(&places.draft)?;
     let incomplete =
         || BufferError::corrupt(&places.folder, "sled does not find all that is in it");
-    let Told { letters, missing, harmed } = told;
+    let Told { letters, harmed, .. } = *told;
     if harmed || error.is_some() {
         set_aside(&places.folder, quarantine, &error.unwrap_or_else(incomplete))?;
     } else {
         disk::remove_folder(&places.folder)?;
     }
     disk::rename(&places.draft, &places.folder)?;
-    if missing > 0 {
-        tracing::error!(
-            event = "dead_letters_lost",
-            runbook = Runbook::DataLost.page(),
-            letters = missing,
-            "the disk lost dead letters, at least so many"
-        );
-    }
     if letters > 0 && !harmed {
         tracing::info!(
             event = "dead_letters_put_back",
@@ -341,7 +355,7 @@ fn swap(
              be among them"
         );
     }
-    open_in_place(&places.folder, dead_letter_quota_bytes)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -351,6 +365,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::buffer::counted::Counts;
     use crate::buffer::state_value::{COUNT, Count, join};
     use crate::domain::{Arrival, DeadLetterKey, Reason, Sequence, SinkName, Stage, StreamName};
 
@@ -442,7 +457,14 @@ mod tests {
         }
 
         fn held(&self) -> Vec<DeadLetter> {
-            let state = self.open().unwrap();
+            self.start().0
+        }
+
+        /// The letters that are there, and how many are told to be lost.
+        fn start(&self) -> (Vec<DeadLetter>, u64) {
+            let places = Places::of(self.folder.path());
+            let (mut state, lost) = open_or_mend(&places, &self.quarantine(), QUOTA).unwrap();
+            state.keep_counted(&places.buffer).unwrap();
             let held = state.letters(None, usize::MAX, usize::MAX, |_| true).unwrap();
             let counted: u64 =
                 state.counts().unwrap().iter().map(|(.., count)| count.letters).sum();
@@ -450,13 +472,13 @@ mod tests {
             let bytes: u64 = state.held().unwrap().counts.values().map(|count| count.bytes).sum();
             assert_eq!(state.dead_letter_bytes, bytes);
             self.closed(state);
-            held
+            (held, lost)
         }
     }
 
     /// The letters that the bytes of the file still hold.
     fn whole(node: &Node) -> Vec<DeadLetter> {
-        let raw = RawState::search(&node.state()).unwrap();
+        let raw = RawState::search(&node.state(), &Counts::new()).unwrap();
         raw.letters().map(|found| raw.read(&found).unwrap().unwrap()).collect()
     }
 
@@ -473,7 +495,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
-        /// What the file holds after the harm is there after the start, and again after the next.
+        /// What the file holds after the harm is there after the start, and again after the next; all else is counted.
         #[test]
         fn whatever_comes_to_harm_no_letter_is_lost_that_the_file_still_holds(
             at in any::<prop::sample::Index>(),
@@ -495,12 +517,13 @@ mod tests {
             });
             let expected = whole(&node);
             prop_assert!(harm == 3 || expected.len() + 25 >= all.len(), "{}", expected.len());
-            let held = node.held();
+            let (held, lost) = node.start();
             for letter in &expected {
                 prop_assert!(held.contains(letter), "{}", letter.key);
             }
             prop_assert!(held.iter().all(|letter| all.contains(letter)));
-            prop_assert_eq!(node.held(), held);
+            prop_assert_eq!(held.len() as u64 + lost, all.len() as u64);
+            prop_assert_eq!(node.start(), (held, 0));
         }
     }
 

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::Path;
 
+use super::counted::{Counted, Counts};
 use super::frame::{Frame, Owner};
 use super::generation::FORMAT;
 use super::state_value::{
@@ -33,6 +35,10 @@ pub(super) struct StateStore {
     full: bool,
     /// Kafka clusters that want a copy of each letter, with how many letters wait for it.
     pub copies_waiting: BTreeMap<String, u64>,
+    /// Told of what is on stable storage; not of a database on its way to another's place.
+    counted: Option<Counted>,
+    /// A count changed since the last sync.
+    recounted: bool,
 }
 
 /// Shares of the quota, in percent, that are worth a warning.
@@ -74,7 +80,15 @@ impl StateStore {
             dead_letter_bytes: 0,
             full: false,
             copies_waiting: BTreeMap::new(),
+            counted: None,
+            recounted: false,
         }
+    }
+
+    /// From now on `buffer` has how many letters there are, whatever becomes of the database.
+    pub(super) fn keep_counted(&mut self, buffer: &Path) -> Result<(), BufferError> {
+        self.counted = Some(Counted::open(buffer, &self.versioned_counts()?)?);
+        Ok(())
     }
 
     /// As [`Store::flush`].
@@ -82,14 +96,19 @@ impl StateStore {
         self.store.flush()?;
         self.synced = self.version;
         self.version += 1;
-        Ok(())
+        let recounted = std::mem::take(&mut self.recounted);
+        match self.counted.as_ref().filter(|_| recounted) {
+            Some(counted) => counted.advance(&self.versioned_counts()?),
+            None => Ok(()),
+        }
     }
 
     /// The last that is written: it tells that all before it is on stable storage.
     pub(super) fn close(&mut self) -> Result<(), BufferError> {
         let starts = self.starts()?;
         self.insert(START, &starts.to_be_bytes())?;
-        self.flush()
+        self.flush()?;
+        self.counted.as_ref().map_or(Ok(()), Counted::sync)
     }
 
     pub(super) fn framed(&self, key: &[u8], length: usize, bytes: &[u8]) -> Vec<u8> {
@@ -237,17 +256,21 @@ impl StateStore {
     }
 
     pub(super) fn count(&self, sink: &SinkName, stream: &StreamName) -> Result<Count, BufferError> {
-        Ok(self.versioned_count(sink, stream)?.map(|(_, count)| count).unwrap_or_default())
+        let part = self.get(&join(COUNT, &[sink.as_str(), stream.as_str()]))?;
+        Ok(part.and_then(|part| decode_count(&part.bytes)).unwrap_or_default())
     }
 
-    /// With the version in which it changed last.
-    pub(super) fn versioned_count(
-        &self,
-        sink: &SinkName,
-        stream: &StreamName,
-    ) -> Result<Option<(u64, Count)>, BufferError> {
-        let part = self.get(&join(COUNT, &[sink.as_str(), stream.as_str()]))?;
-        Ok(part.and_then(|part| Some((part.version, decode_count(&part.bytes)?))))
+    /// The letters of each sink, with the version in which that changed last.
+    pub(super) fn versioned_counts(&self) -> Result<Counts, BufferError> {
+        let mut all = Counts::new();
+        self.scan(COUNT, |key, part| {
+            let names = split_names(&key[COUNT.len()..]);
+            if let (Some(names), Some(count)) = (names, decode_count(&part.bytes)) {
+                all.insert(names, (part.version, count.letters));
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(all)
     }
 
     /// The version of a letter that is there, whole.
@@ -520,6 +543,7 @@ impl StateStore {
 
     fn commit(&mut self, mut batch: sled::Batch, changes: Changes) -> Result<(), BufferError> {
         let total = changes.bytes();
+        self.recounted |= !changes.0.is_empty();
         for ((sink, stream), (letters, bytes)) in changes.0 {
             let mut count = self.count(&sink, &stream)?;
             count.letters = count.letters.saturating_add_signed(letters);

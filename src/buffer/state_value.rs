@@ -107,6 +107,9 @@ impl Kind {
     }
 }
 
+/// Whose letters.
+pub(super) type Names = (SinkName, StreamName);
+
 /// Dead letters of one sink of one stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Count {

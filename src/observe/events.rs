@@ -174,7 +174,7 @@ pub const CHAPTERS: [Chapter; 9] = [
             ),
             event(
                 "reached_damaged",
-                "The file that tells how far each stream was acknowledged is unreadable; the records tell",
+                "A file that tells how far each stream was acknowledged, or how many dead letters there are, is unreadable; what it tells of does it itself",
                 "Look after the disk",
             ),
             event(

@@ -129,11 +129,16 @@ fn a_harmed_small_file_costs_no_record() {
             Fate::Nothing,
         ),
         stopped("losses is noise", |s| replace(&s.join("buffer/losses")), Fate::Nothing),
+        killed("letters, one bit", |s| flip(&s.join("buffer/letters")), Fate::Nothing),
+        stopped("letters deleted", |s| delete(&s.join("buffer/letters")), Fate::Nothing),
         stopped("ballast deleted", |s| delete(&s.join("ballast")), Fate::Nothing),
         stopped("ballast cut short", |s| cut_short(&s.join("ballast")), Fate::Nothing),
         stopped("lock deleted", |s| delete(&s.join("lock")), Fate::Nothing),
     ]);
 }
+
+/// Each of them is counted all the same.
+const ALL: u64 = u64::MAX;
 
 #[test]
 fn a_harmed_state_database_costs_the_dead_letters_it_hits_and_no_record() {
@@ -149,11 +154,11 @@ fn a_harmed_state_database_costs_the_dead_letters_it_hits_and_no_record() {
         ),
         killed("state conf is noise", |s| replace(&s.join("state/conf")), Fate::Nothing),
         stopped("state conf deleted", |s| delete(&s.join("state/conf")), Fate::Nothing),
-        stopped("state db cut short", |s| cut_short(&s.join("state/db")), Fate::AllLetters),
-        killed("state db is noise", |s| overwrite(&s.join("state/db")), Fate::AllLetters),
-        stopped("state db emptied", |s| empty(&s.join("state/db")), Fate::AllLetters),
-        stopped("state db deleted", |s| delete(&s.join("state/db")), Fate::AllLetters),
-        stopped("state folder deleted", |s| delete(&s.join("state")), Fate::AllLetters),
+        stopped("state db cut short", |s| cut_short(&s.join("state/db")), Fate::Letters(ALL)),
+        killed("state db is noise", |s| overwrite(&s.join("state/db")), Fate::Letters(ALL)),
+        stopped("state db emptied", |s| empty(&s.join("state/db")), Fate::Letters(ALL)),
+        stopped("state db deleted", |s| delete(&s.join("state/db")), Fate::Letters(ALL)),
+        stopped("state folder deleted", |s| delete(&s.join("state")), Fate::Letters(ALL)),
         stopped("buffer folder deleted", |s| delete(&s.join("buffer")), Fate::Everything),
         stopped("all is deleted", delete, Fate::Everything),
     ]);
