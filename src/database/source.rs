@@ -125,13 +125,13 @@ impl Source {
         self.blocks.extend(chunk.blocks);
         if let Some(lost) = chunk.lost {
             tracing::error!(
-                           event = "records_lost",
-            runbook = Runbook::DataLost.page(),
-                           stream = %self.sink.stream.name,
-                           sink = %self.sink.table.sink,
-                           sequences = %lost,
-                           "the log lost records before this sink had them"
-                       );
+                event = "records_lost",
+                runbook = Runbook::DataLost.page(),
+                stream = %self.sink.stream.name,
+                sink = %self.sink.table.sink,
+                sequences = %lost,
+                "the log lost records before this sink had them"
+            );
             let count = lost.last.since(batch.last);
             batch.take_lost(lost.last, count);
         }

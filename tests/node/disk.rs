@@ -2,7 +2,7 @@
 //! it must not write to: another user's, another node's, none at all.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{FileExt as _, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use rig::{Folder, Node, eventually, until};
@@ -165,6 +165,16 @@ fn wherever_the_space_ends_the_process_says_so_and_nothing_acknowledged_is_lost(
     assert!(!state.join("buffer/quarantine").exists(), "a full disk is no damage");
 }
 
+/// Waits until so many are durable.
+#[track_caller]
+fn kept(world: &World, count: u64) {
+    eventually(SOON, "all kept", || {
+        let all = world.node.streams().unwrap_or_default();
+        let streams = all["streams"].as_array().cloned().unwrap_or_default();
+        streams.iter().any(|line| line["name"] == "energy" && line["status"]["sequence"] == count)
+    });
+}
+
 #[test]
 fn a_read_that_fails_once_costs_nothing() {
     let folder = Folder::new(None, "disk").unwrap();
@@ -181,11 +191,7 @@ fn a_read_that_fails_once_costs_nothing() {
         publisher.publish("energy", "saveeye/telemetry", reading(number));
     }
     publisher.flush(SOON).unwrap();
-    eventually(SOON, "all kept", || {
-        let all = world.node.streams().unwrap_or_default();
-        let streams = all["streams"].as_array().cloned().unwrap_or_default();
-        streams.iter().any(|line| line["name"] == "energy" && line["status"]["sequence"] == count)
-    });
+    kept(&world, count);
     world.node.kill();
     world.postgres.restart().unwrap();
     let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config().to_owned());
@@ -203,6 +209,53 @@ fn a_read_that_fails_once_costs_nothing() {
     judge(&world, &publisher, count);
     assert!(!state.join("buffer/quarantine").exists(), "nothing is unreadable");
     assert!(fs::read_to_string(folder.join("calls")).unwrap().contains("(INJECTED)"));
+}
+
+/// More than sled keeps of it in memory, so that a sink that lags reads it from the disk.
+#[test]
+fn places_that_go_bad_in_the_generation_being_written_end_the_process_once_and_are_told() {
+    const COUNT: u64 = 12_000;
+    let extra = "[buffer]\ntail_bytes_max = 1048576\n".to_owned();
+    let mut world = World::prepare(Changes { extra, ..Changes::default() });
+    world.node.start().unwrap();
+    world.subscribed();
+    eventually(SOON, "the table is there", || {
+        world.postgres.count("telemetry", "energy_consumption").is_ok()
+    });
+    world.postgres.stop().unwrap();
+    let publisher = world.publisher();
+    for number in 0..COUNT {
+        publisher.publish("energy", "saveeye/telemetry", reading(number));
+    }
+    publisher.flush(SOON).unwrap();
+    kept(&world, COUNT);
+    let state = world.node.config().with_file_name("state");
+    let file = state.join("buffer/generation-000001/db");
+    let mut bytes = fs::read(&file).unwrap();
+    (1 << 20..4 << 20).step_by(16 << 10).for_each(|place| bytes[place] ^= 0x10);
+    fs::File::options()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .write_all_at(&bytes[..4 << 20], 0)
+        .unwrap();
+    world.postgres.restart().unwrap();
+    let ended = until(SOON, "the node to end", || world.node.daemon().exit_status()).unwrap();
+    assert_eq!(ended.code(), Some(1));
+    assert!(world.node.log_text().contains("buffer_failed"));
+
+    world.node.start().unwrap();
+    world.drained(SOON);
+    let rows = "SELECT count(*), count(DISTINCT active_energy_total) FROM energy_consumption";
+    let rows = world.postgres.query("telemetry", rows).unwrap().remove(0);
+    let books = world.sink("energy", "energy_consumption")["status"]["books"].clone();
+    let lost = books["lost"].as_u64().unwrap();
+    assert!((1..COUNT / 2).contains(&lost), "{books}");
+    let delivered = (COUNT - lost).to_string();
+    assert_eq!(rows, [Some(delivered.clone()), Some(delivered)], "{books}");
+    let page = world.node.get("/metrics").unwrap().body;
+    let told = format!("telemetry_buffer_lost_messages{{stream=\"energy\"}} {lost}\n");
+    assert!(page.contains(&told), "the metric does not say {lost}");
 }
 
 fn give(path: &Path, owner: u32) {
