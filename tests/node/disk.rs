@@ -214,7 +214,7 @@ fn a_read_that_fails_once_costs_nothing() {
 /// More than sled keeps of it in memory, so that a sink that lags reads it from the disk.
 #[test]
 fn places_that_go_bad_in_the_generation_being_written_end_the_process_once_and_are_told() {
-    const COUNT: u64 = 12_000;
+    const COUNT: u64 = 2_000;
     let extra = "[buffer]\ntail_bytes_max = 1048576\n".to_owned();
     let mut world = World::prepare(Changes { extra, ..Changes::default() });
     world.node.start().unwrap();
@@ -225,7 +225,10 @@ fn places_that_go_bad_in_the_generation_being_written_end_the_process_once_and_a
     world.postgres.stop().unwrap();
     let publisher = world.publisher();
     for number in 0..COUNT {
-        publisher.publish("energy", "saveeye/telemetry", reading(number));
+        let large: String = (0..8).map(|part| noise(number * 8 + part)).collect();
+        let reading =
+            reading(number).replacen("\"pad\"", &format!("\"more\":\"{large}\",\"pad\""), 1);
+        publisher.publish("energy", "saveeye/telemetry", reading);
     }
     publisher.flush(SOON).unwrap();
     kept(&world, COUNT);
