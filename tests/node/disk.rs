@@ -165,6 +165,18 @@ fn wherever_the_space_ends_the_process_says_so_and_nothing_acknowledged_is_lost(
     assert!(!state.join("buffer/quarantine").exists(), "a full disk is no damage");
 }
 
+/// A running node whose table is there, and whose database has stopped.
+fn left_by_its_database(settings: &str) -> World {
+    let mut world = World::prepare(Changes { extra: settings.to_owned(), ..Changes::default() });
+    world.node.start().unwrap();
+    world.subscribed();
+    eventually(SOON, "the table is there", || {
+        world.postgres.count("telemetry", "energy_consumption").is_ok()
+    });
+    world.postgres.stop().unwrap();
+    world
+}
+
 /// Waits until so many are durable.
 #[track_caller]
 fn kept(world: &World, count: u64) {
@@ -178,13 +190,7 @@ fn kept(world: &World, count: u64) {
 #[test]
 fn a_read_that_fails_once_costs_nothing() {
     let folder = Folder::new(None, "disk").unwrap();
-    let mut world = World::prepare(Changes { extra: SETTINGS.to_owned(), ..Changes::default() });
-    world.node.start().unwrap();
-    world.subscribed();
-    eventually(SOON, "the table is there", || {
-        world.postgres.count("telemetry", "energy_consumption").is_ok()
-    });
-    world.postgres.stop().unwrap();
+    let mut world = left_by_its_database(SETTINGS);
     let publisher = world.publisher();
     let count = 4_000;
     for number in 0..count {
@@ -215,14 +221,7 @@ fn a_read_that_fails_once_costs_nothing() {
 #[test]
 fn places_that_go_bad_in_the_generation_being_written_end_the_process_once_and_are_told() {
     const COUNT: u64 = 2_000;
-    let extra = "[buffer]\ntail_bytes_max = 1048576\n".to_owned();
-    let mut world = World::prepare(Changes { extra, ..Changes::default() });
-    world.node.start().unwrap();
-    world.subscribed();
-    eventually(SOON, "the table is there", || {
-        world.postgres.count("telemetry", "energy_consumption").is_ok()
-    });
-    world.postgres.stop().unwrap();
+    let mut world = left_by_its_database("[buffer]\ntail_bytes_max = 1048576\n");
     let publisher = world.publisher();
     for number in 0..COUNT {
         let large: String = (0..8).map(|part| noise(number * 8 + part)).collect();
