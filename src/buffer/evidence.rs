@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::BufferError;
-use super::fates::without;
+use super::fates::{push, without};
 use super::letter_journal::{self, Counts, LetterRecord};
 use super::lost_letters::LostLetters;
 use super::raw_state::{RawLetter, RawState};
@@ -33,7 +33,7 @@ pub(super) struct Gaps {
     /// A count of a higher version is newer than all that `letters` says.
     recorded: u64,
     /// Letters that were removed and are there again.
-    returned: Vec<DeadLetterKey>,
+    pub returned: Vec<DeadLetterKey>,
     /// Some of it was on stable storage.
     pub harmed: bool,
 }
@@ -94,7 +94,8 @@ impl Evidence {
         for (names, range, version) in self.record.kept() {
             let missing = without(range, held.sequences(names));
             if !missing.is_empty() && !gaps.knows(names, version) {
-                all.entry(names.clone()).or_default().extend(missing);
+                let ranges = all.entry(names.clone()).or_default();
+                missing.into_iter().for_each(|range| push(ranges, range));
             }
         }
         all

@@ -56,11 +56,11 @@ impl Fates {
     }
 }
 
-/// Puts a sequence behind the others, all of which are lower.
-pub(super) fn push(ranges: &mut Vec<SequenceRange>, sequence: Sequence) {
+/// Puts a range behind the others, all of which are lower.
+pub(super) fn push(ranges: &mut Vec<SequenceRange>, next: SequenceRange) {
     match ranges.last_mut() {
-        Some(range) if range.last.next() == sequence => range.last = sequence,
-        _ => ranges.push(SequenceRange { first: sequence, last: sequence }),
+        Some(range) if range.last.next() == next.first => range.last = next.last,
+        _ => ranges.push(next),
     }
 }
 
@@ -117,7 +117,7 @@ mod tests {
             held in prop::collection::btree_set(0..50_u64, 0..30),
         ) {
             let mut others = Vec::new();
-            held.iter().for_each(|at| push(&mut others, Sequence(*at)));
+            held.iter().for_each(|at| push(&mut others, range(*at, *at)));
             let left = without(range(first, first + length), &others);
             let left: Vec<u64> = left.iter().flat_map(|range| range.first.0..=range.last.0).collect();
             let expected: Vec<u64> = (first..=first + length).filter(|at| !held.contains(at)).collect();

@@ -92,9 +92,9 @@ fn open_or_mend(
             Err(error) if error.is_damage() => error,
             opened => return Ok((opened?, held)),
         },
-        Found::Unknown => match patiently(open) {
+        Found::Unknown => match patiently(|| take_as_it_is(places, &evidence, open()?)) {
             Err(error) if error.is_damage() => error,
-            opened => return take_as_it_is(places, &evidence, opened?),
+            taken => return taken,
         },
         Found::Incomplete(trial, gaps) => {
             let mut draft = rewrite(&trial, &places.draft)?;
@@ -121,11 +121,15 @@ fn open_or_mend(
 fn take_as_it_is(
     places: &Places,
     evidence: &Evidence,
-    state: StateStore,
+    mut state: StateStore,
 ) -> Result<(StateStore, Held), BufferError> {
-    let mut held = state.held()?;
+    let held = state.held()?;
     let Some(gaps) = evidence.gaps(&state, &held)? else { return Ok((state, held)) };
     let hidden = evidence.hidden(&state, &gaps)?;
+    let expected = evidence.expected(&state)?;
+    state.remove_letters(&gaps.returned)?;
+    let mut held = state.recount()?;
+    state.flush()?;
     if !hidden.is_empty() {
         tracing::error!(
             event = "dead_letters_hidden",
@@ -137,7 +141,7 @@ fn take_as_it_is(
         );
     }
     held.add_hidden(hidden);
-    let lost = evidence.lost(&held, &gaps, evidence.expected(&state)?);
+    let lost = evidence.lost(&held, &gaps, expected);
     lost_letters::add(&places.buffer, &places.quarantine, lost)?;
     Ok((state, held))
 }
@@ -411,6 +415,20 @@ mod tests {
             fs::write(&file, bytes).unwrap();
         }
 
+        fn harm(&self, at: prop::sample::Index, harm: i32, bit: u32) {
+            self.change(|bytes| {
+                let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+                let at = at.index(used);
+                match harm {
+                    0 => bytes[at] ^= 1_u8 << bit,
+                    1 => bytes[at / 4096 * 4096..][..4096].fill(0),
+                    2 => bytes[at / 4096 * 4096..][..4096].fill(0xa5),
+                    3 => bytes.truncate(at),
+                    _ => bytes.fill(0),
+                }
+            });
+        }
+
         /// The letters that are there after a start.
         fn held(&self) -> Vec<DeadLetter> {
             let state = self.open().unwrap();
@@ -468,17 +486,7 @@ mod tests {
         ) {
             let mut all = letters(40);
             let node = Node::without(&all, &removed, in_order, at_once);
-            node.change(|bytes| {
-                let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
-                let at = at.index(used);
-                match harm {
-                    0 => bytes[at] ^= 1_u8 << bit,
-                    1 => bytes[at / 4096 * 4096..][..4096].fill(0),
-                    2 => bytes[at / 4096 * 4096..][..4096].fill(0xa5),
-                    3 => bytes.truncate(at),
-                    _ => bytes.fill(0),
-                }
-            });
+            node.harm(at, harm, bit);
             let whole = whole(&node);
             all.retain(|letter| !removed.contains(&letter.key.sequence.0));
             let held = node.held();
@@ -492,6 +500,33 @@ mod tests {
             prop_assert_eq!(node.lost(), missing.clone());
             prop_assert_eq!(sequences(&node.held()), sequences(&held));
             prop_assert_eq!(node.lost(), missing);
+        }
+
+        /// What sled does not find is told as lost, or is there after a start with more room.
+        #[test]
+        fn without_room_for_the_copy_no_letter_goes_without_a_word(
+            at in any::<prop::sample::Index>(),
+            harm in 0..4,
+            in_order in any::<bool>(),
+            removed in prop::collection::btree_set(1..=40_u64, 0..8),
+        ) {
+            let mut all = letters(40);
+            let node = Node::without(&all, &removed, in_order, true);
+            node.harm(at, harm, 0);
+            let places = Places::of(node.folder.path());
+            let evidence = Evidence::gather(&places.folder, &places.buffer).unwrap();
+            let opened = open_in_place(&places.folder, QUOTA);
+            let taken = opened.and_then(|state| take_as_it_is(&places, &evidence, state));
+            prop_assume!(taken.is_ok());
+            let (mut state, held) = taken.unwrap();
+            state.keep_journal(&places.buffer, held.letters()).unwrap();
+            state.count_start().unwrap();
+            node.end(state, in_order);
+            all.retain(|letter| !removed.contains(&letter.key.sequence.0));
+            let held = sequences(&node.held());
+            let lost = node.lost();
+            prop_assert!(held.is_disjoint(&lost), "{:?} {:?}", held, lost);
+            prop_assert_eq!(&held | &lost, sequences(&all));
         }
 
         /// The database is whole, and tells all by itself.

@@ -653,7 +653,8 @@ impl Held {
             return self.torn.extend(found.keys);
         }
         let names = (letter.sink, letter.stream);
-        push(self.sequences.entry(names.clone()).or_default(), letter.sequence);
+        let range = SequenceRange { first: letter.sequence, last: letter.sequence };
+        push(self.sequences.entry(names.clone()).or_default(), range);
         let count = self.counts.entry(names).or_default();
         count.letters += 1;
         count.bytes += found.bytes;
