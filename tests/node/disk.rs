@@ -31,7 +31,7 @@ fn noise(seed: u64) -> String {
 }
 
 /// Calls on these files, or on any.
-fn tracer(log: &Path, inject: &str, files: &[PathBuf]) -> Vec<String> {
+pub fn tracer(log: &Path, inject: &str, files: &[PathBuf]) -> Vec<String> {
     let call = inject.split(':').next().unwrap();
     let log = log.display().to_string();
     // -D: the node stays our child. Only the one call stops it.

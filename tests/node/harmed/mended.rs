@@ -8,18 +8,17 @@ use rig::{Folder, Node, eventually, until};
 use serde_json::Value;
 
 use super::files::{copy, replace};
+use crate::disk::tracer;
 use crate::world::{Changes, SOON, World};
 
 const LETTERS: u64 = 30;
 
 /// How the node ended under a tracer that kills it at such a call; false when it made fewer of them and runs.
 fn killed_at(world: &World, folder: &Path, call: &str, when: usize) -> bool {
-    let log = folder.join("calls").display().to_string();
-    let inject = format!("inject={call}:signal=KILL:when={when}");
-    let words = ["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", &log, "-e", &inject];
-    let words = words.map(str::to_owned).to_vec();
+    let inject = format!("{call}:signal=KILL:when={when}");
+    let tracer = tracer(&folder.join("calls"), &inject, &[]);
     let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config());
-    let mut node = Node::new(binary, config, world.node.http_port()).through(words);
+    let mut node = Node::new(binary, config, world.node.http_port()).through(tracer);
     node.spawn().unwrap();
     let killed = until(SOON, "it ends or runs", || {
         if node.daemon().exit_status()?.is_some() {
