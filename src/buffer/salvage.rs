@@ -1,10 +1,10 @@
 //! Opening the state database, so that no dead letter is lost that its file still holds.
 //!
 //! sled writes when it opens a database: what it takes for the torn end of a crash it overwrites or cuts off, and finds
-//! less than the file held. So where the bytes of the file show letters (`raw_state.rs`), sled opens a copy first. Only when
-//! it finds every letter there that the file holds is the database itself opened. Otherwise a new one is made of what sled
-//! finds in the copy, if it opens that, and of the letters that are missing, and takes the place of the other, which goes to
-//! the quarantine as it was found.
+//! less than the file held. So where there are letters, or should be (`evidence.rs`), sled opens a copy first. Only when it
+//! finds every one of them there is the database itself opened. Otherwise a new one is made of what sled finds in the copy, if
+//! it opens that, and of the letters that are missing, and takes the place of the other, which goes to the quarantine as it
+//! was found. What is nowhere any more is lost, and told (`lost_letters.rs`).
 //!
 //! The copy stands beside it as `state.trial`, the new one as `state.draft`. Until the renames nothing of the database has
 //! changed: a start that finds both begins anew, one that finds the draft alone goes on with it.
@@ -54,8 +54,8 @@ enum Found {
     Incomplete(Box<StateStore>, Gaps),
     /// Sled cannot open it.
     Damaged(BufferError),
-    /// There is no room for the copy.
-    Unknown,
+    /// For the copy.
+    NoRoom,
 }
 
 /// Opens the state database of a node, makes it where there is none; one in which letters are missing is mended, one that
@@ -93,7 +93,7 @@ fn open_or_mend(
             Err(error) if error.is_damage() => error,
             opened => return Ok((opened?, held)),
         },
-        Found::Unknown => match patiently(|| take_as_it_is(places, &evidence, open()?)) {
+        Found::NoRoom => match patiently(|| take_as_it_is(places, &evidence, open()?)) {
             Err(error) if error.is_damage() => error,
             taken => return taken,
         },
@@ -156,7 +156,7 @@ pub(super) fn open_sound(state_dir: &Path) -> Result<StateStore, BufferError> {
     let held = match found? {
         Found::Sound(held) => held,
         Found::Damaged(error) => return Err(error),
-        Found::Unknown => return Err(BufferError::DiskFull { path: places.trial }),
+        Found::NoRoom => return Err(BufferError::DiskFull { path: places.trial }),
         Found::Incomplete(..) => {
             let reason = "dead letters are missing in it: start the node, which puts back what the disk still holds";
             return Err(BufferError::Store { path: places.folder, reason: reason.to_owned() });
@@ -247,7 +247,7 @@ fn look(places: &Places, evidence: &Evidence) -> Result<Found, BufferError> {
         }
         Err(BufferError::DiskFull { .. }) => {
             remove(&places.trial)?;
-            Ok(Found::Unknown)
+            Ok(Found::NoRoom)
         }
         Err(error) if error.is_damage() => Ok(Found::Damaged(error)),
         Err(error) => Err(error),
@@ -305,7 +305,7 @@ mod tests {
 
     use super::*;
     use crate::buffer::raw_state::RawState;
-    use crate::buffer::state_value::{COUNT, Count, join};
+    use crate::buffer::state_value::{COUNT, Count, START, join, letter_key};
     use crate::domain::{
         Arrival, DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, Stage, StreamName,
     };
@@ -574,6 +574,51 @@ mod tests {
         let found = whole(&node);
         assert!(found == [new] || found == [old]);
         assert_eq!(node.held(), found);
+    }
+
+    #[test]
+    fn a_database_that_went_back_is_told_by_what_it_lacks() {
+        let all = letters(20);
+        let node = Node::with(&all[..10]);
+        let before = node.folder.path().join("before");
+        disk::copy_folder(&node.state(), &before).unwrap();
+        let mut state = node.open().unwrap();
+        state.count_start().unwrap();
+        state.put_letters(&all[10..]).unwrap();
+        state.remove_letters(std::slice::from_ref(&all[2].key)).unwrap();
+        state.close().unwrap();
+        node.closed(state);
+        fs::remove_dir_all(node.state()).unwrap();
+        fs::rename(before, node.state()).unwrap();
+        assert_eq!(sequences(&node.held()), BTreeSet::from([1, 2, 4, 5, 6, 7, 8, 9, 10]));
+        assert_eq!(node.lost(), (11..=20).collect());
+    }
+
+    /// The number of starts tells which versions are newer, and may be lost too.
+    #[test]
+    fn what_is_kept_after_a_salvage_is_newer_than_all_before() {
+        let all = letters(5);
+        let node = Node::with(&all);
+        let put = |letters: &[DeadLetter]| {
+            let mut state = node.open().unwrap();
+            state.count_start().unwrap();
+            state.put_letters(letters).unwrap();
+            state.close().unwrap();
+            node.closed(state);
+        };
+        (0..3).for_each(|_| put(&all));
+        let store = Store::open(&node.state()).unwrap();
+        let mut lost = sled::Batch::default();
+        lost.remove(START);
+        lost.remove([letter_key(&all[0].key).as_slice(), &[0, 0]].concat());
+        store.apply(lost).unwrap();
+        store.flush().unwrap();
+        drop(store);
+        assert_eq!(node.held(), all);
+        let newer = letter(2, b"newer".to_vec());
+        put(std::slice::from_ref(&newer));
+        fs::write(node.state().join("conf"), [0xa5; 300]).unwrap();
+        assert_eq!(node.held()[1], newer);
     }
 
     #[test]
