@@ -538,10 +538,10 @@ impl Runner {
 
     /// The breaker is open and another part's trial will tell.
     async fn rest(&mut self, retry_in: Duration) -> Turn {
-        let held = self.view.status().state == SinkState::Held;
-        if !held {
+        let before = self.view.status();
+        if before.state != SinkState::Held {
             let cause = self.dependency.status().trouble;
-            self.show(SinkState::Waiting, cause);
+            self.show(SinkState::Waiting, cause.or(before.trouble));
         }
         self.show_oldest().await;
         if self.draining() {

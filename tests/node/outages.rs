@@ -33,6 +33,15 @@ fn assert_once_each(world: &World, publisher: &rig::Publisher) {
     assert!(comparison.is_exact(), "{comparison:?}");
 }
 
+/// What the node is not healthy for: a state alone is no reason.
+#[track_caller]
+fn assert_each_reason_is_given(world: &World) {
+    let health = world.node.get("/health").unwrap().json().unwrap();
+    for because in health["because"].as_array().unwrap() {
+        assert!(!because.as_str().unwrap().trim_end().ends_with(':'), "{because}");
+    }
+}
+
 #[test]
 fn it_starts_with_everything_away_and_catches_up_when_things_come() {
     let mut world = World::prepare(Changes { own_kafka: true, ..Changes::default() });
@@ -43,7 +52,16 @@ fn it_starts_with_everything_away_and_catches_up_when_things_come() {
     eventually(SOON, "it says that nothing is migrated yet", || {
         let Ok(ready) = world.node.get("/health/ready") else { return false };
         assert_eq!(ready.status, 503, "ready before a database was looked at: {}", ready.body);
+        assert_each_reason_is_given(&world);
         ready.body.contains("migrations not applied yet")
+    });
+    eventually(SOON, "the cluster is said to be away", || {
+        assert_each_reason_is_given(&world);
+        dependency(&world, "kafka:main")["breaker"]["trips"] == 1
+    });
+    eventually(SOON, "its sinks say so too", || {
+        let trouble = &world.sink("energy", "kafka")["status"]["trouble"];
+        trouble.as_str().is_some_and(|words| words.contains("1/1 brokers are down"))
     });
     world.mosquitto.restart().unwrap();
     world.subscribed();
