@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rig::{Link, Proxy};
 use telemetry::breaker::BreakerState;
 use telemetry::database::{Pool, TableSink};
 use telemetry::observe::{DependencyStatus, SinkState};
@@ -123,6 +124,35 @@ fn writers_of_a_silent_database_stop_asking_try_one_at_a_time_and_go_on_together
         for writer in running {
             writer.stop().await;
         }
+    });
+}
+
+/// It takes connections and answers small questions: only what is asked of it with rows is never answered.
+#[test]
+fn a_transaction_that_is_never_answered_counts() {
+    local(async {
+        let mut bench = Bench::with(|settings| {
+            let breaker = &mut settings.databases["telemetry"].breaker;
+            (breaker.failures, breaker.cool_down) = (1, Duration::from_secs(3600));
+        })
+        .await;
+        let proxy = Proxy::start(bench.cluster.port()).unwrap();
+        // Otherwise the server ends the statement itself, and that is an answer.
+        proxy.set(Link::Replacing(b"statement_timeout = 300", b"statement_timeout = 000"));
+        let database = &mut bench.settings.databases["telemetry"];
+        (database.port, database.statement_timeout) = (proxy.port(), Duration::from_millis(300));
+        let lock = session(&bench).await;
+        let running = bench.start("energy", "energy_consumption");
+        running.reaches(SinkState::Delivering).await;
+        lock.batch_execute("BEGIN; LOCK TABLE telemetry.energy_consumption").await.unwrap();
+        bench.feed("energy", energies(10)).await;
+        let dependency = bench.dependency("telemetry");
+        let open = || dependency.status().breaker.state == BreakerState::Open;
+        eventually("the breaker opens", open).await;
+        let trouble = dependency.status().trouble.unwrap();
+        assert!(trouble.contains("write a batch: no answer within"), "{trouble}");
+        running.stop().await;
+        lock.batch_execute("ROLLBACK").await.unwrap();
     });
 }
 
