@@ -337,8 +337,10 @@ fn noise(seed: u64, characters: usize) -> String {
 #[test]
 fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
     const QUOTA_BYTES: u64 = 16 << 20;
+    const TAIL_BYTES: u64 = 1 << 20;
     let extra = format!(
-        "[buffer]\nquota_bytes = {QUOTA_BYTES}\ngeneration_bytes = 1048576\nfree_bytes_min = 1048576\n"
+        "[buffer]\nquota_bytes = {QUOTA_BYTES}\ngeneration_bytes = 1048576\nfree_bytes_min = 1048576\n\
+         tail_bytes_max = {TAIL_BYTES}\n"
     );
     let mut world = World::start(Changes { extra, ..Changes::default() });
     world.postgres.stop().unwrap();
@@ -371,6 +373,10 @@ fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
     publisher.flush(SOON).unwrap();
     let ready = world.node.get("/health/ready").unwrap();
     assert_eq!(ready.status, 503, "{}", ready.body);
+    let page = world.node.get("/metrics").unwrap().body;
+    let tail = "telemetry_edge_depth{edge=\"tail\"} ";
+    let tail = page.lines().find_map(|line| line.strip_prefix(tail)?.parse::<u64>().ok()).unwrap();
+    assert!((TAIL_BYTES / 2..=TAIL_BYTES).contains(&tail), "{tail} bytes in memory");
     let sequence = |world: &World| {
         let all = world.node.streams().unwrap();
         all["streams"].as_array().unwrap().iter().find(|line| line["name"] == "energy").unwrap()
