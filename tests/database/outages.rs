@@ -391,6 +391,33 @@ fn a_table_locked_for_longer_than_the_statement_timeout_is_waited_for() {
     });
 }
 
+/// Each attempt that is given up on would leave a session behind that goes on waiting for the lock.
+#[test]
+fn a_locked_cursor_is_waited_for_and_leaves_no_sessions_behind() {
+    local(async {
+        let mut bench = Bench::new().await;
+        impatient(&mut bench);
+        let running = at_work(&bench).await;
+        running.stop().await;
+        let other = session(&bench).await;
+        other.batch_execute("BEGIN; LOCK TABLE telemetry.telemetry_cursors").await.unwrap();
+        bench.feed("energy", next_hundred()).await;
+        let running = bench.start("energy", "energy_consumption");
+        let trouble = running.reaches(SinkState::Waiting).await.trouble.unwrap();
+        assert!(trouble.contains("read the cursor"), "{trouble}");
+        let retries = || running.sink.view().meters.retries.get();
+        eventually("it is tried again and again", || retries() >= 5).await;
+        let sessions = "SELECT count(*) FROM pg_stat_activity \
+                        WHERE application_name = 'telemetry' AND datname = current_database()";
+        let sessions: u32 = bench.rows(sessions)[0].parse().unwrap();
+        assert!(sessions <= 2, "{sessions} sessions");
+        other.batch_execute("COMMIT").await.unwrap();
+        running.drained().await;
+        assert_once_each(&bench, 200).await;
+        running.stop().await;
+    });
+}
+
 /// Whole batches would be cut off by the time a statement has, one like the other.
 #[test]
 fn a_link_too_slow_for_a_whole_batch_gets_smaller_ones() {
