@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rig::{Mosquitto, MosquittoOptions};
-use telemetry::config::{BreakerSettings, Settings};
+use telemetry::config::{BreakerSettings, Settings, TlsSettings};
 use telemetry::domain::Verdict;
 use telemetry::observe::{DisconnectReason, StreamStatus, health};
 use telemetry::stream::probe;
@@ -265,6 +265,27 @@ async fn a_broken_packet_is_told_once_and_counted_and_what_comes_after_is_kept()
             let told = lines.with("active=false");
             assert!(told.iter().all(|line| line.contains("stream-not-subscribed")), "{told:?}");
             assert_eq!(told.len(), 2, "{told:?}");
+            life.stop().await;
+        })
+        .await;
+}
+
+/// Its port takes connections, as the kernel does for any program that stands still.
+#[tokio::test]
+async fn a_broker_that_never_answers_the_tls_handshake_is_given_up_in_time() {
+    let (_listener, mut settings) = scripted().await;
+    let home = settings.brokers.get_mut("home").unwrap();
+    home.connect_timeout = Duration::from_millis(300);
+    home.tls = Some(TlsSettings::default());
+    let state = tempfile::tempdir().unwrap();
+    LocalSet::new()
+        .run_until(async {
+            let life = Life::begin(&settings, state.path());
+            for given_up in 1..=2 {
+                let counted = |life: &Life| life.lost(DisconnectReason::Network) == given_up;
+                life.until("given up", counted).await;
+                life.assert_shown_as("did not answer within 0.3 s (connecting)");
+            }
             life.stop().await;
         })
         .await;
