@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rig::eventually;
+use rig::{Disk, FileSystem, Folder, eventually};
 use serde_json::json;
 
 use crate::world::{Changes, SOON, World};
@@ -399,4 +399,48 @@ fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
     });
     world.drained(SOON);
     assert_once_each(&world, &publisher);
+}
+
+#[test]
+fn with_less_space_than_it_wants_free_it_stops_acknowledging_and_resumes_by_itself() {
+    const FREE_BYTES_MIN: u64 = 16 << 20;
+    let folder = Folder::new(None, "space").unwrap();
+    let disk = Disk::open(folder.path(), FileSystem::Ext4).unwrap();
+    let extra = format!("[buffer]\nfree_bytes_min = {FREE_BYTES_MIN}\nballast_bytes = 0\n");
+    let mut world = World::prepare(Changes { extra, ..Changes::default() });
+    let config = world.node.config().to_owned();
+    let text = std::fs::read_to_string(&config).unwrap();
+    let state = config.with_file_name("state").display().to_string();
+    assert!(text.contains(&state), "{text}");
+    let elsewhere = disk.mount_point().join("state").display().to_string();
+    std::fs::write(&config, text.replace(&state, &elsewhere)).unwrap();
+    world.node.start().unwrap();
+    world.node.wait_ready(SOON).unwrap();
+    world.subscribed();
+    let publisher = world.publisher();
+    let publish = |counts: std::ops::Range<u64>| {
+        for count in counts {
+            publisher.publish("energy", "saveeye/telemetry", reading(count));
+        }
+        publisher.flush(SOON).unwrap();
+    };
+    publish(0..100);
+    world.drained(SOON);
+    let filling = disk.fill(FREE_BYTES_MIN / 2).unwrap();
+    publish(100..200);
+    let buffer = || world.node.get("/health").unwrap().json().unwrap()["buffer"].clone();
+    eventually(SOON, "it takes nothing more, and says why", || {
+        buffer()["accepting"] == false
+            && buffer()["refusing_because"].to_string().contains("bytes free, the minimum is")
+    });
+    assert_eq!(world.node.get("/health/ready").unwrap().status, 503);
+    assert_eq!(world.count("telemetry", "energy_consumption"), 100, "the broker holds the rest");
+    drop(filling);
+    eventually(SOON, "all rows", || world.count("telemetry", "energy_consumption") == 200);
+    world.drained(SOON);
+    assert_once_each(&world, &publisher);
+    let log = world.node.log_text();
+    let told = |event: &str| log.matches(&format!("\"event\":\"{event}\"")).count();
+    assert_eq!((told("buffer_full"), told("buffer_accepting")), (1, 1), "{log}");
+    world.node.stop(SOON).unwrap();
 }
