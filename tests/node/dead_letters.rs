@@ -156,6 +156,8 @@ fn letters_are_filtered_by_time_exported_and_purged_running_and_stopped() {
     assert_eq!(letters(&world, &[]).len(), all.len());
     printed(&dlq(&world, &["purge", "--until", &mark, "--yes"]));
     assert_eq!(letters(&world, &[]).len(), after.len());
+    let shown = world.sink("energy", "energy_consumption")["status"]["dead_letters"].clone();
+    assert_eq!(shown, after.len(), "the node counts them so too");
     let log = world.node.log_text();
     let audit = log.lines().find(|line| line.contains("dead_letters_purged"));
     let purged = format!("\"purged\":{}", before.len());
