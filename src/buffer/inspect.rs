@@ -17,7 +17,7 @@ use super::log::{Loss, Marks};
 use super::recovery::IdentityFile;
 use super::state_store::StateStore;
 use super::store::Store;
-use super::{BufferError, DeadLetterFilter, disk, reached};
+use super::{BufferError, DeadLetterFilter, LostLetters, disk, lost_letters, reached};
 use crate::domain::{
     Arrival, Books, DeadLetter, LogIdentity, Record, Sequence, SequenceRange, SinkName, StreamName,
 };
@@ -36,6 +36,7 @@ pub struct Inspection {
     pub generations: Vec<GenerationReport>,
     pub quarantine: Vec<FolderReport>,
     pub losses: Vec<Loss>,
+    pub letter_losses: Vec<LostLetters>,
     /// The last record of each stream, as far as the files tell.
     pub last: BTreeMap<StreamName, Sequence>,
     pub sinks: Vec<SinkReport>,
@@ -151,6 +152,7 @@ pub fn inspect(state_dir: &Path) -> Result<Inspection, BufferError> {
         generations,
         quarantine: quarantine(&buffer.join("quarantine")),
         losses: disk::read_json(&buffer.join("losses"))?.unwrap_or_default(),
+        letter_losses: disk::read_json(&buffer.join(lost_letters::NAME))?.unwrap_or_default(),
         last,
         sinks,
         state_trouble,

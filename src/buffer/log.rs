@@ -17,7 +17,7 @@ use super::reader::Handles;
 use super::state::Owner;
 use super::tail::Tail;
 use super::writer::BLOCK_SHARE_MIN;
-use super::{APPEND_QUEUE_BATCHES, BufferError, disk};
+use super::{APPEND_QUEUE_BATCHES, BufferError, LostLetters, disk, lost_letters};
 use crate::config::BufferSettings;
 use crate::domain::{
     Arrival, Delivered, Durable, Incident, LogIdentity, Runbook, Sequence, SequenceRange, SinkName,
@@ -470,15 +470,15 @@ impl Log {
         }
         for loss in &news {
             tracing::error!(
-                           event = "records_lost",
-            runbook = Runbook::DataLost.page(),
-                           stream = %loss.stream,
-                           first = loss.range.first.0,
-                           last = loss.range.last.0,
-                           records = loss.range.count(),
-                           reason = %loss.reason,
-                           "the disk lost records of the buffer; sinks that had not passed them count them as lost"
-                       );
+                event = "records_lost",
+                runbook = Runbook::DataLost.page(),
+                stream = %loss.stream,
+                first = loss.range.first.0,
+                last = loss.range.last.0,
+                records = loss.range.count(),
+                reason = %loss.reason,
+                "the disk lost records of the buffer; sinks that had not passed them count them as lost"
+            );
         }
         index.losses.extend(news);
         self.show_losses(&index);
@@ -487,6 +487,11 @@ impl Log {
         if let Err(error) = saved {
             self.fail(&error);
         }
+    }
+
+    pub(super) fn show_lost_letters(&self, list: &[LostLetters]) {
+        let counts = lost_letters::counts(list);
+        self.board.update_buffer(|status| status.dead_letters_lost = counts);
     }
 
     pub(super) fn show_losses(&self, index: &Index) {
@@ -581,13 +586,13 @@ pub(super) fn set_aside(
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let aside = quarantine.join(format!("{name}-{}", Arrival::now().as_micros()));
     tracing::error!(
-           event = "buffer_quarantined",
-    runbook = Runbook::DataLost.page(),
-           folder = %folder.display(),
-           moved_to = %aside.display(),
-           error = %why,
-           "a database of the buffer is unreadable and was set aside; keep it for a repair or remove it"
-       );
+        event = "buffer_quarantined",
+        runbook = Runbook::DataLost.page(),
+        folder = %folder.display(),
+        moved_to = %aside.display(),
+        error = %why,
+        "a database of the buffer is unreadable and was set aside; keep it for a repair or remove it"
+    );
     disk::rename(folder, &aside)
 }
 

@@ -81,11 +81,12 @@
 //!
 //! Books, cursors, dead letters and notes are overwritten, generations never are; so they are a second, small
 //! database (`state_store.rs`) with a thread of its own (`state.rs`). Its values are framed as those of generations are:
-//! one that cannot be opened, or in which sled finds less than the file holds, is set aside, and the next one has every dead
+//! one that cannot be opened, or in which sled finds less than it should, is set aside, and the next one has every dead
 //! letter that is whole in its bytes, with the newest books found (`salvage.rs`, `raw_state.rs`). Kafka repeats from there,
-//! or from the oldest record kept; tables have their cursor in PostgreSQL. Letters removed before may come back, because
-//! sled leaves old pages behind: a replay enters a table once all the same. It never shrinks; its size follows the dead
-//! letters, which have a quota.
+//! or from the oldest record kept; tables have their cursor in PostgreSQL. Which letters there should be stands in the file
+//! `letters` (`letter_journal.rs`): the others are lost, and named in `letter_losses`; one that was removed does not come
+//! back, though sled leaves old pages behind. The database never shrinks; its size follows the dead letters, which have a
+//! quota.
 //!
 //! ```text
 //!  <state_dir>/lock                           one process at a time
@@ -96,23 +97,27 @@
 //!  <state_dir>/buffer/identity                which log this is
 //!  <state_dir>/buffer/marks                   numbers set aside, numbers dropped
 //!  <state_dir>/buffer/reached                 how far each stream was durable when it was last answered
-//!  <state_dir>/buffer/letters                 how many dead letters each sink had when that was last durable
-//!  <state_dir>/buffer/losses                  what the disk lost
+//!  <state_dir>/buffer/letters                 which dead letters there are
+//!  <state_dir>/buffer/losses                  records that the disk lost
+//!  <state_dir>/buffer/letter_losses           dead letters that the disk lost
 //!  <state_dir>/buffer/generation-000001/      one sled database, sealed.json beside its files
 //!  <state_dir>/buffer/quarantine/             what could not be read
 //! ```
 
 mod block;
 mod checked_file;
-mod counted;
 mod disk;
 mod error;
+mod evidence;
+mod fates;
 mod frame;
 mod frames;
 mod generation;
 pub mod inspect;
 mod janitor;
+mod letter_journal;
 mod log;
+mod lost_letters;
 mod misplaced;
 pub mod offline;
 mod probe;
@@ -145,6 +150,7 @@ pub use block::Block;
 pub use block::fuzz as fuzz_block;
 pub use error::BufferError;
 pub use log::Loss;
+pub use lost_letters::LostLetters;
 pub use probe::{Load, probe};
 pub use reader::{Chunk, Reader};
 pub use state::{DeadLetterFilter, State};
@@ -208,7 +214,7 @@ impl Buffer {
         let directory = recovery::take_lock(state_dir)?;
         disk::release_ballast(&state_dir.join("ballast"), settings.ballast_bytes)?;
         let identity = recovery::identity(&folder)?;
-        let mut state = salvage::open(state_dir, &quarantine, settings.dead_letter_quota_bytes)?;
+        let mut state = salvage::open(state_dir, settings.dead_letter_quota_bytes)?;
         recovery::check_log(&state, identity)?;
         recovery::check_shim(&mut state)?;
         let cursors = Cursors::of(&state)?;
@@ -256,6 +262,7 @@ impl Buffer {
         });
         log.configure(streams);
         log.show_opened();
+        log.show_lost_letters(&lost_letters::read(&log.folder, &quarantine)?);
         log.lose(recovered.losses.clone());
         log.show_losses(&lock(&log.index));
         match log.stopped() {

@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::counted::Counts;
 use super::frame::{Frame, Owner};
 use super::frames::{FILE, search};
 use super::state_value::{self, BOOKS, Count, Kind, Names, Part, REPLAYED};
@@ -73,6 +72,7 @@ impl Places {
 #[derive(Debug, Default)]
 struct Found {
     frames: u64,
+    newest: u64,
     synced: u64,
     letters: BTreeMap<Names, Places>,
     /// Letters by version: from the newest that was on stable storage on.
@@ -88,6 +88,7 @@ impl Found {
         let Some(part) = Part::of(frame) else { return };
         self.frames += 1;
         self.synced = self.synced.max(part.synced);
+        self.newest = self.newest.max(part.version);
         match Kind::of(&key) {
             Kind::Letter(letter, number) => {
                 let place = Place {
@@ -127,14 +128,6 @@ impl Found {
             *counts = counts.split_off(&newest.clone());
         }
     }
-
-    /// What was counted was on stable storage.
-    fn learn(&mut self, counted: &Counts) {
-        for (names, (version, letters)) in counted {
-            self.synced = self.synced.max(*version);
-            self.count(names.clone(), *version, *letters);
-        }
-    }
 }
 
 /// The file, and what was found in it.
@@ -153,14 +146,12 @@ pub(super) struct RawLetter<'r> {
 }
 
 impl RawState {
-    /// Searches the whole file, which may be missing. `counted`: what is known of it from outside.
-    pub(super) fn search(folder: &Path, counted: &Counts) -> Result<RawState, BufferError> {
+    /// Searches the whole file, which may be missing.
+    pub(super) fn search(folder: &Path) -> Result<RawState, BufferError> {
         let path = folder.join(FILE);
         let file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut found = Found::default();
-                found.learn(counted);
-                return Ok(RawState { path, file: None, found });
+                return Ok(RawState { path, file: None, found: Found::default() });
             }
             opened => opened.map_err(|error| BufferError::io("open", &path, error))?,
         };
@@ -177,7 +168,6 @@ impl RawState {
         let most = owners.into_values().max_by_key(|found| found.frames);
         let mut found = most.unwrap_or_default();
         found.letters.values_mut().for_each(Places::sort);
-        found.learn(counted);
         Ok(RawState { path, file: Some(file), found })
     }
 
@@ -188,6 +178,11 @@ impl RawState {
 
     pub(super) fn has_file(&self) -> bool {
         self.file.is_some()
+    }
+
+    /// The highest version in it.
+    pub(super) fn newest(&self) -> u64 {
+        self.found.newest
     }
 
     /// All up to this version was on stable storage.

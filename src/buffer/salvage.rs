@@ -9,25 +9,19 @@
 //! The copy stands beside it as `state.trial`, the new one as `state.draft`. Until the renames nothing of the database has
 //! changed: a start that finds both begins anew, one that finds the draft alone goes on with it.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::evidence::{Evidence, Filled, Gaps};
 use super::log::set_aside;
-use super::raw_state::{RawLetter, RawState};
 use super::recovery::patiently;
-use super::state_store::StateStore;
-use super::state_value::Names;
+use super::state_store::{Held, StateStore};
 use super::store::Store;
-use super::{BufferError, counted, disk, generation};
-use crate::domain::{DeadLetter, Runbook};
+use super::{BufferError, disk, generation, lost_letters};
+use crate::domain::Runbook;
 
 /// A full store must not keep a letter from being saved.
 const NO_QUOTA: u64 = u64::MAX;
-
-/// Letters put back with one batch.
-const BATCH_LETTERS: usize = 256;
-const BATCH_BYTES: usize = 4 << 20;
 
 /// The folders concerned.
 struct Places {
@@ -35,143 +29,162 @@ struct Places {
     trial: PathBuf,
     draft: PathBuf,
     buffer: PathBuf,
+    quarantine: PathBuf,
 }
 
 impl Places {
     fn of(state_dir: &Path) -> Self {
+        let buffer = state_dir.join("buffer");
         Places {
             folder: state_dir.join("state"),
             trial: state_dir.join("state.trial"),
             draft: state_dir.join("state.draft"),
-            buffer: state_dir.join("buffer"),
+            quarantine: buffer.join("quarantine"),
+            buffer,
         }
     }
 }
 
 /// What a look at the database found.
 enum Found {
-    /// As it is, it can be opened.
-    Sound,
+    /// As it is, it can be opened; with the letters in it.
+    Sound(Held),
     /// Sled opened the copy; letters are missing in it.
     Incomplete(Box<StateStore>, Gaps),
     /// Sled cannot open it.
     Damaged(BufferError),
-}
-
-/// What a database lacks.
-#[derive(Default)]
-struct Gaps {
-    /// By sink: the version up to which a letter that is not there was removed.
-    known: BTreeMap<Names, u64>,
-    /// Some of it was on stable storage.
-    harmed: bool,
+    /// There is no room for the copy.
+    Unknown,
 }
 
 /// Opens the state database of a node, makes it where there is none; one in which letters are missing is mended, one that
 /// cannot be opened is set aside.
 pub(super) fn open(
     state_dir: &Path,
-    quarantine: &Path,
     dead_letter_quota_bytes: u64,
 ) -> Result<StateStore, BufferError> {
     let places = Places::of(state_dir);
-    let (mut state, lost) = open_or_mend(&places, quarantine, dead_letter_quota_bytes)?;
-    tell_lost(lost);
-    state.keep_counted(&places.buffer)?;
+    let (mut state, held) = open_or_mend(&places, dead_letter_quota_bytes)?;
+    state.keep_journal(&places.buffer, held.letters())?;
     Ok(state)
 }
 
-/// With how many letters are lost, at least; ones that were removed before may have taken their place.
+/// With the letters it should have from now on.
 fn open_or_mend(
     places: &Places,
-    quarantine: &Path,
     dead_letter_quota_bytes: u64,
-) -> Result<(StateStore, u64), BufferError> {
-    let counted = counted::read(&places.buffer)?;
-    let has_log = !generation::list(&places.buffer)?.is_empty();
+) -> Result<(StateStore, Held), BufferError> {
+    let open = || open_in_place(&places.folder, dead_letter_quota_bytes);
     remove(&places.trial)?;
     if places.folder.exists() {
         remove(&places.draft)?;
     } else if places.draft.exists() {
         disk::rename(&places.draft, &places.folder)?;
     } else {
+        let evidence = Evidence::gather(&places.folder, &places.buffer)?;
         make(&places.draft)?;
         disk::rename(&places.draft, &places.folder)?;
-        if has_log {
-            tell_missing(&places.folder);
-        }
-        let lost = counted.values().map(|(_, letters)| letters).sum();
-        return Ok((open_in_place(&places.folder, dead_letter_quota_bytes)?, lost));
+        return begin_anew(places, &evidence, open()?);
     }
-    let raw = patiently(|| RawState::search(&places.folder, &counted))?;
-    let found = patiently_look(places, &raw)?;
-    let error = match found {
-        Found::Sound => {
-            match patiently(|| open_in_place(&places.folder, dead_letter_quota_bytes)) {
-                Err(error) if error.is_damage() => error,
-                opened => return Ok((opened?, 0)),
-            }
-        }
+    let evidence = Evidence::gather(&places.folder, &places.buffer)?;
+    let error = match patiently_look(places, &evidence)? {
+        Found::Sound(held) => match patiently(open) {
+            Err(error) if error.is_damage() => error,
+            opened => return Ok((opened?, held)),
+        },
+        Found::Unknown => match patiently(|| take_as_it_is(places, &evidence, open()?)) {
+            Err(error) if error.is_damage() => error,
+            taken => return taken,
+        },
         Found::Incomplete(trial, gaps) => {
             let mut draft = rewrite(&trial, &places.draft)?;
-            let told = fill(&mut draft, &raw, &gaps)?;
+            let filled = evidence.fill(&mut draft, &gaps)?;
             drop((trial, draft));
             remove(&places.trial)?;
-            swap(places, quarantine, &told, None)?;
-            return Ok((open_in_place(&places.folder, dead_letter_quota_bytes)?, told.missing));
+            swap(places, &filled, gaps.harmed, None)?;
+            return Ok((open()?, filled.held));
         }
         Found::Damaged(error) => error,
     };
     remove(&places.trial)?;
     let mut draft = make(&places.draft)?;
-    for (key, value) in raw.books() {
+    for (key, value) in evidence.raw.books() {
         draft.insert(key, value)?;
     }
-    let told = fill(&mut draft, &raw, &Gaps { harmed: true, ..Gaps::default() })?;
+    let filled = evidence.fill(&mut draft, &Gaps::default())?;
     drop(draft);
-    swap(places, quarantine, &told, Some(error))?;
-    Ok((open_in_place(&places.folder, dead_letter_quota_bytes)?, told.missing))
+    swap(places, &filled, true, Some(error))?;
+    Ok((open()?, filled.held))
+}
+
+/// What sled does not find is told, and comes back at a start with more room, where the file still holds it then.
+fn take_as_it_is(
+    places: &Places,
+    evidence: &Evidence,
+    mut state: StateStore,
+) -> Result<(StateStore, Held), BufferError> {
+    let held = state.held()?;
+    let Some(gaps) = evidence.gaps(&state, &held)? else { return Ok((state, held)) };
+    let hidden = evidence.hidden(&state, &gaps)?;
+    let expected = evidence.expected(&state)?;
+    state.remove_letters(&gaps.returned)?;
+    let mut held = state.recount()?;
+    state.flush()?;
+    if !hidden.is_empty() {
+        tracing::error!(
+            event = "dead_letters_hidden",
+            runbook = Runbook::DataLost.page(),
+            letters = hidden.len(),
+            folder = %places.folder.display(),
+            "dead letters stand in the bytes of the database and are not found in it: free as much space as its folder takes, \
+             and start the node again, which then puts them back"
+        );
+    }
+    held.add_hidden(hidden);
+    let lost = evidence.lost(&held, &gaps, expected);
+    lost_letters::add(&places.buffer, &places.quarantine, lost)?;
+    Ok((state, held))
 }
 
 /// Opens that of a stopped node, to work on it: one that is harmed is left to the node.
 pub(super) fn open_sound(state_dir: &Path) -> Result<StateStore, BufferError> {
     let places = Places::of(state_dir);
-    let raw = RawState::search(&places.folder, &counted::read(&places.buffer)?)?;
-    let found = look(&places, &raw);
+    let evidence = Evidence::gather(&places.folder, &places.buffer)?;
+    let found = look(&places, &evidence);
     remove(&places.trial)?;
-    match found? {
-        Found::Sound => {
-            let mut state = open_in_place(&places.folder, NO_QUOTA)?;
-            state.keep_counted(&places.buffer)?;
-            Ok(state)
-        }
-        Found::Damaged(error) => Err(error),
+    let held = match found? {
+        Found::Sound(held) => held,
+        Found::Damaged(error) => return Err(error),
+        Found::Unknown => return Err(BufferError::DiskFull { path: places.trial }),
         Found::Incomplete(..) => {
             let reason = "dead letters are missing in it: start the node, which puts back what the disk still holds";
-            Err(BufferError::Store { path: places.folder, reason: reason.to_owned() })
+            return Err(BufferError::Store { path: places.folder, reason: reason.to_owned() });
         }
-    }
+    };
+    let mut state = open_in_place(&places.folder, NO_QUOTA)?;
+    state.keep_journal(&places.buffer, held.letters())?;
+    Ok(state)
 }
 
-fn tell_missing(folder: &Path) {
-    tracing::error!(
-        event = "state_missing",
-        runbook = Runbook::DataLost.page(),
-        folder = %folder.display(),
-        "the database of books, dead letters and Kafka cursors is gone, though the log is there: a fresh one is made; \
-         its dead letters are lost, and Kafka is sent again what the log holds"
-    );
-}
-
-fn tell_lost(letters: u64) {
-    if letters > 0 {
+/// Where there is a log, there was a database.
+fn begin_anew(
+    places: &Places,
+    evidence: &Evidence,
+    state: StateStore,
+) -> Result<(StateStore, Held), BufferError> {
+    if !generation::list(&places.buffer)?.is_empty() {
         tracing::error!(
-            event = "dead_letters_lost",
+            event = "state_missing",
             runbook = Runbook::DataLost.page(),
-            letters,
-            "the disk lost dead letters, at least so many"
+            folder = %places.folder.display(),
+            "the database of books, dead letters and Kafka cursors is gone, though the log is there: a fresh one is made; \
+             its dead letters are lost, and Kafka is sent again what the log holds"
         );
     }
+    let nothing = Held::default();
+    let lost = evidence.lost(&nothing, &Gaps::default(), evidence.expected(&state)?);
+    lost_letters::add(&places.buffer, &places.quarantine, lost)?;
+    Ok((state, nothing))
 }
 
 fn open_in_place(folder: &Path, quota_bytes: u64) -> Result<StateStore, BufferError> {
@@ -197,8 +210,8 @@ fn rewrite(trial: &StateStore, draft: &Path) -> Result<StateStore, BufferError> 
     StateStore::open(store, NO_QUOTA)
 }
 
-fn patiently_look(places: &Places, raw: &RawState) -> Result<Found, BufferError> {
-    let found = patiently(|| match look(places, raw)? {
+fn patiently_look(places: &Places, evidence: &Evidence) -> Result<Found, BufferError> {
+    let found = patiently(|| match look(places, evidence)? {
         Found::Damaged(error) => Err(error),
         found => Ok(found),
     });
@@ -209,31 +222,31 @@ fn patiently_look(places: &Places, raw: &RawState) -> Result<Found, BufferError>
 }
 
 /// Lets sled open a copy where there are letters to lose.
-fn look(places: &Places, raw: &RawState) -> Result<Found, BufferError> {
-    if !raw.has_file() {
+fn look(places: &Places, evidence: &Evidence) -> Result<Found, BufferError> {
+    if !evidence.raw.has_file() {
         return Ok(Found::Damaged(BufferError::corrupt(&places.folder, "its file is gone")));
     }
-    if !raw.has_letters() {
-        return Ok(Found::Sound);
+    if !evidence.has_letters() {
+        return Ok(Found::Sound(Held::default()));
     }
     remove(&places.trial)?;
     let rehearsed = copy(places).and_then(|()| {
         let mut trial = open_in_place(&places.trial, NO_QUOTA)?;
-        trial.copy_letters_to(&raw.clusters())?;
-        let gaps = gaps(&trial, raw)?;
-        Ok((trial, gaps))
+        trial.copy_letters_to(&evidence.raw.clusters())?;
+        let held = trial.held()?;
+        let gaps = evidence.gaps(&trial, &held)?;
+        Ok((trial, held, gaps))
     });
     match rehearsed {
-        Ok((trial, Some(gaps))) => Ok(Found::Incomplete(Box::new(trial), gaps)),
-        Ok((trial, None)) => {
+        Ok((trial, _, Some(gaps))) => Ok(Found::Incomplete(Box::new(trial), gaps)),
+        Ok((trial, held, None)) => {
             drop(trial);
             remove(&places.trial)?;
-            Ok(Found::Sound)
+            Ok(Found::Sound(held))
         }
-        // As it was before there were copies: sled takes what it finds.
         Err(BufferError::DiskFull { .. }) => {
             remove(&places.trial)?;
-            Ok(Found::Sound)
+            Ok(Found::Unknown)
         }
         Err(error) if error.is_damage() => Ok(Found::Damaged(error)),
         Err(error) => Err(error),
@@ -245,101 +258,26 @@ fn copy(places: &Places) -> Result<(), BufferError> {
     disk::copy_folder(&places.folder, &places.trial).map_err(full)
 }
 
-/// `None`: there is every letter that the file holds, but for those that were removed.
-fn gaps(draft: &StateStore, raw: &RawState) -> Result<Option<Gaps>, BufferError> {
-    let held = draft.held()?.counts;
-    let mut gaps = Gaps::default();
-    for (names, (version, letters)) in draft.versioned_counts()? {
-        if letters == held.get(&names).copied().unwrap_or_default().letters {
-            gaps.known.insert(names, version);
-        } else {
-            gaps.harmed = true;
-        }
-    }
-    let behind =
-        |names: &Names, version| gaps.known.get(names).is_none_or(|known| *known < version);
-    gaps.harmed |= raw.counts().any(|(names, version, _)| behind(names, version));
-    let mut missing = false;
-    for letter in raw.letters() {
-        if gaps.lack(draft, &letter)? {
-            missing = true;
-            gaps.harmed |= letter.version <= raw.synced();
-        }
-    }
-    Ok((missing || gaps.harmed).then_some(gaps))
-}
-
-impl Gaps {
-    fn lack(&self, draft: &StateStore, letter: &RawLetter<'_>) -> Result<bool, BufferError> {
-        let names = (letter.key.sink.clone(), letter.key.stream.clone());
-        let removed = self.known.get(&names).is_some_and(|known| letter.version <= *known);
-        Ok(match draft.letter_version(&letter.key)? {
-            Some(held) => held < letter.version,
-            None => !removed,
-        })
-    }
-}
-
-/// What was done, to be told once it is durable.
-struct Told {
-    letters: u64,
-    missing: u64,
-    harmed: bool,
-}
-
-/// Puts back what is missing.
-fn fill(draft: &mut StateStore, raw: &RawState, gaps: &Gaps) -> Result<Told, BufferError> {
-    let mut expected = draft.versioned_counts()?;
-    for (names, version, letters) in raw.counts() {
-        let newest = expected.entry(names.clone()).or_default();
-        *newest = (*newest).max((version, letters));
-    }
-    draft.count_start()?;
-    draft.copy_letters_to(&raw.clusters())?;
-    let (mut letters, mut bytes) = (Vec::<DeadLetter>::new(), 0);
-    let mut saved = 0;
-    for found in raw.letters() {
-        if !gaps.lack(draft, &found)? {
-            continue;
-        }
-        let Some(letter) = raw.read(&found)? else { continue };
-        bytes += letter.payload.len();
-        letters.push(letter);
-        saved += 1;
-        if letters.len() == BATCH_LETTERS || bytes > BATCH_BYTES {
-            draft.put_letters(&std::mem::take(&mut letters))?;
-            bytes = 0;
-        }
-    }
-    draft.put_letters(&letters)?;
-    let held = draft.recount()?;
-    let lost = expected.into_iter().map(|(names, (_, letters))| {
-        letters.saturating_sub(held.get(&names).copied().unwrap_or_default())
-    });
-    let told = Told { letters: saved, missing: lost.sum(), harmed: gaps.harmed };
-    draft.flush()?;
-    Ok(told)
-}
-
 /// The draft, closed, takes the place of the database.
 fn swap(
     places: &Places,
-    quarantine: &Path,
-    told: &Told,
+    filled: &Filled,
+    harmed: bool,
     error: Option<BufferError>,
 ) -> Result<(), BufferError> {
     // When it can be opened again sled has closed it.
     Store::open(&places.draft)?.sync_creation()?;
     disk::sync_files(&places.draft)?;
+    lost_letters::add(&places.buffer, &places.quarantine, filled.lost.clone())?;
     let incomplete =
         || BufferError::corrupt(&places.folder, "sled does not find all that is in it");
-    let Told { letters, harmed, .. } = *told;
-    if harmed || error.is_some() {
-        set_aside(&places.folder, quarantine, &error.unwrap_or_else(incomplete))?;
+    if harmed {
+        set_aside(&places.folder, &places.quarantine, &error.unwrap_or_else(incomplete))?;
     } else {
         disk::remove_folder(&places.folder)?;
     }
     disk::rename(&places.draft, &places.folder)?;
+    let letters = filled.letters;
     if letters > 0 && !harmed {
         tracing::info!(
             event = "dead_letters_put_back",
@@ -351,8 +289,7 @@ fn swap(
             event = "dead_letters_salvaged",
             runbook = Runbook::DataLost.page(),
             letters,
-            "dead letters were found in the bytes of the harmed database and kept; letters that were replayed or purged may \
-             be among them"
+            "dead letters were found in the bytes of the harmed database and kept"
         );
     }
     Ok(())
@@ -360,14 +297,17 @@ fn swap(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::fs;
 
     use proptest::prelude::*;
 
     use super::*;
-    use crate::buffer::counted::Counts;
+    use crate::buffer::raw_state::RawState;
     use crate::buffer::state_value::{COUNT, Count, join};
-    use crate::domain::{Arrival, DeadLetterKey, Reason, Sequence, SinkName, Stage, StreamName};
+    use crate::domain::{
+        Arrival, DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, Stage, StreamName,
+    };
 
     const QUOTA: u64 = 64 << 20;
 
@@ -405,30 +345,49 @@ mod tests {
     impl Node {
         /// A node that kept these in several steps, each synced.
         fn with(letters: &[DeadLetter]) -> Self {
-            Self::ended(letters, true)
+            Self::without(letters, &BTreeSet::new(), true, true)
         }
 
-        /// In order, or as a kill leaves it.
-        fn ended(letters: &[DeadLetter], in_order: bool) -> Self {
+        /// These were kept, and some of them removed: in the same run, or in the next one.
+        fn without(
+            all: &[DeadLetter],
+            removed: &BTreeSet<u64>,
+            in_order: bool,
+            at_once: bool,
+        ) -> Self {
             let node = Node { folder: tempfile::tempdir().unwrap() };
             fs::create_dir(node.folder.path().join("buffer")).unwrap();
             let mut state = node.open().unwrap();
             state.count_start().unwrap();
-            for some in letters.chunks(7) {
+            for some in all.chunks(7) {
                 state.put_letters(some).unwrap();
                 state.flush().unwrap();
             }
+            if !at_once {
+                node.closed(state);
+                state = node.open().unwrap();
+                state.count_start().unwrap();
+            }
+            let leaves = |letter: &&DeadLetter| removed.contains(&letter.key.sequence.0);
+            for letter in all.iter().filter(leaves) {
+                state.remove_letters(std::slice::from_ref(&letter.key)).unwrap();
+                state.flush().unwrap();
+            }
+            node.end(state, in_order);
+            node
+        }
+
+        /// In order, or as a kill leaves it.
+        fn end(&self, mut state: StateStore, in_order: bool) {
             if in_order {
                 state.close().unwrap();
-                node.closed(state);
-                return node;
+                return self.closed(state);
             }
-            let killed = node.folder.path().join("killed");
-            disk::copy_folder(&node.state(), &killed).unwrap();
-            node.closed(state);
-            fs::remove_dir_all(node.state()).unwrap();
-            fs::rename(killed, node.state()).unwrap();
-            node
+            let killed = self.folder.path().join("killed");
+            disk::copy_folder(&self.state(), &killed).unwrap();
+            self.closed(state);
+            fs::remove_dir_all(self.state()).unwrap();
+            fs::rename(killed, self.state()).unwrap();
         }
 
         /// sled closes its files on threads of its own.
@@ -438,7 +397,7 @@ mod tests {
         }
 
         fn open(&self) -> Result<StateStore, BufferError> {
-            open(self.folder.path(), &self.quarantine(), QUOTA)
+            open(self.folder.path(), QUOTA)
         }
 
         fn quarantine(&self) -> PathBuf {
@@ -456,30 +415,49 @@ mod tests {
             fs::write(&file, bytes).unwrap();
         }
 
-        fn held(&self) -> Vec<DeadLetter> {
-            self.start().0
+        fn harm(&self, at: prop::sample::Index, harm: i32, bit: u32) {
+            self.change(|bytes| {
+                let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+                let at = at.index(used);
+                match harm {
+                    0 => bytes[at] ^= 1_u8 << bit,
+                    1 => bytes[at / 4096 * 4096..][..4096].fill(0),
+                    2 => bytes[at / 4096 * 4096..][..4096].fill(0xa5),
+                    3 => bytes.truncate(at),
+                    _ => bytes.fill(0),
+                }
+            });
         }
 
-        /// The letters that are there, and how many are told to be lost.
-        fn start(&self) -> (Vec<DeadLetter>, u64) {
-            let places = Places::of(self.folder.path());
-            let (mut state, lost) = open_or_mend(&places, &self.quarantine(), QUOTA).unwrap();
-            state.keep_counted(&places.buffer).unwrap();
+        /// The letters that are there after a start.
+        fn held(&self) -> Vec<DeadLetter> {
+            let state = self.open().unwrap();
             let held = state.letters(None, usize::MAX, usize::MAX, |_| true).unwrap();
             let counted: u64 =
                 state.counts().unwrap().iter().map(|(.., count)| count.letters).sum();
             assert_eq!(counted, held.len() as u64);
-            let bytes: u64 = state.held().unwrap().counts.values().map(|count| count.bytes).sum();
-            assert_eq!(state.dead_letter_bytes, bytes);
             self.closed(state);
-            (held, lost)
+            held
+        }
+
+        /// Those that are told to be lost; nothing is lost of which nobody tells which.
+        fn lost(&self) -> BTreeSet<u64> {
+            let list = lost_letters::read(&self.folder.path().join("buffer"), &self.quarantine());
+            let list = list.unwrap();
+            assert!(list.iter().all(|lost| lost.unnamed == 0), "{list:?}");
+            let ranges = list.iter().flat_map(|lost| lost.sequences.iter());
+            ranges.flat_map(|range| range.first.0..=range.last.0).collect()
         }
     }
 
     /// The letters that the bytes of the file still hold.
     fn whole(node: &Node) -> Vec<DeadLetter> {
-        let raw = RawState::search(&node.state(), &Counts::new()).unwrap();
+        let raw = RawState::search(&node.state()).unwrap();
         raw.letters().map(|found| raw.read(&found).unwrap().unwrap()).collect()
+    }
+
+    fn sequences(letters: &[DeadLetter]) -> BTreeSet<u64> {
+        letters.iter().map(|letter| letter.key.sequence.0).collect()
     }
 
     #[test]
@@ -495,35 +473,87 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
-        /// What the file holds after the harm is there after the start, and again after the next; all else is counted.
+        /// What the file holds after the harm is there after the start, and again after the next; of all else it is told
+        /// which letters were lost. What was removed before stays so.
         #[test]
         fn whatever_comes_to_harm_no_letter_is_lost_that_the_file_still_holds(
             at in any::<prop::sample::Index>(),
-            harm in 0..4,
+            harm in 0..5,
             bit in 0..8_u32,
             in_order in any::<bool>(),
+            removed in prop::collection::btree_set(1..=40_u64, 0..8),
+            at_once in any::<bool>(),
         ) {
-            let all = letters(40);
-            let node = Node::ended(&all, in_order);
-            node.change(|bytes| {
-                let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
-                let at = at.index(used);
-                match harm {
-                    0 => bytes[at] ^= 1_u8 << bit,
-                    1 => bytes[at / 4096 * 4096..][..4096].fill(0),
-                    2 => bytes[at / 4096 * 4096..][..4096].fill(0xa5),
-                    _ => bytes.truncate(at),
-                }
-            });
-            let expected = whole(&node);
-            prop_assert!(harm == 3 || expected.len() + 25 >= all.len(), "{}", expected.len());
-            let (held, lost) = node.start();
-            for letter in &expected {
+            let mut all = letters(40);
+            let node = Node::without(&all, &removed, in_order, at_once);
+            node.harm(at, harm, bit);
+            let whole = whole(&node);
+            all.retain(|letter| !removed.contains(&letter.key.sequence.0));
+            let held = node.held();
+            for letter in whole.iter().filter(|letter| all.contains(letter)) {
                 prop_assert!(held.contains(letter), "{}", letter.key);
             }
             prop_assert!(held.iter().all(|letter| all.contains(letter)));
-            prop_assert_eq!(held.len() as u64 + lost, all.len() as u64);
-            prop_assert_eq!(node.start(), (held, 0));
+            let missing: BTreeSet<u64> =
+                sequences(&all).difference(&sequences(&held)).copied().collect();
+            prop_assert!(harm > 2 || missing.len() <= 25, "{}", missing.len());
+            prop_assert_eq!(node.lost(), missing.clone());
+            prop_assert_eq!(sequences(&node.held()), sequences(&held));
+            prop_assert_eq!(node.lost(), missing);
+        }
+
+        /// What sled does not find is told as lost, or is there after a start with more room.
+        #[test]
+        fn without_room_for_the_copy_no_letter_goes_without_a_word(
+            at in any::<prop::sample::Index>(),
+            harm in 0..4,
+            in_order in any::<bool>(),
+            removed in prop::collection::btree_set(1..=40_u64, 0..8),
+        ) {
+            let mut all = letters(40);
+            let node = Node::without(&all, &removed, in_order, true);
+            node.harm(at, harm, 0);
+            let places = Places::of(node.folder.path());
+            let evidence = Evidence::gather(&places.folder, &places.buffer).unwrap();
+            let opened = open_in_place(&places.folder, QUOTA);
+            let taken = opened.and_then(|state| take_as_it_is(&places, &evidence, state));
+            prop_assume!(taken.is_ok());
+            let (mut state, held) = taken.unwrap();
+            state.keep_journal(&places.buffer, held.letters()).unwrap();
+            state.count_start().unwrap();
+            node.end(state, in_order);
+            all.retain(|letter| !removed.contains(&letter.key.sequence.0));
+            let held = sequences(&node.held());
+            let lost = node.lost();
+            prop_assert!(held.is_disjoint(&lost), "{:?} {:?}", held, lost);
+            prop_assert_eq!(&held | &lost, sequences(&all));
+        }
+
+        /// The database is whole, and tells all by itself.
+        #[test]
+        fn whatever_comes_to_harm_in_the_file_beside_it_costs_nothing(
+            at in any::<prop::sample::Index>(),
+            harm in 0..4,
+            in_order in any::<bool>(),
+            removed in prop::collection::btree_set(1..=40_u64, 0..8),
+            at_once in any::<bool>(),
+        ) {
+            let mut all = letters(40);
+            let node = Node::without(&all, &removed, in_order, at_once);
+            let file = node.folder.path().join("buffer/letters");
+            let mut bytes = fs::read(&file).unwrap();
+            let at = at.index(bytes.len());
+            match harm {
+                0 => bytes[at] ^= 1,
+                1 => bytes.truncate(at),
+                2 => bytes[at..].fill(0),
+                _ => bytes.clear(),
+            }
+            fs::write(&file, bytes).unwrap();
+            all.retain(|letter| !removed.contains(&letter.key.sequence.0));
+            prop_assert_eq!(sequences(&node.held()), sequences(&all));
+            prop_assert_eq!(node.lost(), BTreeSet::new());
+            prop_assert!(!node.quarantine().exists());
         }
     }
 
@@ -607,7 +637,7 @@ mod tests {
         store.insert(b"meta\0start", &1_u64.to_be_bytes()).unwrap();
         store.flush().unwrap();
         drop(store);
-        let refused = open(folder.path(), &folder.path().join("quarantine"), QUOTA).unwrap_err();
+        let refused = open(folder.path(), QUOTA).unwrap_err();
         assert!(matches!(refused, BufferError::Format { format: 2, .. }), "{refused}");
         assert!(folder.path().join("state").exists());
     }

@@ -1,20 +1,22 @@
 //! What the state database does: books, dead letters with their counts and copies, notes. How each of them stands in it:
 //! `state_value.rs`. Everything one call changes is one sled batch, so a crash cannot leave a letter without its count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::counted::{Counted, Counts};
+use super::fates::push;
 use super::frame::{Frame, Owner};
 use super::generation::FORMAT;
+use super::letter_journal::{Counts, LetterJournal};
 use super::state_value::{
-    BOOKS, COPY, COUNT, Count, LETTER, META, NOTE, PART_MAX, Part, REPLAYED, START, copy_key,
-    decode_count, decode_letter, encode_letter, join, letter_key, split_letter_key, split_names,
+    BOOKS, COPY, COUNT, Count, LETTER, META, NOTE, Names, PART_MAX, Part, REPLAYED, START,
+    copy_key, decode_count, decode_letter, encode_letter, join, letter_key, split_letter_key,
+    split_names,
 };
 use super::store::Store;
 use super::{BufferError, state_value};
-use crate::domain::{Books, DeadLetter, DeadLetterKey, SinkName, StreamName};
+use crate::domain::{Books, DeadLetter, DeadLetterKey, SequenceRange, SinkName, StreamName};
 
 /// Versions of one run of a process; the next one's are all higher.
 const VERSIONS_PER_START: u32 = 32;
@@ -35,10 +37,8 @@ pub(super) struct StateStore {
     full: bool,
     /// Kafka clusters that want a copy of each letter, with how many letters wait for it.
     pub copies_waiting: BTreeMap<String, u64>,
-    /// Told of what is on stable storage; not of a database on its way to another's place.
-    counted: Option<Counted>,
-    /// A count changed since the last sync.
-    recounted: bool,
+    /// Not of a database on its way to another's place.
+    journal: Option<LetterJournal>,
 }
 
 /// Shares of the quota, in percent, that are worth a warning.
@@ -80,27 +80,40 @@ impl StateStore {
             dead_letter_bytes: 0,
             full: false,
             copies_waiting: BTreeMap::new(),
-            counted: None,
-            recounted: false,
+            journal: None,
         }
     }
 
-    /// From now on `buffer` has how many letters there are, whatever becomes of the database.
-    pub(super) fn keep_counted(&mut self, buffer: &Path) -> Result<(), BufferError> {
-        self.counted = Some(Counted::open(buffer, &self.versioned_counts()?)?);
+    /// From now on `buffer` has which letters there are, whatever becomes of the database.
+    pub(super) fn keep_journal<'l>(
+        &mut self,
+        buffer: &Path,
+        letters: impl Iterator<Item = (&'l Names, SequenceRange)>,
+    ) -> Result<(), BufferError> {
+        self.journal = Some(LetterJournal::begin(buffer, self.version - 1, letters)?);
         Ok(())
     }
 
     /// As [`Store::flush`].
     pub(super) fn flush(&mut self) -> Result<(), BufferError> {
+        self.journal.as_mut().map_or(Ok(()), LetterJournal::before_sync)?;
         self.store.flush()?;
         self.synced = self.version;
         self.version += 1;
-        let recounted = std::mem::take(&mut self.recounted);
-        match self.counted.as_ref().filter(|_| recounted) {
-            Some(counted) => counted.advance(&self.versioned_counts()?),
-            None => Ok(()),
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        journal.after_sync(self.synced)?;
+        if journal.is_long() { self.renew_journal() } else { Ok(()) }
+    }
+
+    fn renew_journal(&mut self) -> Result<(), BufferError> {
+        let held = self.held()?;
+        let synced = self.synced;
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        match journal.renew(synced, held.letters()) {
+            Err(BufferError::DiskFull { .. }) => journal.put_off(),
+            renewed => renewed?,
         }
+        Ok(())
     }
 
     /// The last that is written: it tells that all before it is on stable storage.
@@ -108,7 +121,7 @@ impl StateStore {
         let starts = self.starts()?;
         self.insert(START, &starts.to_be_bytes())?;
         self.flush()?;
-        self.counted.as_ref().map_or(Ok(()), Counted::sync)
+        self.journal.as_ref().map_or(Ok(()), LetterJournal::sync)
     }
 
     pub(super) fn framed(&self, key: &[u8], length: usize, bytes: &[u8]) -> Vec<u8> {
@@ -192,6 +205,7 @@ impl StateStore {
         for (sink, stream, count) in self.counts()? {
             self.insert(&join(COUNT, &[sink.as_str(), stream.as_str()]), &count.encode())?;
         }
+        self.journal.iter_mut().for_each(LetterJournal::note_counts);
         self.flush()?;
         self.insert(START, &starts.to_be_bytes())?;
         self.version += 1;
@@ -284,6 +298,13 @@ impl StateStore {
         Ok(whole.version.filter(|_| whole.is_whole()))
     }
 
+    /// The next versions are all higher than this one.
+    pub(super) fn go_on_after(&mut self, version: u64) -> Result<(), BufferError> {
+        let starts = self.starts()?.max(version >> VERSIONS_PER_START);
+        self.version = (starts + 1) << VERSIONS_PER_START;
+        self.insert(START, &starts.to_be_bytes())
+    }
+
     /// The letters that are there whole, whatever their counts say, and the keys of those that are not.
     pub(super) fn held(&self) -> Result<Held, BufferError> {
         let mut held = Held::default();
@@ -304,21 +325,21 @@ impl StateStore {
         Ok(held)
     }
 
-    /// Makes the counts what is there, and removes what is no whole letter. Answers how many letters.
-    pub(super) fn recount(&mut self) -> Result<BTreeMap<(SinkName, StreamName), u64>, BufferError> {
-        let Held { counts: held, torn } = self.held()?;
+    /// Makes the counts what is there, and removes what is no whole letter. Answers which letters there are.
+    pub(super) fn recount(&mut self) -> Result<Held, BufferError> {
+        let mut held = self.held()?;
         let known = self.counts()?.into_iter().map(|(sink, stream, _)| (sink, stream));
-        let names: std::collections::BTreeSet<_> = known.chain(held.keys().cloned()).collect();
+        let names: BTreeSet<_> = known.chain(held.counts.keys().cloned()).collect();
         let mut batch = sled::Batch::default();
-        torn.into_iter().for_each(|key| batch.remove(key));
+        held.torn.drain(..).for_each(|key| batch.remove(key));
         for (sink, stream) in names {
-            let count = held.get(&(sink.clone(), stream.clone())).copied().unwrap_or_default();
+            let count = held.count(&(sink.clone(), stream.clone()));
             self.add(&mut batch, join(COUNT, &[sink.as_str(), stream.as_str()]), &count.encode());
         }
         self.store.apply(batch)?;
         self.version += 1;
-        self.dead_letter_bytes = held.values().map(|count| count.bytes).sum();
-        Ok(held.into_iter().map(|(names, count)| (names, count.letters)).collect())
+        self.dead_letter_bytes = held.counts.values().map(|count| count.bytes).sum();
+        Ok(held)
     }
 
     /// Everything, as it stands.
@@ -375,9 +396,11 @@ impl StateStore {
         let mut batch = sled::Batch::default();
         let mut changes = Changes::default();
         let mut fresh = Vec::new();
-        let mut seen = std::collections::BTreeSet::new();
         // A key that comes twice in one batch: the last one counts.
-        for letter in letters.iter().rev().filter(|letter| seen.insert(&letter.key)) {
+        for letter in letters.iter().rev() {
+            if !changes.kept.insert(letter.key.clone()) {
+                continue;
+            }
             let value = encode_letter(letter).map_err(|error| self.bad(error))?;
             let key = letter_key(&letter.key);
             let old = self.replace(&mut batch, &key, Some(&value))?;
@@ -404,8 +427,7 @@ impl StateStore {
     pub(super) fn remove_letters(&mut self, keys: &[DeadLetterKey]) -> Result<(), BufferError> {
         let mut batch = sled::Batch::default();
         let mut changes = Changes::default();
-        let unique: std::collections::BTreeSet<_> = keys.iter().collect();
-        for key in unique {
+        for key in keys.iter().collect::<BTreeSet<_>>() {
             self.remove_letter(&mut batch, &mut changes, key)?;
         }
         self.commit(batch, changes)
@@ -423,6 +445,7 @@ impl StateStore {
             return Ok(false);
         }
         changes.add(key, -1, -(old as i64));
+        changes.removed.insert(key.clone());
         let clusters: Vec<_> = self.copies_waiting.keys().cloned().collect();
         for cluster in clusters {
             self.remove_copy(batch, &cluster, key)?;
@@ -543,14 +566,17 @@ impl StateStore {
 
     fn commit(&mut self, mut batch: sled::Batch, changes: Changes) -> Result<(), BufferError> {
         let total = changes.bytes();
-        self.recounted |= !changes.0.is_empty();
-        for ((sink, stream), (letters, bytes)) in changes.0 {
+        for ((sink, stream), (letters, bytes)) in changes.counts {
             let mut count = self.count(&sink, &stream)?;
             count.letters = count.letters.saturating_add_signed(letters);
             count.bytes = count.bytes.saturating_add_signed(bytes);
             self.add(&mut batch, join(COUNT, &[sink.as_str(), stream.as_str()]), &count.encode());
         }
         self.store.apply(batch)?;
+        if let Some(journal) = &mut self.journal {
+            journal.note(self.version, true, changes.kept.iter());
+            journal.note(self.version, false, changes.removed.iter());
+        }
         self.version += 1;
         self.full &= total >= 0;
         self.dead_letter_bytes = self.dead_letter_bytes.saturating_add_signed(total);
@@ -615,7 +641,8 @@ impl StateStore {
 /// Letters that are there.
 #[derive(Default)]
 pub(super) struct Held {
-    pub counts: BTreeMap<(SinkName, StreamName), Count>,
+    counts: BTreeMap<Names, Count>,
+    sequences: BTreeMap<Names, Vec<SequenceRange>>,
     /// Keys of parts that make no letter.
     torn: Vec<Vec<u8>>,
 }
@@ -625,9 +652,39 @@ impl Held {
         if !found.is_whole() {
             return self.torn.extend(found.keys);
         }
-        let count = self.counts.entry((letter.sink, letter.stream)).or_default();
+        let names = (letter.sink, letter.stream);
+        let range = SequenceRange { first: letter.sequence, last: letter.sequence };
+        push(self.sequences.entry(names.clone()).or_default(), range);
+        let count = self.counts.entry(names).or_default();
         count.letters += 1;
         count.bytes += found.bytes;
+    }
+
+    pub(super) fn count(&self, names: &Names) -> Count {
+        self.counts.get(names).copied().unwrap_or_default()
+    }
+
+    /// Letters that are not found now, and will be.
+    pub(super) fn add_hidden(&mut self, letters: Vec<DeadLetterKey>) {
+        for DeadLetterKey { sink, stream, sequence } in letters {
+            let names = (sink, stream);
+            self.counts.entry(names.clone()).or_default().letters += 1;
+            let range = SequenceRange { first: sequence, last: sequence };
+            self.sequences.entry(names).or_default().push(range);
+        }
+        for ranges in self.sequences.values_mut() {
+            ranges.sort_unstable_by_key(|range| range.first);
+        }
+    }
+
+    /// In order.
+    pub(super) fn sequences(&self, names: &Names) -> &[SequenceRange] {
+        self.sequences.get(names).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn letters(&self) -> impl Iterator<Item = (&Names, SequenceRange)> {
+        let sinks = self.sequences.iter();
+        sinks.flat_map(|(names, ranges)| ranges.iter().map(move |range| (names, *range)))
     }
 }
 
@@ -669,18 +726,23 @@ fn without_format(store: &Store) -> Result<BufferError, BufferError> {
     })
 }
 
-/// What a batch does to the counts.
+/// What a batch does to the letters.
 #[derive(Default)]
-struct Changes(std::collections::BTreeMap<(SinkName, StreamName), (i64, i64)>);
+struct Changes {
+    /// Letters and bytes.
+    counts: BTreeMap<Names, (i64, i64)>,
+    kept: BTreeSet<DeadLetterKey>,
+    removed: BTreeSet<DeadLetterKey>,
+}
 
 impl Changes {
     fn add(&mut self, key: &DeadLetterKey, letters: i64, bytes: i64) {
-        let change = self.0.entry((key.sink.clone(), key.stream.clone())).or_default();
+        let change = self.counts.entry((key.sink.clone(), key.stream.clone())).or_default();
         change.0 += letters;
         change.1 += bytes;
     }
 
     fn bytes(&self) -> i64 {
-        self.0.values().map(|(_, bytes)| bytes).sum()
+        self.counts.values().map(|(_, bytes)| bytes).sum()
     }
 }

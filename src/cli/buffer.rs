@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 
 use super::{ConfigArg, Exit};
-use crate::buffer::BufferError;
 use crate::buffer::inspect::{self, GenerationReport, Hole, Inspection, Verification};
+use crate::buffer::{BufferError, LostLetters};
 use crate::domain::{Sequence, SequenceRange, StreamName};
 
 /// Look into the buffer: read only, also beside a running node.
@@ -147,6 +147,15 @@ fn print_inspection(inspection: &Inspection, out: &mut impl io::Write) -> io::Re
     }
     for loss in &inspection.losses {
         writeln!(out, "lost: {} {} ({})", loss.stream, loss.range, loss.reason)?;
+    }
+    for loss in &inspection.letter_losses {
+        let LostLetters { stream, sink, sequences, unnamed, .. } = loss;
+        for range in sequences {
+            writeln!(out, "lost dead letters: {stream} -> {sink} {range}")?;
+        }
+        if *unnamed > 0 {
+            writeln!(out, "lost dead letters: {stream} -> {sink} {unnamed}, nothing tells which")?;
+        }
     }
     Ok(())
 }

@@ -204,9 +204,8 @@ pub const CHAPTERS: [Chapter; 9] = [
             ),
             event(
                 "dead_letters_salvaged",
-                "Dead letters were found in the bytes of the harmed state database and kept; some may have been replayed or \
-                 purged before",
-                "Look after the disk; replay what comes back once more, or purge it",
+                "Dead letters were found in the bytes of the harmed state database and kept",
+                "Look after the disk",
             ),
             event(
                 "dead_letters_put_back",
@@ -214,8 +213,13 @@ pub const CHAPTERS: [Chapter; 9] = [
                 "",
             ),
             event(
+                "dead_letters_hidden",
+                "Dead letters stand in the state database where they are not found, and there is no room to put them back",
+                "Free space, and start the node again",
+            ),
+            event(
                 "dead_letters_lost",
-                "The disk lost dead letters, at least so many",
+                "The disk lost dead letters; which ones",
                 "Look after the disk",
             ),
             event(

@@ -66,6 +66,10 @@ pub fn judge(board: &Board) -> Health {
         let text = "the disk lost kept records: see /health, buffer.lost";
         verdict.unhealthy_page(text, Runbook::DataLost);
     }
+    if !buffer.dead_letters_lost.is_empty() {
+        let text = "the disk lost dead letters: see /health, buffer.dead_letters_lost";
+        verdict.unhealthy_page(text, Runbook::DataLost);
+    }
     for (name, dependency) in board.dependencies() {
         match dependency.migration {
             Some(MigrationState::Failed) => {

@@ -190,6 +190,7 @@ const GAUGES: &[(&str, &str)] = &[
     ("sink_state", "1 for the state the sink is in"),
     ("sink_pending_messages", "Durable records behind the sink's cursor"),
     ("dead_letters", "Dead letters waiting for a person"),
+    ("dead_letters_lost", "Dead letters the disk lost"),
     ("dead_letter_store_bytes", "Bytes of stored dead letters"),
     ("dead_letter_store_quota_bytes", "Above this a sink holds rather than drops"),
     ("dead_letter_copies_waiting", "Dead letters not yet copied to this Kafka cluster"),
@@ -519,6 +520,7 @@ impl Exposition {
     }
 
     fn copy_sinks(&self, board: &Board) {
+        let lost_letters = board.buffer().dead_letters_lost;
         for (stream, sink, view) in board.sinks() {
             let of = [("stream", stream.as_str()), ("sink", sink.as_str())];
             let status = view.status();
@@ -531,6 +533,8 @@ impl Exposition {
             let pending = status.books.map_or(0, |books| last.since(books.cursor));
             self.set("sink_pending_messages", &of, to_i64(pending));
             self.set("dead_letters", &of, to_i64(status.dead_letters));
+            let lost = lost_letters.get(stream.as_str()).and_then(|sinks| sinks.get(sink.as_str()));
+            self.set("dead_letters_lost", &of, to_i64(lost.copied().unwrap_or(0)));
             let difference = status.books.map_or(0, |books| books.difference());
             self.set("ledger_difference_messages", &of, difference);
             for (name, at) in [

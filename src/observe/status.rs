@@ -34,6 +34,8 @@ pub struct BufferStatus {
     pub quarantined: u64,
     /// Records that the disk lost, by stream.
     pub lost: BTreeMap<String, u64>,
+    /// Dead letters that the disk lost, by stream and sink.
+    pub dead_letters_lost: BTreeMap<String, BTreeMap<String, u64>>,
     pub free_bytes: u64,
     pub filesystem_bytes: u64,
     pub dead_letter_bytes: u64,

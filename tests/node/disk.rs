@@ -31,7 +31,7 @@ fn noise(seed: u64) -> String {
 }
 
 /// Calls on these files, or on any.
-fn tracer(log: &Path, inject: &str, files: &[PathBuf]) -> Vec<String> {
+pub fn tracer(log: &Path, inject: &str, files: &[PathBuf]) -> Vec<String> {
     let call = inject.split(':').next().unwrap();
     let log = log.display().to_string();
     // -D: the node stays our child. Only the one call stops it.
@@ -152,8 +152,15 @@ fn wherever_the_space_ends_the_process_says_so_and_nothing_acknowledged_is_lost(
         assert!(said.contains("no space left at"), "{step}: {said}");
         assert!(fs::read_to_string(&calls).unwrap().contains("(INJECTED)"), "{step}");
     }
-    world.node.start().unwrap();
+    // No room for the copy of the state database with which a start looks for lost dead letters.
+    let calls = folder.join("copy");
+    let inject = "copy_file_range:error=ENOSPC";
+    let tracer = tracer(&calls, inject, &[state.join("state.trial/db")]);
+    let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config().to_owned());
+    let mut node = Node::new(binary, &config, world.node.http_port()).through(tracer);
+    node.spawn().unwrap();
     world.subscribed();
+    assert!(fs::read_to_string(&calls).unwrap().contains("(INJECTED)"));
     publisher.flush(SOON).unwrap();
     let readings = count - count.div_ceil(20);
     eventually(SOON, "all rows", || world.count("telemetry", "energy_consumption") >= readings);
@@ -163,6 +170,9 @@ fn wherever_the_space_ends_the_process_says_so_and_nothing_acknowledged_is_lost(
     assert_eq!(world.postgres.value("telemetry", distinct).unwrap(), readings.to_string());
     assert_eq!(world.books("energy", "energy_consumption", "dead_lettered"), count - readings);
     assert!(!state.join("buffer/quarantine").exists(), "a full disk is no damage");
+    let letters = node.command(&["dlq", "list", "--json"]).unwrap();
+    let letters = String::from_utf8(letters.stdout).unwrap().lines().count() as u64;
+    assert_eq!(letters, count - readings, "no dead letter is lost");
 }
 
 /// A running node whose table is there, and whose database has stopped.

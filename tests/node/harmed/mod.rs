@@ -2,6 +2,7 @@
 //! does it. Whatever the disk still holds is delivered, what it does not is reported, the node runs on.
 
 mod files;
+mod mended;
 mod world;
 
 use std::path::Path;

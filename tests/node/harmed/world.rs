@@ -308,23 +308,36 @@ impl Base {
             held.iter().all(|sequence| known.contains(sequence)),
             "letters of nobody: {held:?}"
         );
-        let lost = BROKEN - held.len() as u64;
-        let said = self.world.node.log_text()[said..].to_owned();
-        let lines = said.lines().filter(|line| line.contains("\"event\":\"dead_letters_lost\""));
-        let told = lines.map(|line| {
-            let line: Value = serde_json::from_str(line).unwrap_or_default();
-            line["letters"].as_u64().unwrap_or_default()
-        });
-        let told: u64 = told.sum();
+        let lost: BTreeSet<u64> = known.filter(|sequence| !held.contains(sequence)).collect();
+        let told = self.letter_losses()?;
+        let logged = self.world.node.log_text()[said..].contains("dead_letters_lost");
+        ensure!(logged != told.is_empty(), "{told:?} lost, and the log says: {logged}");
+        let metrics = self.world.node.get("/metrics")?.body;
+        let of = "telemetry_dead_letters_lost{stream=\"energy\",sink=\"energy_consumption\"}";
+        let line = format!("{of} {}\n", told.len());
+        ensure!(metrics.contains(&line), "the metric does not say {}", told.len());
         match case.fate {
-            Fate::Everything => {}
-            Fate::Letters(most) => {
-                ensure!(lost <= most, "{lost} letters lost");
-                ensure!(lost == told, "{lost} letters lost, {told} reported");
-            }
-            _ => ensure!(lost == 0 && told == 0, "{lost} letters lost, {told} reported"),
+            Fate::Everything => return Ok(()),
+            Fate::Letters(most) => ensure!(lost.len() as u64 <= most, "{lost:?} lost"),
+            _ => ensure!(lost.is_empty(), "{lost:?} lost"),
         }
+        ensure!(lost == told, "{lost:?} lost, {told:?} reported");
         Ok(())
+    }
+
+    /// Which dead letters are reported as lost, as `telemetry buffer inspect` tells them.
+    fn letter_losses(&self) -> Result<BTreeSet<u64>> {
+        let answer = self.world.node.command(&["buffer", "inspect", "--json"])?;
+        let inspection: Value = serde_json::from_slice(&answer.stdout)?;
+        let mut lost = BTreeSet::new();
+        for loss in inspection["letter_losses"].as_array().context("letter_losses")? {
+            ensure!(loss["unnamed"] == 0, "nothing tells which: {loss}");
+            for ranges in loss["sequences"].as_array().context("sequences")? {
+                let (first, last) = range(ranges)?;
+                lost.extend(first..=last);
+            }
+        }
+        Ok(lost)
     }
 
     /// Which numbers may be reported as lost.

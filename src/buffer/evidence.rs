@@ -1,0 +1,223 @@
+//! Which dead letters a state database should have, from two witnesses beside sled: the bytes of its file (`raw_state.rs`)
+//! and the file `letters` (`letter_journal.rs`). What one of them lost the other tells; both agree with a database that is
+//! whole.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::BufferError;
+use super::fates::{push, without};
+use super::letter_journal::{self, Counts, LetterRecord};
+use super::lost_letters::LostLetters;
+use super::raw_state::{RawLetter, RawState};
+use super::recovery::patiently;
+use super::state_store::{Held, StateStore};
+use super::state_value::Names;
+use crate::domain::{DeadLetter, DeadLetterKey, Sequence, SequenceRange};
+
+/// Letters put back with one batch.
+const BATCH_LETTERS: usize = 256;
+const BATCH_BYTES: usize = 4 << 20;
+
+/// What both witnesses tell.
+pub(super) struct Evidence {
+    pub raw: RawState,
+    record: LetterRecord,
+}
+
+/// How a database differs from what it should have.
+#[derive(Default)]
+pub(super) struct Gaps {
+    /// Sinks whose letters are as many as their count says: its version.
+    agreed: BTreeMap<Names, u64>,
+    /// A count of a higher version is newer than all that `letters` says.
+    recorded: u64,
+    /// Letters that were removed and are there again.
+    pub returned: Vec<DeadLetterKey>,
+    /// Some of it was on stable storage.
+    pub harmed: bool,
+}
+
+/// What was put back.
+pub(super) struct Filled {
+    pub letters: u64,
+    pub lost: Vec<LostLetters>,
+    pub held: Held,
+}
+
+impl Evidence {
+    /// `folder`: of the database.
+    pub(super) fn gather(folder: &Path, buffer: &Path) -> Result<Self, BufferError> {
+        let record = letter_journal::read(buffer)?;
+        Ok(Evidence { raw: patiently(|| RawState::search(folder))?, record })
+    }
+
+    /// There are letters, or should be.
+    pub(super) fn has_letters(&self) -> bool {
+        self.raw.has_letters() || self.record.kept().next().is_some()
+    }
+
+    /// `None`: there is every letter that should be there, and no other.
+    pub(super) fn gaps(
+        &self,
+        state: &StateStore,
+        held: &Held,
+    ) -> Result<Option<Gaps>, BufferError> {
+        let mut gaps = Gaps { recorded: self.record.knows_all_to(), ..Gaps::default() };
+        for (names, (version, letters)) in state.versioned_counts()? {
+            if letters == held.count(&names).letters {
+                gaps.agreed.insert(names, version);
+            } else {
+                gaps.harmed = true;
+            }
+        }
+        let behind =
+            |names: &Names, version| gaps.agreed.get(names).is_none_or(|agreed| *agreed < version);
+        gaps.harmed |= self.raw.counts().any(|(names, version, _)| behind(names, version));
+        gaps.harmed |= !self.missing(held, &gaps).is_empty();
+        gaps.returned = self.returned(state, held)?;
+        gaps.harmed |= !gaps.returned.is_empty();
+        let synced = self.raw.synced().max(self.record.synced);
+        let mut lacking = false;
+        for letter in self.raw.letters() {
+            if self.lacks(&gaps, state, &letter)? {
+                lacking = true;
+                gaps.harmed |= letter.version <= synced;
+            }
+        }
+        Ok((lacking || gaps.harmed).then_some(gaps))
+    }
+
+    /// Letters that were kept and are not there.
+    fn missing(&self, held: &Held, gaps: &Gaps) -> BTreeMap<Names, Vec<SequenceRange>> {
+        let mut all = BTreeMap::<Names, Vec<SequenceRange>>::new();
+        for (names, range, version) in self.record.kept() {
+            let missing = without(range, held.sequences(names));
+            if !missing.is_empty() && !gaps.knows(names, version) {
+                let ranges = all.entry(names.clone()).or_default();
+                missing.into_iter().for_each(|range| push(ranges, range));
+            }
+        }
+        all
+    }
+
+    fn returned(&self, state: &StateStore, held: &Held) -> Result<Vec<DeadLetterKey>, BufferError> {
+        let mut returned = Vec::new();
+        for ((sink, stream), range) in held.letters() {
+            for sequence in (range.first.0..=range.last.0).map(Sequence) {
+                let (sink, stream) = (sink.clone(), stream.clone());
+                let key = DeadLetterKey { sink, stream, sequence };
+                // What is named as kept needs no look at the database.
+                if self.record.gone(&key, 0)
+                    && let Some(version) = state.letter_version(&key)?
+                    && self.record.gone(&key, version)
+                {
+                    returned.push(key);
+                }
+            }
+        }
+        Ok(returned)
+    }
+
+    /// The letter is to be put back.
+    fn lacks(
+        &self,
+        gaps: &Gaps,
+        state: &StateStore,
+        letter: &RawLetter<'_>,
+    ) -> Result<bool, BufferError> {
+        let names = (letter.key.sink.clone(), letter.key.stream.clone());
+        Ok(match state.letter_version(&letter.key)? {
+            Some(held) => held < letter.version,
+            None => {
+                !gaps.knows(&names, letter.version)
+                    && !self.record.removed(&letter.key, letter.version)
+            }
+        })
+    }
+
+    /// Letters that stand in the file where sled does not find them.
+    pub(super) fn hidden(
+        &self,
+        state: &StateStore,
+        gaps: &Gaps,
+    ) -> Result<Vec<DeadLetterKey>, BufferError> {
+        let mut hidden = Vec::new();
+        for letter in self.raw.letters() {
+            let lacks = self.lacks(gaps, state, &letter)?;
+            if lacks
+                && state.letter_version(&letter.key)?.is_none()
+                && self.raw.read(&letter)?.is_some()
+            {
+                hidden.push(letter.key);
+            }
+        }
+        Ok(hidden)
+    }
+
+    /// Puts back what is missing, and removes what has come back.
+    pub(super) fn fill(&self, draft: &mut StateStore, gaps: &Gaps) -> Result<Filled, BufferError> {
+        let expected = self.expected(draft)?;
+        draft.go_on_after(self.raw.newest().max(self.record.newest()))?;
+        draft.count_start()?;
+        draft.copy_letters_to(&self.raw.clusters())?;
+        let letters = self.put_back(draft, gaps)?;
+        draft.remove_letters(&gaps.returned)?;
+        let held = draft.recount()?;
+        draft.flush()?;
+        let lost = self.lost(&held, gaps, expected);
+        Ok(Filled { letters, lost, held })
+    }
+
+    /// How many letters each sink should have: the newest word of anybody.
+    pub(super) fn expected(&self, state: &StateStore) -> Result<Counts, BufferError> {
+        let mut expected = state.versioned_counts()?;
+        let raw = self.raw.counts();
+        let raw = raw.map(|(names, version, letters)| (names.clone(), (version, letters)));
+        for (names, count) in raw.chain(self.record.counts()) {
+            let newest = expected.entry(names).or_default();
+            *newest = (*newest).max(count);
+        }
+        Ok(expected)
+    }
+
+    /// What should be there, and neither the database nor its bytes have it.
+    pub(super) fn lost(&self, held: &Held, gaps: &Gaps, expected: Counts) -> Vec<LostLetters> {
+        let mut missing = self.missing(held, gaps);
+        let lost = expected.into_iter().map(|(names, (_, letters))| {
+            let sequences = missing.remove(&names).unwrap_or_default();
+            let named: u64 = sequences.iter().map(|range| range.count()).sum();
+            let there = held.count(&names).letters;
+            LostLetters::new(names, sequences, letters.saturating_sub(there + named))
+        });
+        lost.filter(|lost| lost.letters() > 0).collect()
+    }
+
+    fn put_back(&self, draft: &mut StateStore, gaps: &Gaps) -> Result<u64, BufferError> {
+        let (mut letters, mut bytes) = (Vec::<DeadLetter>::new(), 0);
+        let mut saved = 0;
+        for found in self.raw.letters() {
+            if !self.lacks(gaps, draft, &found)? {
+                continue;
+            }
+            let Some(letter) = self.raw.read(&found)? else { continue };
+            bytes += letter.payload.len();
+            letters.push(letter);
+            saved += 1;
+            if letters.len() == BATCH_LETTERS || bytes > BATCH_BYTES {
+                draft.put_letters(&std::mem::take(&mut letters))?;
+                bytes = 0;
+            }
+        }
+        draft.put_letters(&letters)?;
+        Ok(saved)
+    }
+}
+
+impl Gaps {
+    /// Where a letter of this version is not there, it was removed.
+    fn knows(&self, names: &Names, version: u64) -> bool {
+        let agreed = self.agreed.get(names).filter(|agreed| **agreed > self.recorded);
+        agreed.is_some_and(|agreed| version <= *agreed)
+    }
+}

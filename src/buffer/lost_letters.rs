@@ -1,0 +1,151 @@
+//! The dead letters that the disk lost: told once, and kept in `letter_losses`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::fates::without;
+use super::log::set_aside;
+use super::state_value::Names;
+use super::{BufferError, disk};
+use crate::domain::{Arrival, Runbook, SequenceRange, SinkName, StreamName};
+
+pub(super) const NAME: &str = "letter_losses";
+
+/// Ranges that are named of one loss; the letters of any others are counted.
+const RANGES_MAX: usize = 10_000;
+/// Ranges in one line of the log.
+const RANGES_IN_A_LINE_MAX: usize = 50;
+
+/// Dead letters of one sink that the disk lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LostLetters {
+    pub stream: StreamName,
+    pub sink: SinkName,
+    /// Which ones.
+    pub sequences: Vec<SequenceRange>,
+    /// As many more, of which nothing tells which.
+    pub unnamed: u64,
+    pub noticed: Arrival,
+}
+
+impl LostLetters {
+    pub(super) fn new(
+        (sink, stream): Names,
+        mut sequences: Vec<SequenceRange>,
+        unnamed: u64,
+    ) -> Self {
+        let rest = sequences.split_off(sequences.len().min(RANGES_MAX));
+        let unnamed = unnamed + count(&rest);
+        LostLetters { stream, sink, sequences, unnamed, noticed: Arrival::now() }
+    }
+
+    pub fn letters(&self) -> u64 {
+        count(&self.sequences) + self.unnamed
+    }
+
+    /// Without those that are known already.
+    fn beyond(mut self, known: &[LostLetters]) -> Self {
+        let same = |known: &&LostLetters| known.stream == self.stream && known.sink == self.sink;
+        let mut told: Vec<_> =
+            known.iter().filter(same).flat_map(|known| known.sequences.clone()).collect();
+        told.sort_unstable_by_key(|range| range.first);
+        self.sequences =
+            self.sequences.into_iter().flat_map(|range| without(range, &told)).collect();
+        self
+    }
+
+    fn tell(&self) {
+        let named = self.sequences.iter().take(RANGES_IN_A_LINE_MAX);
+        let mut sequences: Vec<_> = named.map(SequenceRange::to_string).collect();
+        if sequences.len() < self.sequences.len() {
+            sequences.push(format!("… ({NAME} has all)"));
+        }
+        tracing::error!(
+            event = "dead_letters_lost",
+            runbook = Runbook::DataLost.page(),
+            stream = %self.stream,
+            sink = %self.sink,
+            letters = self.letters(),
+            sequences = sequences.join(", "),
+            unnamed = self.unnamed,
+            "the disk lost dead letters"
+        );
+    }
+}
+
+/// The list so far; a damaged one is set aside: what it told was in the journal too.
+pub(super) fn read(buffer: &Path, quarantine: &Path) -> Result<Vec<LostLetters>, BufferError> {
+    let path = buffer.join(NAME);
+    match disk::read_json(&path) {
+        Err(error) if error.is_damage() => {
+            set_aside(&path, quarantine, &error)?;
+            Ok(Vec::new())
+        }
+        read => Ok(read?.unwrap_or_default()),
+    }
+}
+
+/// Tells of them, and adds them to the list.
+pub(super) fn add(
+    buffer: &Path,
+    quarantine: &Path,
+    lost: Vec<LostLetters>,
+) -> Result<(), BufferError> {
+    let mut list = read(buffer, quarantine)?;
+    let news = lost.into_iter().map(|lost| lost.beyond(&list));
+    let news: Vec<_> = news.filter(|lost| lost.letters() > 0).collect();
+    if news.is_empty() {
+        return Ok(());
+    }
+    news.iter().for_each(LostLetters::tell);
+    list.extend(news);
+    disk::write_json(&buffer.join(NAME), &list)
+}
+
+/// By stream and sink.
+pub(super) fn counts(list: &[LostLetters]) -> BTreeMap<String, BTreeMap<String, u64>> {
+    let mut counts: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+    for lost in list {
+        let of_stream = counts.entry(lost.stream.to_string()).or_default();
+        *of_stream.entry(lost.sink.to_string()).or_default() += lost.letters();
+    }
+    counts
+}
+
+fn count(ranges: &[SequenceRange]) -> u64 {
+    ranges.iter().map(|range| range.count()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Sequence;
+
+    fn lost(ranges: &[(u64, u64)], unnamed: u64) -> LostLetters {
+        let names = (SinkName::parse("one").unwrap(), StreamName::parse("a").unwrap());
+        let range = |&(first, last)| SequenceRange { first: Sequence(first), last: Sequence(last) };
+        LostLetters::new(names, ranges.iter().map(range).collect(), unnamed)
+    }
+
+    #[test]
+    fn what_is_found_again_is_told_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let quarantine = folder.path().join("quarantine");
+        let add = |lost| add(folder.path(), &quarantine, vec![lost]).unwrap();
+        add(lost(&[(9, 9), (3, 5)], 2));
+        add(lost(&[(3, 5), (9, 11)], 0));
+        add(lost(&[(4, 4)], 0));
+        let list = read(folder.path(), &quarantine).unwrap();
+        assert_eq!(list.iter().map(LostLetters::letters).collect::<Vec<_>>(), [6, 2]);
+        assert_eq!(counts(&list)["a"]["one"], 8);
+    }
+
+    #[test]
+    fn of_very_many_ranges_some_are_counted_only() {
+        let ranges: Vec<_> = (0..RANGES_MAX as u64 + 7).map(|at| (at * 2, at * 2)).collect();
+        let lost = lost(&ranges, 1);
+        assert_eq!((lost.sequences.len(), lost.unnamed), (RANGES_MAX, 8));
+    }
+}
