@@ -78,6 +78,12 @@ fn it_starts_with_everything_away_and_catches_up_when_things_come() {
     world.drained(SOON);
     assert_once_each(&world, &publisher);
     world.node.wait_ready(SOON).unwrap();
+    let log = world.node.log_text();
+    let library = log.matches("\"event\":\"kafka_library\"").count();
+    assert!(
+        library <= 2,
+        "{library} lines of the library, which tries several times a second\n{log}"
+    );
 }
 
 /// The node sees a list of hosts of its own, and no name server.

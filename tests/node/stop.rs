@@ -76,6 +76,8 @@ fn a_second_signal_ends_a_drain_at_once_and_what_is_pending_stays() {
     });
     terminate(&mut world);
     eventually(SOON, "it drains", || world.node.log_text().contains("node_stopping"));
+    let ready = world.node.get("/health/ready").unwrap();
+    assert!(ready.status == 503 && ready.body.contains("the node is stopping"), "{}", ready.body);
     let second = Instant::now();
     terminate(&mut world);
     let status = world.node.daemon().wait(STOP_LIMIT).unwrap();
