@@ -7,11 +7,12 @@ use std::path::Path;
 
 use super::BufferError;
 use super::fates::{push, without};
+use super::held::Held;
 use super::letter_journal::{self, Counts, LetterRecord};
 use super::lost_letters::LostLetters;
 use super::raw_state::{RawLetter, RawState};
 use super::recovery::patiently;
-use super::state_store::{Held, StateStore};
+use super::state_store::StateStore;
 use super::state_value::Names;
 use crate::domain::{DeadLetter, DeadLetterKey, Sequence, SequenceRange};
 

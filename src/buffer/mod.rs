@@ -113,6 +113,7 @@ mod fates;
 mod frame;
 mod frames;
 mod generation;
+mod held;
 pub mod inspect;
 mod janitor;
 mod letter_journal;

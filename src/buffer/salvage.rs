@@ -13,9 +13,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::evidence::{Evidence, Filled, Gaps};
+use super::held::Held;
 use super::log::set_aside;
 use super::recovery::patiently;
-use super::state_store::{Held, StateStore};
+use super::state_store::StateStore;
 use super::store::Store;
 use super::{BufferError, disk, generation, lost_letters};
 use crate::domain::Runbook;

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::fates::push;
 use super::frame::{Frame, Owner};
 use super::generation::FORMAT;
+use super::held::{Held, Search, Whole};
 use super::letter_journal::{Counts, LetterJournal};
 use super::state_value::{
     BOOKS, COPY, COUNT, Count, LETTER, META, NOTE, Names, PART_MAX, Part, REPLAYED, START,
@@ -307,22 +307,12 @@ impl StateStore {
 
     /// The letters that are there whole, whatever their counts say, and the keys of those that are not.
     pub(super) fn held(&self) -> Result<Held, BufferError> {
-        let mut held = Held::default();
-        let mut open: Option<(DeadLetterKey, Whole)> = None;
+        let mut search = Search::default();
         self.scan(LETTER, |key, part| {
-            let Some((letter, _)) = split_letter_key(key) else {
-                return ControlFlow::Continue(());
-            };
-            if let Some((name, whole)) = open.take_if(|(name, _)| *name != letter) {
-                held.add(name, whole);
-            }
-            open.get_or_insert_with(|| (letter, Whole::default())).1.add(key, &part);
+            search.add(key, &part);
             ControlFlow::Continue(())
         })?;
-        if let Some((name, whole)) = open {
-            held.add(name, whole);
-        }
-        Ok(held)
+        Ok(search.done())
     }
 
     /// Makes the counts what is there, and removes what is no whole letter. Answers which letters there are.
@@ -635,79 +625,6 @@ impl StateStore {
     pub(super) fn note(&self, key: &str) -> Result<Option<Vec<u8>>, BufferError> {
         let (keys, bytes) = self.parts(&join(NOTE, &[key]))?;
         Ok((!keys.is_empty()).then_some(bytes))
-    }
-}
-
-/// Letters that are there.
-#[derive(Default)]
-pub(super) struct Held {
-    counts: BTreeMap<Names, Count>,
-    sequences: BTreeMap<Names, Vec<SequenceRange>>,
-    /// Keys of parts that make no letter.
-    torn: Vec<Vec<u8>>,
-}
-
-impl Held {
-    fn add(&mut self, letter: DeadLetterKey, found: Whole) {
-        if !found.is_whole() {
-            return self.torn.extend(found.keys);
-        }
-        let names = (letter.sink, letter.stream);
-        let range = SequenceRange { first: letter.sequence, last: letter.sequence };
-        push(self.sequences.entry(names.clone()).or_default(), range);
-        let count = self.counts.entry(names).or_default();
-        count.letters += 1;
-        count.bytes += found.bytes;
-    }
-
-    pub(super) fn count(&self, names: &Names) -> Count {
-        self.counts.get(names).copied().unwrap_or_default()
-    }
-
-    /// Letters that are not found now, and will be.
-    pub(super) fn add_hidden(&mut self, letters: Vec<DeadLetterKey>) {
-        for DeadLetterKey { sink, stream, sequence } in letters {
-            let names = (sink, stream);
-            self.counts.entry(names.clone()).or_default().letters += 1;
-            let range = SequenceRange { first: sequence, last: sequence };
-            self.sequences.entry(names).or_default().push(range);
-        }
-        for ranges in self.sequences.values_mut() {
-            ranges.sort_unstable_by_key(|range| range.first);
-        }
-    }
-
-    /// In order.
-    pub(super) fn sequences(&self, names: &Names) -> &[SequenceRange] {
-        self.sequences.get(names).map_or(&[], Vec::as_slice)
-    }
-
-    pub(super) fn letters(&self) -> impl Iterator<Item = (&Names, SequenceRange)> {
-        let sinks = self.sequences.iter();
-        sinks.flat_map(|(names, ranges)| ranges.iter().map(move |range| (names, *range)))
-    }
-}
-
-/// Parts found below the key of a letter.
-#[derive(Default)]
-struct Whole {
-    version: Option<u64>,
-    length: u64,
-    bytes: u64,
-    mixed: bool,
-    keys: Vec<Vec<u8>>,
-}
-
-impl Whole {
-    fn add(&mut self, key: &[u8], part: &Part) {
-        self.mixed |= *self.version.get_or_insert(part.version) != part.version;
-        self.length = u64::from(part.length);
-        self.bytes += part.bytes.len() as u64;
-        self.keys.push(key.to_vec());
-    }
-
-    fn is_whole(&self) -> bool {
-        !self.mixed && self.bytes == self.length
     }
 }
 

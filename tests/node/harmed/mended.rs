@@ -16,7 +16,9 @@ const LETTERS: u64 = 30;
 /// How the node ended under a tracer that kills it at such a call; false when it made fewer of them and runs.
 fn killed_at(world: &World, folder: &Path, call: &str, when: usize) -> bool {
     let inject = format!("{call}:signal=KILL:when={when}");
-    let tracer = tracer(&folder.join("calls"), &inject, &[]);
+    let mut tracer = tracer(&folder.join("calls"), &inject, &[]);
+    // With a filter in the kernel strace 6.1 sends no signal.
+    tracer.retain(|word| word != "--seccomp-bpf");
     let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config());
     let mut node = Node::new(binary, config, world.node.http_port()).through(tracer);
     node.spawn().unwrap();
