@@ -14,11 +14,12 @@ use tokio::time::{sleep, timeout};
 
 use super::batch::Batch;
 use super::cursor::Tally;
-use super::error::DatabaseError;
+use super::error::{DatabaseError, postgres};
 use super::pace::Pace;
 use super::source::{Source, linger_left};
 use super::table_sink::TableSink;
 use super::target::{Target, Trouble, count};
+use super::transaction::{self, ANSWER_MARGIN};
 use crate::buffer::{Buffer, BufferError, DeadLetterFilter};
 use crate::domain::{Books, DeadLetterKey, Delivered, ErrorClass, Runbook, Sequence};
 use crate::mapping::RowMapper;
@@ -242,7 +243,7 @@ impl Runner {
     async fn resume(&mut self) -> Result<(Source, Target), Trouble> {
         let mapper = self.sink.mapper()?;
         let mut lease = self.sink.pool.get().await?;
-        let limit = self.sink.database.statement_timeout;
+        let limit = self.sink.database.statement_timeout + ANSWER_MARGIN;
         let prepared = timeout(limit, self.prepare(&lease, &mapper)).await;
         let timed_out = DatabaseError::TimedOut { doing: "read the cursor", limit };
         let prepared = match prepared.unwrap_or(Err(timed_out.into())) {
@@ -268,6 +269,9 @@ impl Runner {
         client: &tokio_postgres::Client,
         mapper: &RowMapper,
     ) -> Result<(Books, super::source::Plan), Trouble> {
+        // In a transaction of its own: the server would go on with what nobody waits for any more.
+        let begin = transaction::begin(&self.sink.database);
+        client.batch_execute(&begin).await.map_err(postgres("begin"))?;
         let cursor = self.sink.cursor();
         let found = match cursor.read(client).await? {
             Some(books) => books,
@@ -279,6 +283,7 @@ impl Runner {
         let books = self.settle(found)?;
         self.forget_letters_behind(books.cursor).await?;
         let plan = self.sink.plan(client, mapper).await?;
+        client.batch_execute("COMMIT").await.map_err(postgres("commit"))?;
         Ok((books, plan))
     }
 
@@ -538,10 +543,10 @@ impl Runner {
 
     /// The breaker is open and another part's trial will tell.
     async fn rest(&mut self, retry_in: Duration) -> Turn {
-        let held = self.view.status().state == SinkState::Held;
-        if !held {
+        let before = self.view.status();
+        if before.state != SinkState::Held {
             let cause = self.dependency.status().trouble;
-            self.show(SinkState::Waiting, cause);
+            self.show(SinkState::Waiting, cause.or(before.trouble));
         }
         self.show_oldest().await;
         if self.draining() {

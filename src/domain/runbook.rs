@@ -11,6 +11,7 @@ pub enum Runbook {
     DeadLettersGrowing,
     DependencyDown,
     MigrationFailed,
+    NodeRestarting,
     PartParked,
     PartStalled,
     SinkFenced,
@@ -20,7 +21,7 @@ pub enum Runbook {
 }
 
 impl Runbook {
-    pub const ALL: [Runbook; 14] = [
+    pub const ALL: [Runbook; 15] = [
         Runbook::BooksDoNotBalance,
         Runbook::BufferFull,
         Runbook::ClockJumped,
@@ -29,6 +30,7 @@ impl Runbook {
         Runbook::DeadLettersGrowing,
         Runbook::DependencyDown,
         Runbook::MigrationFailed,
+        Runbook::NodeRestarting,
         Runbook::PartParked,
         Runbook::PartStalled,
         Runbook::SinkFenced,
@@ -48,6 +50,7 @@ impl Runbook {
             Runbook::DeadLettersGrowing => "dead-letters-growing",
             Runbook::DependencyDown => "dependency-down",
             Runbook::MigrationFailed => "migration-failed",
+            Runbook::NodeRestarting => "node-restarting",
             Runbook::PartParked => "part-parked",
             Runbook::PartStalled => "part-stalled",
             Runbook::SinkFenced => "sink-fenced",

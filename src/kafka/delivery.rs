@@ -84,6 +84,8 @@ pub(super) struct Delivery<'a> {
     pub room_left: usize,
     /// The record whose way to its confirmation is timed at the moment.
     pub timed: Option<(Sequence, Instant)>,
+    /// Shown since the cursor last moved.
+    pub waiting_told: bool,
 }
 
 impl Delivery<'_> {
@@ -345,6 +347,7 @@ impl Delivery<'_> {
         drop(window);
         if pending == 0 || passed.records > 0 {
             self.last_moved = Instant::now();
+            self.waiting_told = false;
         }
         self.ledger.enter(passed, oldest);
         let cursor = self.ledger.cursor();
@@ -359,7 +362,7 @@ impl Delivery<'_> {
         pending
     }
 
-    fn show_waiting(&self, since: Duration) {
+    fn show_waiting(&mut self, since: Duration) {
         let trouble = match self.cluster.health.is_down() {
             true => self.cluster.health.trouble(),
             false => format!(
@@ -374,7 +377,8 @@ impl Delivery<'_> {
             None => SinkState::Waiting,
         };
         // The seconds alone are no news.
-        if self.ledger.view().status().state != state {
+        let told = std::mem::replace(&mut self.waiting_told, true);
+        if !told || self.ledger.view().status().state != state {
             self.ledger.show(state, Some(trouble));
         }
     }

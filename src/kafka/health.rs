@@ -150,10 +150,14 @@ impl ClusterHealth {
         self.dependency.breaker()
     }
 
-    /// Why it is down, for people.
+    /// Why it is down, or what else a stream waits for that has not delivered yet; for people.
     pub fn trouble(&self) -> String {
-        let why = self.dependency.status().trouble;
-        why.unwrap_or_else(|| "the cluster does not answer".to_owned())
+        let status = self.dependency.status();
+        status.trouble.unwrap_or_else(|| match status.up {
+            None => format!("cluster {:?} was not reached yet", self.cluster),
+            Some(false) => "the cluster does not answer".to_owned(),
+            Some(true) => "its topic is being looked up".to_owned(),
+        })
     }
 
     /// Pends until the cluster may have become unreachable. A breaker that an earlier life of the producer left open says
@@ -187,6 +191,7 @@ mod tests {
     #[test]
     fn the_dependency_follows_and_trouble_is_told() {
         let health = ClusterHealth::detached("main");
+        assert_eq!(health.trouble(), "cluster \"main\" was not reached yet");
         health.lost("no route");
         assert!(health.is_down());
         assert_eq!(health.trouble(), "no route");

@@ -1,6 +1,7 @@
 //! One stream on its way to its topic: what it does when all is well is in [`super::delivery`]; here is what it does
 //! before, between and after.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::delivery::{Delivery, Stop};
 use super::error::{KafkaError, class_of};
+use super::health::ClusterHealth;
 use super::ledger::{Ledger, LedgerParts};
 use super::outbox::{Outbox, too_large};
 use super::session::{Cluster, Session};
@@ -23,6 +25,9 @@ use crate::retry::Backoff;
 
 /// A lane that waits for room in the store of dead letters looks this often.
 const FULL_RETRY: Duration = Duration::from_secs(5);
+
+/// How soon a sink that waits for its topic says what became known of the cluster.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a lane is made from.
 pub(super) struct LaneParts {
@@ -122,8 +127,8 @@ impl Lane {
     async fn rest(&mut self, rest: Duration) {
         let refusal = self.cluster.health.refusal();
         let state = if refusal.is_some() { SinkState::Held } else { SinkState::Waiting };
-        let status = self.ledger.view().status();
-        if status.state != SinkState::Held && status.state != state {
+        // What it is held for is more than that nobody answers.
+        if self.ledger.view().status().state != SinkState::Held {
             self.ledger.show(state, Some(self.cluster.health.trouble()));
         }
         self.wait(rest).await;
@@ -168,6 +173,7 @@ impl Lane {
             last_moved: Instant::now(),
             room_left: 0,
             timed: None,
+            waiting_told: false,
         };
         let stop = delivery.run(&mut self.reader).await;
         let unreported = delivery.settle_down(matches!(stop, Ok(Stop::Stuck))).await;
@@ -184,6 +190,7 @@ impl Lane {
             // The library would try until its time is over.
             refusal = self.cluster.health.refused() => return Err(refusal),
             () = interrupted(&mut self.control) => return Ok(false),
+            never = keep_telling(&self.ledger, &self.cluster.health) => match never {},
         };
         self.prepared = true;
         let configured = self.cluster.settings.message_bytes_max;
@@ -378,6 +385,16 @@ impl Lane {
             // The cluster answers somebody: no reason to sleep on.
             () = self.cluster.health.breaker().recovered() => {}
         }
+    }
+}
+
+/// While the cluster is asked for a topic, which may take long when nobody answers: what is waited for, as far as known.
+async fn keep_telling(ledger: &Ledger, health: &ClusterHealth) -> Infallible {
+    loop {
+        if ledger.view().status().state == SinkState::Waiting {
+            ledger.show(SinkState::Waiting, Some(health.trouble()));
+        }
+        tokio::time::sleep(TELL_INTERVAL).await;
     }
 }
 

@@ -20,6 +20,7 @@ use super::thread::{self, Thread};
 use super::watch::watches;
 use crate::buffer::Buffer;
 use crate::config::{Loaded, Settings};
+use crate::domain::Runbook;
 use crate::http::{ControlState, DeadLetters, listen};
 use crate::observe::{Board, LogControl};
 use crate::part::Phase;
@@ -164,7 +165,8 @@ impl Node {
         tokio::select! {
             () = stop_signal(terminate, interrupt) => Ok(()),
             error = self.buffer.failed() => {
-                tracing::error!(event = "buffer_failed", %error,
+                tracing::error!(event = "buffer_failed",
+                    runbook = Runbook::NodeRestarting.page(), %error,
                     "the disk failed: the node ends and must be started afresh");
                 Err(error.into())
             }

@@ -86,7 +86,7 @@ impl Board {
                 let view = before.sinks.swap_remove(&key).filter(|view| view.kind == kind);
                 let view = view.unwrap_or_else(|| {
                     let meters = self.exposition.sink_meters(&key.0, &key.1, kind);
-                    Arc::new(SinkView::new(kind, meters))
+                    Arc::new(SinkView::new(key.clone(), kind, meters))
                 });
                 views.sinks.insert(key, view);
             }
@@ -310,20 +310,23 @@ impl StreamView {
 /// A sink's line on the board.
 #[derive(Debug)]
 pub struct SinkView {
+    key: (StreamName, SinkName),
     pub meters: SinkMeters,
     kind: SinkKind,
     /// While a person is waited for.
     pub hold: Incident,
+    /// While its books do not balance.
+    imbalance: Incident,
     status: Mutex<SinkStatus>,
     letters_told: Seldom,
 }
 
 impl SinkView {
-    fn new(kind: SinkKind, meters: SinkMeters) -> Self {
+    fn new(key: (StreamName, SinkName), kind: SinkKind, meters: SinkMeters) -> Self {
         let status = SinkStatus {
             kind,
             state: SinkState::default(),
-            trouble: None,
+            trouble: Some("it has not begun yet".to_owned()),
             books: None,
             oldest_pending: None,
             newest_delivered: None,
@@ -331,9 +334,11 @@ impl SinkView {
             dead_letters: 0,
         };
         SinkView {
+            key,
             meters,
             kind,
             hold: Incident::default(),
+            imbalance: Incident::default(),
             status: Mutex::new(status),
             letters_told: Seldom::default(),
         }
@@ -357,6 +362,30 @@ impl SinkView {
     }
 
     pub fn update(&self, change: impl FnOnce(&mut SinkStatus)) {
-        change(&mut lock(&self.status));
+        let mut status = lock(&self.status);
+        change(&mut status);
+        let difference = status.books.map_or(0, |books| books.difference());
+        drop(status);
+        self.tell_balance(difference);
+    }
+
+    /// Says once that the books do not balance, and once that they do again.
+    fn tell_balance(&self, difference: i64) {
+        let (stream, sink) = &self.key;
+        if difference == 0 {
+            if let Some(correlation_id) = self.imbalance.end() {
+                tracing::info!(event = "books_balance", %correlation_id, %stream, %sink, "they balance again");
+            }
+        } else if self.imbalance.current().is_none() {
+            tracing::error!(
+                event = "books_do_not_balance",
+                runbook = Runbook::BooksDoNotBalance.page(),
+                correlation_id = %self.imbalance.id(),
+                %stream,
+                %sink,
+                difference,
+                "received is not the sum of what became of it: see `telemetry ledger`"
+            );
+        }
     }
 }

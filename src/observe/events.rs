@@ -318,6 +318,12 @@ pub const CHAPTERS: [Chapter; 9] = [
                 "Stop one of the two, then restart the part",
             ),
             event(
+                "books_do_not_balance",
+                "Received is not the sum of what became of it; `difference` is what is missing",
+                "As its page says: it is evidence of an edited bookkeeping row, or of a mistake here",
+            ),
+            event("books_balance", "The books of a sink balance again", ""),
+            event(
                 "database_went_back",
                 "The database has an older cursor than it had: it was restored, or failed over",
                 "Check what it lost beyond the buffer's reach",

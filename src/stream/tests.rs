@@ -489,6 +489,38 @@ async fn a_stop_waits_for_what_the_buffer_already_has() {
     assert_eq!(ended.unwrap(), Ended::Told);
 }
 
+/// A broker that reads late has all of them again after a lost connection.
+#[tokio::test]
+async fn half_of_what_may_be_unacknowledged_is_acknowledged_until_a_ping_is_answered() {
+    const BOUND: usize = 50;
+    let mut node = Node::new().await;
+    node.limits.unacknowledged_messages_max = 2 * BOUND;
+    let ended = node
+        .connect(async |mut broker, buffer, phase| {
+            broker.welcome(false).await;
+            for id in 1..=80 {
+                broker.say(&publish(false, id, b"value")).await;
+                until(|| buffer.kept() == usize::from(id)).await;
+                buffer.sync();
+            }
+            let (mut acknowledged, mut pings) = (0, 0);
+            while acknowledged < BOUND {
+                match broker.hear().await {
+                    v5::Packet::PubAck(_) => acknowledged += 1,
+                    v5::Packet::PingReq(_) => pings += 1,
+                    other => panic!("a PUBACK or a ping, not {other:?}"),
+                }
+            }
+            assert!(pings > 0, "nothing would prove them");
+            broker.hears_no_puback(Duration::from_millis(200)).await;
+            broker.say(&[0xD0, 0].repeat(pings)).await;
+            broker.hear_pubacks(80 - BOUND).await;
+            stop(phase);
+        })
+        .await;
+    ended.unwrap();
+}
+
 #[tokio::test]
 async fn a_ping_answered_proves_the_pubacks_before_it() {
     let mut node = Node::new().await;

@@ -183,6 +183,13 @@ fn every_event_is_explained_and_the_page_is_that_of_the_code() {
 }
 
 #[test]
+fn every_page_of_the_runbooks_is_named_by_a_line_of_the_log() {
+    let named: BTreeSet<_> = told().into_values().flat_map(|told| told.runbooks).collect();
+    let pages: BTreeSet<_> = Runbook::ALL.into_iter().map(Runbook::page).collect();
+    assert_eq!(named, pages);
+}
+
+#[test]
 fn what_a_person_is_asked_for_says_what_to_do() {
     let told = told();
     for event in CHAPTERS.iter().flat_map(|chapter| chapter.events) {

@@ -249,6 +249,39 @@ fn a_commit_that_is_answered_by_a_rollback_loses_no_row() {
     });
 }
 
+/// The rows are there, and nobody hears of it: only the cursor row tells.
+#[test]
+fn a_commit_whose_answer_is_lost_is_neither_repeated_nor_taken_for_another_nodes() {
+    local(async {
+        let mut bench = Bench::new().await;
+        let proxy = Proxy::start(bench.cluster.port()).unwrap();
+        let database = &mut bench.settings.databases["telemetry"];
+        database.port = proxy.port();
+        database.statement_timeout = Duration::from_secs(1);
+        let running = at_work(&bench).await;
+        bench.rows(
+            "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END $$; \
+             CREATE CONSTRAINT TRIGGER slowly AFTER UPDATE ON telemetry_cursors \
+             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slowly()",
+        );
+        bench.feed("energy", next_hundred()).await;
+        let committing = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query = 'COMMIT'";
+        eventually("the server commits", || bench.rows(committing) == ["1"]).await;
+        proxy.set(Link::SilentToClient);
+        assert_eq!(running.status().books.unwrap().delivered, 100);
+        let rows = "SELECT count(*) FROM energy_consumption";
+        eventually("it has", || bench.rows(rows) == ["200"]).await;
+        let trouble = running.reaches(SinkState::Waiting).await.trouble.unwrap();
+        assert!(trouble.contains("no answer within"), "{trouble}");
+        proxy.set(Link::Fine);
+        assert_eq!(running.drained().await.delivered, 200);
+        assert_once_each(&bench, 200).await;
+        running.reaches(SinkState::Delivering).await;
+        running.stop().await;
+    });
+}
+
 #[test]
 fn a_table_dropped_under_the_writer_holds_it_until_there_is_one_again() {
     local(async {
@@ -351,6 +384,33 @@ fn a_table_locked_for_longer_than_the_statement_timeout_is_waited_for() {
         bench.feed("energy", next_hundred()).await;
         let trouble = running.reaches(SinkState::Waiting).await.trouble.unwrap();
         assert!(trouble.contains("57014"), "{trouble}");
+        other.batch_execute("COMMIT").await.unwrap();
+        running.drained().await;
+        assert_once_each(&bench, 200).await;
+        running.stop().await;
+    });
+}
+
+/// Each attempt that is given up on would leave a session behind that goes on waiting for the lock.
+#[test]
+fn a_locked_cursor_is_waited_for_and_leaves_no_sessions_behind() {
+    local(async {
+        let mut bench = Bench::new().await;
+        impatient(&mut bench);
+        let running = at_work(&bench).await;
+        running.stop().await;
+        let other = session(&bench).await;
+        other.batch_execute("BEGIN; LOCK TABLE telemetry.telemetry_cursors").await.unwrap();
+        bench.feed("energy", next_hundred()).await;
+        let running = bench.start("energy", "energy_consumption");
+        let trouble = running.reaches(SinkState::Waiting).await.trouble.unwrap();
+        assert!(trouble.contains("read the cursor"), "{trouble}");
+        let retries = || running.sink.view().meters.retries.get();
+        eventually("it is tried again and again", || retries() >= 5).await;
+        let sessions = "SELECT count(*) FROM pg_stat_activity \
+                        WHERE application_name = 'telemetry' AND datname = current_database()";
+        let sessions: u32 = bench.rows(sessions)[0].parse().unwrap();
+        assert!(sessions <= 2, "{sessions} sessions");
         other.batch_execute("COMMIT").await.unwrap();
         running.drained().await;
         assert_once_each(&bench, 200).await;

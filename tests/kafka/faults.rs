@@ -184,8 +184,12 @@ async fn an_absent_cluster_is_waited_for() {
     let dependency = stage.board.dependency("kafka:main");
     stage
         .run(async |_| {
+            let trouble = || stage.status("energy").trouble;
+            stage.until("its lane begins", |stage| stage.status("energy").books.is_some()).await;
+            assert!(trouble().is_some_and(|words| !words.is_empty()), "it says what it waits for");
             stage.until("it is noticed", |_| dependency.status().up == Some(false)).await;
             assert_eq!(stage.status("energy").state, SinkState::Waiting);
+            stage.until("so says the sink", |_| trouble() == dependency.status().trouble).await;
             let breaker = || dependency.status().breaker;
             stage.until("it is left alone", |_| breaker().state == BreakerState::Open).await;
             stage.mock.broker_up(1).unwrap();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indexmap::IndexMap;
+use rig::{Link, Proxy};
 use telemetry::config::{
     BufferSettings, HttpSettings, LogFormat, LogSettings, NodeSettings, Settings,
     SupervisionSettings, TableSettings,
@@ -143,6 +144,32 @@ async fn an_absent_database_is_waited_for_and_the_part_can_be_stopped() {
             let view = running.board.dependency("postgresql:telemetry");
             eventually("unreachable", || view.status().up == Some(false)).await;
             assert_eq!(view.status().migration, Some(MigrationState::Waiting));
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_in_the_middle_of_a_file_is_given_up_on_and_asked_again() {
+    let mut database = TestDatabase::new();
+    database.write("0001_a.sql", "CREATE TABLE a (x integer); SELECT pg_sleep(0.5);");
+    let proxy = Proxy::start(database.settings.port).unwrap();
+    database.settings.port = proxy.port();
+    database.settings.query_timeout = Duration::from_secs(2);
+    database.settings.statement_timeout = Duration::from_millis(500);
+    let asleep = "SELECT count(*) FROM pg_stat_activity \
+                  WHERE wait_event = 'PgSleep' AND datname = current_database()";
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            eventually("the file runs", || database.rows(asleep) == ["1"]).await;
+            proxy.set(Link::SilentToClient);
+            let view = running.board.dependency("postgresql:telemetry");
+            let told = || view.status().trouble.is_some_and(|why| why.contains("no answer within"));
+            eventually("given up", told).await;
+            proxy.set(Link::Fine);
+            running.reaches(MigrationState::Done).await;
+            assert_eq!(database.rows("SELECT count(*) FROM a"), ["0"]);
             running.stop().await;
         })
         .await;

@@ -54,6 +54,8 @@ fn each_kind_of_bad_message_is_set_aside_alone_with_its_reason() {
     let found = letters(&world);
     let reasons: Vec<_> = found.iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
     assert_eq!(reasons, bad.iter().map(|(_, reason)| *reason).collect::<Vec<_>>());
+    let log = world.node.log_text();
+    assert_eq!(log.matches("\"event\":\"dead_lettered\"").count(), 1, "one line a minute\n{log}");
     let range = found.iter().find(|letter| letter["reason"] == "out_of_range").unwrap();
     assert_eq!(range["column"], "active_power_total");
     assert!(range["detail"].as_str().unwrap().contains("2147483648"), "{range}");
@@ -147,6 +149,17 @@ fn a_missing_column_holds_that_writer_only_and_names_the_fix() {
     eventually(SOON, "the held stream is kept", || {
         world.sink("energy", "energy_consumption")["pending"] == 1
     });
+    let tried = || {
+        let page = world.node.get("/metrics").unwrap().body;
+        let series = "telemetry_sink_retries_total{stream=\"energy\",sink=\"energy_consumption\"} ";
+        let count = page.lines().find_map(|line| line.strip_prefix(series)?.parse::<u64>().ok());
+        count.expect("the series stands from the start")
+    };
+    eventually(SOON, "it is tried again and again", || tried() >= 5);
+    let log = world.node.log_text();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("\"sink_held\"")).collect();
+    assert_eq!(told.len(), 1, "once, however often: {told:#?}");
+    assert!(told[0].contains("\"runbook\":\"sink-held\""), "{told:?}");
     world
         .postgres
         .execute("telemetry", "ALTER TABLE energy_consumption ADD COLUMN power_factor smallint")

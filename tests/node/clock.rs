@@ -58,6 +58,8 @@ fn an_hour_forward_and_back_is_told_once_each_and_stops_nothing() {
     deliver();
     set("+3600");
     eventually(SOON, "the jump is counted", || jumps("forward") == "1");
+    let health = world.node.get("/health").unwrap().json().unwrap();
+    assert_eq!(health["state"], "healthy", "no stream is an hour silent: {}", health["because"]);
     deliver();
     set("+0");
     eventually(SOON, "the way back too", || jumps("backward") == "1");

@@ -103,6 +103,16 @@ fn the_ledger_balances_running_and_stopped() {
     assert_eq!((code, &line["difference"]), (Some(1), &3.into()));
     let health = world.node.get("/health").unwrap().body;
     assert!(health.contains("do not balance"), "{health}");
+    let log = world.node.log_text();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("books_do_not_balance")).collect();
+    let named = |line: &&&str| {
+        line.contains(r#""runbook":"books-do-not-balance""#) && line.contains(r#""difference":3"#)
+    };
+    assert_eq!((told.len(), told.iter().filter(named).count()), (1, 1), "{told:#?}");
+
+    world.node.stop(SOON).unwrap();
+    let (code, line) = energy(&world);
+    assert_eq!((code, &line["difference"]), (Some(1), &3.into()), "the stopped node says the same");
 }
 
 #[test]
@@ -128,6 +138,20 @@ fn no_part_of_a_secret_is_ever_shown() {
     eventually(SOON, "it notices", || world.node.get("/health").unwrap().body.contains("is away"));
     shown.push_str(&world.node.log_text());
     assert!(!shown.contains(rig::PASSWORD), "the password is in what the node shows");
+}
+
+/// A start at a database that has everything is answered by a notice for each thing that is there already.
+#[test]
+fn what_the_database_only_mentions_is_no_line_of_the_log() {
+    const NOTICE: &str = "already exists, skipping";
+    let loud = "[log]\nfilter = \"info,tokio_postgres=info\"\n".to_owned();
+    for (extra, told) in [(loud, true), (String::new(), false)] {
+        let mut world = World::start(Changes { extra, ..Changes::default() });
+        world.node.stop(SOON).unwrap();
+        world.node.start().unwrap();
+        world.node.wait_ready(SOON).unwrap();
+        assert_eq!(world.node.log_text().contains(NOTICE), told);
+    }
 }
 
 #[test]

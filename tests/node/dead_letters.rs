@@ -1,5 +1,6 @@
 //! What a person does about dead letters, on a running and on a stopped node.
 
+use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -24,6 +25,21 @@ fn printed(output: &Output) -> String {
     let (out, error) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{out}\n{error}");
     out
+}
+
+/// What it says to a person who gives this answer.
+fn at_a_terminal(world: &World, arguments: &[&str], answer: &str) -> String {
+    let config = world.node.config().display().to_string();
+    let telemetry = env!("CARGO_BIN_EXE_telemetry");
+    let command = format!("{telemetry} dlq {} --config {config}", arguments.join(" "));
+    let mut terminal = Command::new("script")
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    terminal.stdin.take().unwrap().write_all(format!("{answer}\n").as_bytes()).unwrap();
+    text(&terminal.wait_with_output().unwrap().stdout)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -140,6 +156,8 @@ fn letters_are_filtered_by_time_exported_and_purged_running_and_stopped() {
     assert_eq!(letters(&world, &[]).len(), all.len());
     printed(&dlq(&world, &["purge", "--until", &mark, "--yes"]));
     assert_eq!(letters(&world, &[]).len(), after.len());
+    let shown = world.sink("energy", "energy_consumption")["status"]["dead_letters"].clone();
+    assert_eq!(shown, after.len(), "the node counts them so too");
     let log = world.node.log_text();
     let audit = log.lines().find(|line| line.contains("dead_letters_purged"));
     let purged = format!("\"purged\":{}", before.len());
@@ -213,8 +231,11 @@ fn letters_are_chosen_by_stream_sink_and_reason_and_replayed_all_by_filter_or_on
     assert_eq!(world.count("telemetry", "temperature_sensors"), 3);
     printed(&dlq(&world, &["replay", "--stream", "temperature_outdoor"]));
     assert_eq!(world.count("telemetry", "temperature_sensors"), 4);
-    printed(&dlq(&world, &["purge", "--reason", "not_json", "--yes"]));
-    assert_eq!(letters(&world, &[]).len(), 2);
+    for (answer, left) in [("no", 3), ("yes", 2)] {
+        let asked = at_a_terminal(&world, &["purge", "--reason", "not_json"], answer);
+        assert!(asked.contains("1 dead letters will be gone for good"), "{asked}");
+        assert_eq!(letters(&world, &[]).len(), left, "after {answer:?}: {asked}");
+    }
     assert!(world.node.log_text().contains("dead_letters_replayed"));
 }
 
@@ -281,6 +302,10 @@ fn a_replay_killed_half_way_and_repeated_writes_each_row_once() {
         .unwrap();
     publish(&world, (0..LETTERS).map(|count| energy("5", count)));
     assert_eq!(letters(&world, &[]).len() as u64, LETTERS);
+    let refused = dlq(&world, &["replay"]);
+    assert_eq!(text(&refused.stdout).matches("still dead").count() as u64, LETTERS);
+    let progress = ["100 of 400", "200 of 400", "300 of 400", "400 of 400"];
+    assert_eq!(text(&refused.stderr).lines().collect::<Vec<_>>(), progress);
     world
         .postgres
         .execute("telemetry", "ALTER TABLE energy_consumption DROP CONSTRAINT sane")

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rig::eventually;
+use rig::{Disk, FileSystem, Folder, eventually};
 use serde_json::json;
 
 use crate::world::{Changes, SOON, World};
@@ -33,6 +33,15 @@ fn assert_once_each(world: &World, publisher: &rig::Publisher) {
     assert!(comparison.is_exact(), "{comparison:?}");
 }
 
+/// What the node is not healthy for: a state alone is no reason.
+#[track_caller]
+fn assert_each_reason_is_given(world: &World) {
+    let health = world.node.get("/health").unwrap().json().unwrap();
+    for because in health["because"].as_array().unwrap() {
+        assert!(!because.as_str().unwrap().trim_end().ends_with(':'), "{because}");
+    }
+}
+
 #[test]
 fn it_starts_with_everything_away_and_catches_up_when_things_come() {
     let mut world = World::prepare(Changes { own_kafka: true, ..Changes::default() });
@@ -43,7 +52,16 @@ fn it_starts_with_everything_away_and_catches_up_when_things_come() {
     eventually(SOON, "it says that nothing is migrated yet", || {
         let Ok(ready) = world.node.get("/health/ready") else { return false };
         assert_eq!(ready.status, 503, "ready before a database was looked at: {}", ready.body);
+        assert_each_reason_is_given(&world);
         ready.body.contains("migrations not applied yet")
+    });
+    eventually(SOON, "the cluster is said to be away", || {
+        assert_each_reason_is_given(&world);
+        dependency(&world, "kafka:main")["breaker"]["trips"] == 1
+    });
+    eventually(SOON, "its sinks say so too", || {
+        let trouble = &world.sink("energy", "kafka")["status"]["trouble"];
+        trouble.as_str().is_some_and(|words| words.contains("1/1 brokers are down"))
     });
     world.mosquitto.restart().unwrap();
     world.subscribed();
@@ -60,6 +78,12 @@ fn it_starts_with_everything_away_and_catches_up_when_things_come() {
     world.drained(SOON);
     assert_once_each(&world, &publisher);
     world.node.wait_ready(SOON).unwrap();
+    let log = world.node.log_text();
+    let library = log.matches("\"event\":\"kafka_library\"").count();
+    assert!(
+        library <= 2,
+        "{library} lines of the library, which tries several times a second\n{log}"
+    );
 }
 
 /// The node sees a list of hosts of its own, and no name server.
@@ -319,8 +343,10 @@ fn noise(seed: u64, characters: usize) -> String {
 #[test]
 fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
     const QUOTA_BYTES: u64 = 16 << 20;
+    const TAIL_BYTES: u64 = 1 << 20;
     let extra = format!(
-        "[buffer]\nquota_bytes = {QUOTA_BYTES}\ngeneration_bytes = 1048576\nfree_bytes_min = 1048576\n"
+        "[buffer]\nquota_bytes = {QUOTA_BYTES}\ngeneration_bytes = 1048576\nfree_bytes_min = 1048576\n\
+         tail_bytes_max = {TAIL_BYTES}\n"
     );
     let mut world = World::start(Changes { extra, ..Changes::default() });
     world.postgres.stop().unwrap();
@@ -353,6 +379,10 @@ fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
     publisher.flush(SOON).unwrap();
     let ready = world.node.get("/health/ready").unwrap();
     assert_eq!(ready.status, 503, "{}", ready.body);
+    let page = world.node.get("/metrics").unwrap().body;
+    let tail = "telemetry_edge_depth{edge=\"tail\"} ";
+    let tail = page.lines().find_map(|line| line.strip_prefix(tail)?.parse::<u64>().ok()).unwrap();
+    assert!((TAIL_BYTES / 2..=TAIL_BYTES).contains(&tail), "{tail} bytes in memory");
     let sequence = |world: &World| {
         let all = world.node.streams().unwrap();
         all["streams"].as_array().unwrap().iter().find(|line| line["name"] == "energy").unwrap()
@@ -375,4 +405,48 @@ fn at_its_quota_it_stops_acknowledging_and_resumes_by_itself() {
     });
     world.drained(SOON);
     assert_once_each(&world, &publisher);
+}
+
+#[test]
+fn with_less_space_than_it_wants_free_it_stops_acknowledging_and_resumes_by_itself() {
+    const FREE_BYTES_MIN: u64 = 16 << 20;
+    let folder = Folder::new(None, "space").unwrap();
+    let disk = Disk::open(folder.path(), FileSystem::Ext4).unwrap();
+    let extra = format!("[buffer]\nfree_bytes_min = {FREE_BYTES_MIN}\nballast_bytes = 0\n");
+    let mut world = World::prepare(Changes { extra, ..Changes::default() });
+    let config = world.node.config().to_owned();
+    let text = std::fs::read_to_string(&config).unwrap();
+    let state = config.with_file_name("state").display().to_string();
+    assert!(text.contains(&state), "{text}");
+    let elsewhere = disk.mount_point().join("state").display().to_string();
+    std::fs::write(&config, text.replace(&state, &elsewhere)).unwrap();
+    world.node.start().unwrap();
+    world.node.wait_ready(SOON).unwrap();
+    world.subscribed();
+    let publisher = world.publisher();
+    let publish = |counts: std::ops::Range<u64>| {
+        for count in counts {
+            publisher.publish("energy", "saveeye/telemetry", reading(count));
+        }
+        publisher.flush(SOON).unwrap();
+    };
+    publish(0..100);
+    world.drained(SOON);
+    let filling = disk.fill(FREE_BYTES_MIN / 2).unwrap();
+    publish(100..200);
+    let buffer = || world.node.get("/health").unwrap().json().unwrap()["buffer"].clone();
+    eventually(SOON, "it takes nothing more, and says why", || {
+        buffer()["accepting"] == false
+            && buffer()["refusing_because"].to_string().contains("bytes free, the minimum is")
+    });
+    assert_eq!(world.node.get("/health/ready").unwrap().status, 503);
+    assert_eq!(world.count("telemetry", "energy_consumption"), 100, "the broker holds the rest");
+    drop(filling);
+    eventually(SOON, "all rows", || world.count("telemetry", "energy_consumption") == 200);
+    world.drained(SOON);
+    assert_once_each(&world, &publisher);
+    let log = world.node.log_text();
+    let told = |event: &str| log.matches(&format!("\"event\":\"{event}\"")).count();
+    assert_eq!((told("buffer_full"), told("buffer_accepting")), (1, 1), "{log}");
+    world.node.stop(SOON).unwrap();
 }

@@ -228,6 +228,12 @@ fn parts_that_panic_for_ever_are_parked_tried_slowly_and_by_hand_and_the_others_
         world.count("telemetry", "temperature_sensors") >= published - published / LOSS
     });
     parked(&world, WRITER, 3);
+    let health = world.node.get("/health").unwrap().json().unwrap();
+    let because = health["because"].to_string();
+    assert_eq!(health["state"], "unhealthy", "{because}");
+    for words in [&format!("part {WRITER} is parked: panic: made by a test"), "part-parked"] {
+        assert!(because.contains(words), "{words} in {because}");
+    }
     let ordered = world.node.command(&["parts", "restart", WRITER]).unwrap();
     assert!(ordered.status.success(), "{ordered:?}");
     parked(&world, WRITER, 6);

@@ -76,11 +76,42 @@ fn a_second_signal_ends_a_drain_at_once_and_what_is_pending_stays() {
     });
     terminate(&mut world);
     eventually(SOON, "it drains", || world.node.log_text().contains("node_stopping"));
+    let ready = world.node.get("/health/ready").unwrap();
+    assert!(ready.status == 503 && ready.body.contains("the node is stopping"), "{}", ready.body);
     let second = Instant::now();
     terminate(&mut world);
     let status = world.node.daemon().wait(STOP_LIMIT).unwrap();
     assert!(status.success(), "{status}");
     assert!(second.elapsed() < Duration::from_secs(10), "{:?}", second.elapsed());
+    world.postgres.thaw();
+    world.node.start().unwrap();
+    eventually(SOON, "all rows", || world.count("telemetry", "energy_consumption") == 100);
+    world.drained(SOON);
+}
+
+#[test]
+fn a_drain_that_gets_nowhere_ends_at_its_limit_and_what_is_pending_stays() {
+    let limit = Duration::from_secs(3);
+    let mut world = World::prepare(Changes::default());
+    let config = world.node.config().to_owned();
+    let text = std::fs::read_to_string(&config).unwrap();
+    let setting = format!("[node]\ndrain_timeout_seconds = {}", limit.as_secs());
+    std::fs::write(&config, text.replacen("[node]", &setting, 1)).unwrap();
+    world.node.start().unwrap();
+    world.node.wait_ready(SOON).unwrap();
+    world.subscribed();
+    world.postgres.freeze();
+    let publisher = world.publisher();
+    for count in 0..100 {
+        publisher.publish("energy", "saveeye/telemetry", reading(count));
+    }
+    publisher.flush(SOON).unwrap();
+    let asked = Instant::now();
+    let status = world.node.stop(STOP_LIMIT).unwrap();
+    let took = asked.elapsed();
+    assert!(status.success(), "{status}");
+    assert!(took >= limit && took < limit + Duration::from_secs(10), "{took:?}");
+    assert!(world.node.log_text().contains("\"drain_deadline\""), "{}", world.node.log_text());
     world.postgres.thaw();
     world.node.start().unwrap();
     eventually(SOON, "all rows", || world.count("telemetry", "energy_consumption") == 100);

@@ -1,5 +1,7 @@
 //! A panic where no part is: in the buffer's threads, in an answer over HTTP.
 
+use std::collections::HashSet;
+
 use rig::eventually;
 use serde_json::json;
 
@@ -51,6 +53,32 @@ fn a_panic_of_each_of_the_buffers_threads_ends_the_process_and_loses_nothing() {
     });
     world.drained(SOON);
     assert_eq!(world.count("telemetry", "energy_consumption"), publisher.count() as u64);
+}
+
+/// The library's own thread, which tells what became of the records: the cluster answers, and nothing is confirmed.
+#[test]
+fn a_kafka_producer_whose_thread_hangs_is_replaced_and_leaves_no_hole() {
+    const RECORDS: u64 = 200;
+    let mut world = World::prepare(Changes {
+        kafka: true,
+        failpoints: format!("callback_delivery=20*off->1*sleep({})", 10 * SOON.as_millis()),
+        extra: "[clusters.main]\nmessage_timeout_seconds = 3\n".to_owned(),
+        ..Changes::default()
+    });
+    world.node.start().unwrap();
+    world.subscribed();
+    let publisher = world.publisher();
+    (0..RECORDS).for_each(|count| {
+        publisher.publish("energy", "saveeye/telemetry", reading(count));
+    });
+    publisher.flush(SOON).unwrap();
+    world.drained(SOON);
+    let records = world.kafka_records("homelab-energy-realtime");
+    let ids: HashSet<_> = records.iter().filter_map(|one| one.header("telemetry-id")).collect();
+    assert_eq!(ids.len() as u64, RECORDS);
+    assert_eq!(world.count("telemetry", "energy_consumption"), RECORDS);
+    let status = world.node.stop(SOON).unwrap();
+    assert!(status.success(), "the thread that hangs holds no stop up: {status}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rig::{Mosquitto, MosquittoOptions};
-use telemetry::config::{BreakerSettings, Settings};
+use telemetry::config::{BreakerSettings, Settings, TlsSettings};
 use telemetry::domain::Verdict;
 use telemetry::observe::{DisconnectReason, StreamStatus, health};
 use telemetry::stream::probe;
@@ -226,6 +226,65 @@ async fn a_broker_that_lets_in_and_never_grants_is_never_healthy() {
                 })
                 .await;
                 life.assert_shown_as("did not answer within 0.3 s (SUBSCRIBE)");
+            }
+            life.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_broken_packet_is_told_once_and_counted_and_what_comes_after_is_kept() {
+    /// A PUBLISH of QoS 3, which there is not.
+    const BROKEN: [u8; 8] = [0x36, 6, 0, 1, b'a', 0, 1, 0];
+    let (listener, settings) = scripted().await;
+    let state = tempfile::tempdir().unwrap();
+    let (lines, _guard) = Lines::listen();
+    LocalSet::new()
+        .run_until(async {
+            let life = Life::begin(&settings, state.path());
+            for broken in 1..=2 {
+                let mut broker = Scripted::let_in(&listener).await;
+                broker.answer(1).await;
+                if broken == 1 {
+                    life.subscribed().await;
+                }
+                broker.say(&BROKEN).await;
+                let counted = |life: &Life| life.lost(DisconnectReason::Protocol) == broken;
+                life.until("counted", counted).await;
+                life.assert_shown_as("broke the MQTT protocol");
+            }
+            let rejected = life.board.stream(&energy()).meters.rejected_messages.get();
+            assert_eq!(rejected, 2);
+            let mut broker = Scripted::let_in(&listener).await;
+            broker.answer(1).await;
+            life.subscribed().await;
+            broker.say(&[0x32, 9, 0, 3, b'a', b'/', b'b', 0, 7, 0, b'x']).await;
+            life.kept(1).await;
+            assert_eq!(all_payloads(&life.buffer), [b"x".to_vec()]);
+            assert_eq!(life.complaint(), None);
+            let told = lines.with("active=false");
+            assert!(told.iter().all(|line| line.contains("stream-not-subscribed")), "{told:?}");
+            assert_eq!(told.len(), 2, "{told:?}");
+            life.stop().await;
+        })
+        .await;
+}
+
+/// Its port takes connections, as the kernel does for any program that stands still.
+#[tokio::test]
+async fn a_broker_that_never_answers_the_tls_handshake_is_given_up_in_time() {
+    let (_listener, mut settings) = scripted().await;
+    let home = settings.brokers.get_mut("home").unwrap();
+    home.connect_timeout = Duration::from_millis(300);
+    home.tls = Some(TlsSettings::default());
+    let state = tempfile::tempdir().unwrap();
+    LocalSet::new()
+        .run_until(async {
+            let life = Life::begin(&settings, state.path());
+            for given_up in 1..=2 {
+                let counted = |life: &Life| life.lost(DisconnectReason::Network) == given_up;
+                life.until("given up", counted).await;
+                life.assert_shown_as("did not answer within 0.3 s (connecting)");
             }
             life.stop().await;
         })
