@@ -215,7 +215,8 @@ impl Buffer {
         let directory = recovery::take_lock(state_dir)?;
         disk::release_ballast(&state_dir.join("ballast"), settings.ballast_bytes)?;
         let identity = recovery::identity(&folder)?;
-        let mut state = salvage::open(state_dir, settings.dead_letter_quota_bytes)?;
+        let step = || board.update_buffer(|status| status.opening_steps += 1);
+        let mut state = salvage::open(state_dir, settings.dead_letter_quota_bytes, &step)?;
         recovery::check_log(&state, identity)?;
         recovery::check_shim(&mut state)?;
         let cursors = Cursors::of(&state)?;
@@ -226,7 +227,10 @@ impl Buffer {
             configured: &streams.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(),
             delivered: cursors.furthest.clone(),
             reached: reached::read(&folder)?,
-            on_read: &|read| board.update_buffer(|status| status.generations = read),
+            on_read: &|read| {
+                step();
+                board.update_buffer(|status| status.generations = read);
+            },
         }
         .run()?;
         let cell = |name: &StreamName| {

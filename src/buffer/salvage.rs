@@ -25,16 +25,18 @@ use crate::domain::Runbook;
 const NO_QUOTA: u64 = u64::MAX;
 
 /// The folders concerned.
-struct Places {
+struct Places<'s> {
     folder: PathBuf,
     trial: PathBuf,
     draft: PathBuf,
     buffer: PathBuf,
     quarantine: PathBuf,
+    /// Called when a step is done that reads or writes all of the database: on a slow disk each takes a while.
+    step: &'s dyn Fn(),
 }
 
-impl Places {
-    fn of(state_dir: &Path) -> Self {
+impl<'s> Places<'s> {
+    fn of(state_dir: &Path, step: &'s dyn Fn()) -> Self {
         let buffer = state_dir.join("buffer");
         Places {
             folder: state_dir.join("state"),
@@ -42,7 +44,14 @@ impl Places {
             draft: state_dir.join("state.draft"),
             quarantine: buffer.join("quarantine"),
             buffer,
+            step,
         }
+    }
+
+    fn gather(&self) -> Result<Evidence, BufferError> {
+        let evidence = Evidence::gather(&self.folder, &self.buffer)?;
+        (self.step)();
+        Ok(evidence)
     }
 }
 
@@ -63,8 +72,9 @@ enum Found {
 pub(super) fn open(
     state_dir: &Path,
     dead_letter_quota_bytes: u64,
+    step: &dyn Fn(),
 ) -> Result<StateStore, BufferError> {
-    let places = Places::of(state_dir);
+    let places = Places::of(state_dir, step);
     let (mut state, held) = open_or_mend(&places, dead_letter_quota_bytes)?;
     state.keep_journal(&places.buffer, held.letters())?;
     Ok(state)
@@ -82,12 +92,12 @@ fn open_or_mend(
     } else if places.draft.exists() {
         disk::rename(&places.draft, &places.folder)?;
     } else {
-        let evidence = Evidence::gather(&places.folder, &places.buffer)?;
+        let evidence = places.gather()?;
         make(&places.draft)?;
         disk::rename(&places.draft, &places.folder)?;
         return begin_anew(places, &evidence, open()?);
     }
-    let evidence = Evidence::gather(&places.folder, &places.buffer)?;
+    let evidence = places.gather()?;
     let error = match patiently_look(places, &evidence)? {
         Found::Sound(held) => match patiently(open) {
             Err(error) if error.is_damage() => error,
@@ -99,7 +109,9 @@ fn open_or_mend(
         },
         Found::Incomplete(trial, gaps) => {
             let mut draft = rewrite(&trial, &places.draft)?;
+            (places.step)();
             let filled = evidence.fill(&mut draft, &gaps)?;
+            (places.step)();
             drop((trial, draft));
             remove(&places.trial)?;
             swap(places, &filled, gaps.harmed, None)?;
@@ -113,6 +125,7 @@ fn open_or_mend(
         draft.insert(key, value)?;
     }
     let filled = evidence.fill(&mut draft, &Gaps::default())?;
+    (places.step)();
     drop(draft);
     swap(places, &filled, true, Some(error))?;
     Ok((open()?, filled.held))
@@ -149,8 +162,8 @@ fn take_as_it_is(
 
 /// Opens that of a stopped node, to work on it: one that is harmed is left to the node.
 pub(super) fn open_sound(state_dir: &Path) -> Result<StateStore, BufferError> {
-    let places = Places::of(state_dir);
-    let evidence = Evidence::gather(&places.folder, &places.buffer)?;
+    let places = Places::of(state_dir, &|| ());
+    let evidence = places.gather()?;
     let found = look(&places, &evidence);
     remove(&places.trial)?;
     let held = match found? {
@@ -232,9 +245,13 @@ fn look(places: &Places, evidence: &Evidence) -> Result<Found, BufferError> {
     }
     remove(&places.trial)?;
     let rehearsed = copy(places).and_then(|()| {
+        (places.step)();
+        fail::fail_point!("salvage_copied");
         let mut trial = open_in_place(&places.trial, NO_QUOTA)?;
+        (places.step)();
         trial.copy_letters_to(&evidence.raw.clusters())?;
         let held = trial.held()?;
+        (places.step)();
         let gaps = evidence.gaps(&trial, &held)?;
         Ok((trial, held, gaps))
     });
@@ -398,7 +415,7 @@ mod tests {
         }
 
         fn open(&self) -> Result<StateStore, BufferError> {
-            open(self.folder.path(), QUOTA)
+            open(self.folder.path(), QUOTA, &|| ())
         }
 
         fn quarantine(&self) -> PathBuf {
@@ -514,8 +531,8 @@ mod tests {
             let mut all = letters(40);
             let node = Node::without(&all, &removed, in_order, true);
             node.harm(at, harm, 0);
-            let places = Places::of(node.folder.path());
-            let evidence = Evidence::gather(&places.folder, &places.buffer).unwrap();
+            let places = Places::of(node.folder.path(), &|| ());
+            let evidence = places.gather().unwrap();
             let opened = open_in_place(&places.folder, QUOTA);
             let taken = opened.and_then(|state| take_as_it_is(&places, &evidence, state));
             prop_assume!(taken.is_ok());
@@ -682,7 +699,7 @@ mod tests {
         store.insert(b"meta\0start", &1_u64.to_be_bytes()).unwrap();
         store.flush().unwrap();
         drop(store);
-        let refused = open(folder.path(), QUOTA).unwrap_err();
+        let refused = open(folder.path(), QUOTA, &|| ()).unwrap_err();
         assert!(matches!(refused, BufferError::Format { format: 2, .. }), "{refused}");
         assert!(folder.path().join("state").exists());
     }

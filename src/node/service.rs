@@ -15,8 +15,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How often a recovery is looked at.
 const RECOVERY_LOOK: Duration = Duration::from_secs(5);
 
-/// A recovery that has read a generation since the last look gets this much more time to start in.
-const RECOVERY_EXTENSION: Duration = Duration::from_secs(60);
+/// A recovery that has done a step since the last look gets this much more time to start in.
+const RECOVERY_EXTENSION: Duration = Duration::from_secs(120);
 
 /// The buffer's fill is told in steps, so that the line is sent when it says something new.
 const FILL_STEP_PERCENT: u64 = 10;
@@ -44,19 +44,19 @@ pub fn stopping(within: Duration) {
     notify(&[NotifyState::Stopping, NotifyState::Status("draining"), extend(within)]);
 }
 
-/// Runs `open`, which recovers the buffer, and asks for more time while generations are being read: one that hangs gets
-/// none.
+/// Runs `open`, which recovers the buffer, and asks for more time while that goes on: one that hangs gets none.
 pub fn while_recovering<T>(board: &Board, open: impl FnOnce() -> T) -> T {
     let (opening, ended) = channel::<()>();
     std::thread::scope(move |scope| {
         scope.spawn(move || {
             let mut known = 0;
             while ended.recv_timeout(RECOVERY_LOOK) == Err(RecvTimeoutError::Timeout) {
-                let read = board.buffer().generations;
-                if read > known {
+                let status = board.buffer();
+                if status.opening_steps > known {
+                    let read = status.generations;
                     let line = format!("recovering the buffer, generations read: {read}");
                     notify(&[extend(RECOVERY_EXTENSION), NotifyState::Status(&line)]);
-                    known = read;
+                    known = status.opening_steps;
                 }
             }
         });

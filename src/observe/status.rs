@@ -32,6 +32,9 @@ pub struct BufferStatus {
     pub quota_bytes: u64,
     pub generations: u64,
     pub quarantined: u64,
+    /// Steps of its opening that are done: while they become more, a long one is not stuck.
+    #[serde(skip)]
+    pub opening_steps: u64,
     /// Records that the disk lost, by stream.
     pub lost: BTreeMap<String, u64>,
     /// Dead letters that the disk lost, by stream and sink.

@@ -105,6 +105,11 @@ fn the_service_manager_hears_of_start_change_stop_and_of_a_long_recovery() {
     world.node.start().unwrap();
     assert!(manager.hears("READY=1").contains("STATUS=accepting"));
     manager.hears("STATUS=accepting; 5 of 5 streams subscribed");
+    let publisher = world.publisher();
+    publisher.publish("energy", "saveeye/telemetry", "{");
+    eventually(SOON, "a dead letter is kept", || {
+        world.books("energy", "energy_consumption", "dead_lettered") == 1
+    });
     world.node.signal(Signal::HUP).unwrap();
     assert!(manager.hears("RELOADING=1").contains("MONOTONIC_USEC="));
     manager.hears("READY=1");
@@ -124,5 +129,12 @@ fn the_service_manager_hears_of_start_change_stop_and_of_a_long_recovery() {
         "{recovering}"
     );
     assert!(!manager.heard.iter().any(|message| message.contains("EXTEND_TIMEOUT_USEC")));
+    manager.hears("READY=1");
+
+    world.node.kill();
+    world.node.set_failpoints("salvage_copied=sleep(7000)");
+    world.node.start().unwrap();
+    let recovering = manager.hears("EXTEND_TIMEOUT_USEC");
+    assert!(recovering.contains("generations read: 0"), "before the generations: {recovering}");
     manager.hears("READY=1");
 }
