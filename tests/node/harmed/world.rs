@@ -244,6 +244,8 @@ impl Base {
         late_end: u64,
     ) -> Result<()> {
         let metrics = self.world.node.get("/metrics")?.body;
+        let unwell = self.world.node.get("/health")?.body.contains("the disk lost kept records");
+        ensure!(unwell != losses.is_empty(), "{losses:?} lost, and health says: {unwell}");
         for (stream, _, table, column) in STREAMS {
             let lost = losses.get(stream).map(Vec::as_slice).unwrap_or_default();
             let is_lost = |number: u64| lost.iter().any(|(a, b)| (*a..=*b).contains(&number));
@@ -313,6 +315,8 @@ impl Base {
         let logged = self.world.node.log_text()[said..].contains("dead_letters_lost");
         ensure!(logged != told.is_empty(), "{told:?} lost, and the log says: {logged}");
         let metrics = self.world.node.get("/metrics")?.body;
+        let unwell = self.world.node.get("/health")?.body.contains("the disk lost dead letters");
+        ensure!(unwell != told.is_empty(), "{told:?} lost, and health says: {unwell}");
         let of = "telemetry_dead_letters_lost{stream=\"energy\",sink=\"energy_consumption\"}";
         let line = format!("{of} {}\n", told.len());
         ensure!(metrics.contains(&line), "the metric does not say {}", told.len());
