@@ -69,7 +69,9 @@ impl BufferError {
 
     pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         match source.kind() {
-            io::ErrorKind::StorageFull => BufferError::DiskFull { path: path.to_owned() },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                BufferError::DiskFull { path: path.to_owned() }
+            }
             _ => BufferError::Io { action, path: path.to_owned(), source },
         }
     }

@@ -74,7 +74,7 @@ impl Evidence {
         }
         let behind =
             |names: &Names, version| gaps.agreed.get(names).is_none_or(|agreed| *agreed < version);
-        gaps.harmed |= self.raw.counts().any(|(names, version, _)| behind(names, version));
+        gaps.harmed |= self.counts().any(|(names, version, _)| behind(names, version));
         gaps.harmed |= !self.missing(held, &gaps).is_empty();
         gaps.returned = self.returned(state, held)?;
         gaps.harmed |= !gaps.returned.is_empty();
@@ -173,13 +173,20 @@ impl Evidence {
     /// How many letters each sink should have: the newest word of anybody.
     pub(super) fn expected(&self, state: &StateStore) -> Result<Counts, BufferError> {
         let mut expected = state.versioned_counts()?;
-        let raw = self.raw.counts();
+        let raw = self.counts();
         let raw = raw.map(|(names, version, letters)| (names.clone(), (version, letters)));
         for (names, count) in raw.chain(self.record.counts()) {
             let newest = expected.entry(names).or_default();
             *newest = (*newest).max(count);
         }
         Ok(expected)
+    }
+
+    /// Of the counts in the bytes those that are newer than what `letters` says: an older one may be of a batch that sled
+    /// rightly took for torn.
+    fn counts(&self) -> impl Iterator<Item = (&Names, u64, u64)> {
+        let known = self.record.knows_all_to();
+        self.raw.counts().filter(move |(_, version, _)| *version > known)
     }
 
     /// What should be there, and neither the database nor its bytes have it.

@@ -11,6 +11,8 @@ use crate::domain::{DeadLetterKey, SequenceRange};
 pub(super) struct Held {
     pub counts: BTreeMap<Names, Count>,
     sequences: BTreeMap<Names, Vec<SequenceRange>>,
+    /// Some of them are not found now, and will be.
+    pub hidden: bool,
     /// Keys of parts that make no letter.
     pub torn: Vec<Vec<u8>>,
 }
@@ -36,6 +38,7 @@ impl Held {
     pub(super) fn add_hidden(&mut self, letters: Vec<DeadLetterKey>) {
         for DeadLetterKey { sink, stream, sequence } in letters {
             let names = (sink, stream);
+            self.hidden = true;
             self.counts.entry(names.clone()).or_default().letters += 1;
             let range = SequenceRange { first: sequence, last: sequence };
             self.sequences.entry(names).or_default().push(range);

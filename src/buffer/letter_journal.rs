@@ -12,7 +12,7 @@
 //! ```
 //!
 //! What was kept is written after the sync of the database that made it durable, and left to the kernel to sync within half a
-//! minute. What is to be removed is on stable storage here before it is there: a letter is removed when its record is where
+//! minute. What is to be removed is written here before it leaves there, and synced before that is: a letter is removed when its record is where
 //! it belongs, or because somebody wants it, and may not come back. The file begins anew at each start, and when it has
 //! grown long.
 
@@ -26,7 +26,7 @@ use super::state_value::Names;
 use super::{BufferError, disk};
 use crate::domain::{DeadLetterKey, Sequence, SequenceRange, SinkName, StreamName};
 
-const NAME: &str = "letters";
+pub(super) const NAME: &str = "letters";
 
 /// Lines that are added before the file begins anew, whatever it began with.
 const ADDED_BYTES_MIN: u64 = 1 << 20;
@@ -42,10 +42,11 @@ pub(super) struct LetterJournal {
     bytes: u64,
     /// At this length it is worth while to begin anew.
     long_bytes: u64,
-    /// Lines to be written before the next sync of the database, and after it.
-    removed: String,
+    /// Lines to be written after the next sync of the database.
     kept: String,
-    /// Some were noted since the last one.
+    /// Letters were removed since the last one.
+    removed: bool,
+    /// There is something to write after it.
     changed: bool,
 }
 
@@ -82,31 +83,35 @@ impl LetterJournal {
             file,
             bytes,
             long_bytes,
-            removed: String::new(),
             kept: String::new(),
+            removed: false,
             changed: false,
         })
     }
 
-    /// These were changed in the database, which is not synced yet. In the order of their keys.
-    pub(super) fn note<'l>(
+    /// These are about to be removed from the database. In the order of their keys, as everywhere.
+    pub(super) fn remove<'l>(
         &mut self,
         version: u64,
-        kept: bool,
+        letters: impl Iterator<Item = &'l DeadLetterKey>,
+    ) -> Result<(), BufferError> {
+        let lines = lines(version, '-', letters);
+        if lines.is_empty() {
+            return Ok(());
+        }
+        self.removed = true;
+        self.changed = true;
+        self.write(&lines)
+    }
+
+    /// These were put into the database, which is not synced yet.
+    pub(super) fn keep<'l>(
+        &mut self,
+        version: u64,
         letters: impl Iterator<Item = &'l DeadLetterKey>,
     ) {
-        let (lines, sign) = if kept { (&mut self.kept, '+') } else { (&mut self.removed, '-') };
-        let mut letters = letters.peekable();
-        while let Some(first) = letters.next() {
-            let mut last = first;
-            while let Some(next) = letters.next_if(|next| follows(next, last)) {
-                last = next;
-            }
-            let DeadLetterKey { sink, stream, sequence } = first;
-            let entry = format!("{sign} {sink} {stream} {sequence} {}", last.sequence);
-            *lines += &line(version, &entry);
-            self.changed = true;
-        }
+        self.kept += &lines(version, '+', letters);
+        self.changed |= !self.kept.is_empty();
     }
 
     /// Counts were written anew, though no letter changed: the file is to be as new as they are.
@@ -116,12 +121,7 @@ impl LetterJournal {
 
     /// The database is about to be synced.
     pub(super) fn before_sync(&mut self) -> Result<(), BufferError> {
-        if self.removed.is_empty() {
-            return Ok(());
-        }
-        let lines = std::mem::take(&mut self.removed);
-        self.write(&lines)?;
-        self.sync()
+        if std::mem::take(&mut self.removed) { self.sync() } else { Ok(()) }
     }
 
     /// The database has all up to this version on stable storage.
@@ -165,6 +165,22 @@ impl LetterJournal {
     pub(super) fn put_off(&mut self) {
         self.long_bytes = self.bytes.saturating_mul(2);
     }
+}
+
+/// A line for each range.
+fn lines<'l>(version: u64, sign: char, letters: impl Iterator<Item = &'l DeadLetterKey>) -> String {
+    let mut lines = String::new();
+    let mut letters = letters.peekable();
+    while let Some(first) = letters.next() {
+        let mut last = first;
+        while let Some(next) = letters.next_if(|next| follows(next, last)) {
+            last = next;
+        }
+        let DeadLetterKey { sink, stream, sequence } = first;
+        let entry = format!("{sign} {sink} {stream} {sequence} {}", last.sequence);
+        lines += &line(version, &entry);
+    }
+    lines
 }
 
 fn follows(next: &DeadLetterKey, last: &DeadLetterKey) -> bool {
@@ -348,9 +364,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(read(folder.path()).unwrap().complete_from.is_none());
         let mut journal = journal(folder.path());
-        journal.note(6, true, keys("one", &[12, 13, 15]).iter());
-        journal.note(7, false, keys("one", &[2, 13]).iter());
-        journal.note(8, true, keys("two", &[1]).iter());
+        journal.keep(6, keys("one", &[12, 13, 15]).iter());
+        journal.remove(7, keys("one", &[2, 13]).iter()).unwrap();
+        journal.keep(8, keys("two", &[1]).iter());
         journal.before_sync().unwrap();
         journal.after_sync(9).unwrap();
         let record = read(folder.path()).unwrap();
@@ -372,7 +388,7 @@ mod tests {
     fn a_removal_that_was_not_made_is_none_to_be_answered_for() {
         let folder = tempfile::tempdir().unwrap();
         let mut journal = journal(folder.path());
-        journal.note(6, false, keys("one", &[9]).iter());
+        journal.remove(6, keys("one", &[9]).iter()).unwrap();
         journal.before_sync().unwrap();
         let record = read(folder.path()).unwrap();
         assert_eq!(kept(&record), [("one".to_owned(), 1, 8)]);
@@ -384,7 +400,7 @@ mod tests {
     fn an_end_that_was_not_written_whole_is_no_damage_and_a_damaged_line_is() {
         let folder = tempfile::tempdir().unwrap();
         let mut journal = journal(folder.path());
-        journal.note(6, true, keys("one", &[12]).iter());
+        journal.keep(6, keys("one", &[12]).iter());
         journal.after_sync(7).unwrap();
         let bytes = fs::read(folder.path().join(NAME)).unwrap();
         let cut = decode(&bytes[..bytes.len() - 1]);
@@ -408,7 +424,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut journal = journal(folder.path());
         for version in 6.. {
-            journal.note(version, true, keys("one", &[version * 2]).iter());
+            journal.keep(version, keys("one", &[version * 2]).iter());
             journal.after_sync(version).unwrap();
             if journal.is_long() {
                 let held = names("one");

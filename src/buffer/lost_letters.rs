@@ -5,7 +5,6 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::fates::without;
 use super::log::set_aside;
 use super::state_value::Names;
 use super::{BufferError, disk};
@@ -45,17 +44,6 @@ impl LostLetters {
         count(&self.sequences) + self.unnamed
     }
 
-    /// Without those that are known already.
-    fn beyond(mut self, known: &[LostLetters]) -> Self {
-        let same = |known: &&LostLetters| known.stream == self.stream && known.sink == self.sink;
-        let mut told: Vec<_> =
-            known.iter().filter(same).flat_map(|known| known.sequences.clone()).collect();
-        told.sort_unstable_by_key(|range| range.first);
-        self.sequences =
-            self.sequences.into_iter().flat_map(|range| without(range, &told)).collect();
-        self
-    }
-
     fn tell(&self) {
         let named = self.sequences.iter().take(RANGES_IN_A_LINE_MAX);
         let mut sequences: Vec<_> = named.map(SequenceRange::to_string).collect();
@@ -93,14 +81,12 @@ pub(super) fn add(
     quarantine: &Path,
     lost: Vec<LostLetters>,
 ) -> Result<(), BufferError> {
-    let mut list = read(buffer, quarantine)?;
-    let news = lost.into_iter().map(|lost| lost.beyond(&list));
-    let news: Vec<_> = news.filter(|lost| lost.letters() > 0).collect();
-    if news.is_empty() {
+    if lost.is_empty() {
         return Ok(());
     }
-    news.iter().for_each(LostLetters::tell);
-    list.extend(news);
+    let mut list = read(buffer, quarantine)?;
+    lost.iter().for_each(LostLetters::tell);
+    list.extend(lost);
     disk::write_json(&buffer.join(NAME), &list)
 }
 
@@ -130,16 +116,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_again_is_told_once() {
+    fn the_list_grows_and_is_counted_by_sink() {
         let folder = tempfile::tempdir().unwrap();
         let quarantine = folder.path().join("quarantine");
         let add = |lost| add(folder.path(), &quarantine, vec![lost]).unwrap();
         add(lost(&[(9, 9), (3, 5)], 2));
-        add(lost(&[(3, 5), (9, 11)], 0));
+        // Kept again since, and lost again.
         add(lost(&[(4, 4)], 0));
         let list = read(folder.path(), &quarantine).unwrap();
-        assert_eq!(list.iter().map(LostLetters::letters).collect::<Vec<_>>(), [6, 2]);
-        assert_eq!(counts(&list)["a"]["one"], 8);
+        assert_eq!(list.iter().map(LostLetters::letters).collect::<Vec<_>>(), [6, 1]);
+        assert_eq!(counts(&list)["a"]["one"], 7);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 
 use super::recovery::{self, take_lock};
 use super::state::{self, Owner, State};
-use super::{BufferError, inspect, salvage};
+use super::{BufferError, inspect, letter_journal, salvage};
 use crate::domain::LogIdentity;
 use crate::observe::Board;
 
@@ -34,7 +34,7 @@ impl StoppedState {
         let identity = inspect::identity(&state_dir.join("buffer"))?.identity;
         let mut store = salvage::open_sound(state_dir)?;
         recovery::check_shim(&mut store)?;
-        hand_over(&folder)?;
+        hand_over(&folder, &[&state_dir.join("buffer").join(letter_journal::NAME)])?;
         let owner = Arc::new(Command { board, failure: OnceLock::new() });
         let (state, commands) = State::new(owner.clone());
         let thread = thread::Builder::new()
@@ -58,16 +58,18 @@ impl StoppedState {
         self.state.close().await;
         // The command was the last it had to do.
         let _ = self.thread.join();
-        hand_over(&self.folder)
+        let journal = self.folder.with_file_name("buffer").join(letter_journal::NAME);
+        hand_over(&self.folder, &[&journal])
     }
 }
 
-/// Files that root made belong to whom the folder belongs: the node must be able to open them.
-fn hand_over(folder: &Path) -> Result<(), BufferError> {
+/// Files that root made, in the folder and beside it, belong to whom the folder belongs: the node must be able to open them.
+fn hand_over(folder: &Path, beside: &[&Path]) -> Result<(), BufferError> {
     let io = |error| BufferError::io("hand over to the node's user", folder, error);
     let owner = fs::metadata(folder).map_err(io)?;
-    for entry in fs::read_dir(folder).map_err(io)? {
-        let path = entry.map_err(io)?.path();
+    let entries = fs::read_dir(folder).map_err(io)?.map(|entry| entry.map(|entry| entry.path()));
+    for path in entries.chain(beside.iter().map(|path| Ok(path.to_path_buf()))) {
+        let path = path.map_err(io)?;
         if fs::metadata(&path).map_err(io)?.uid() != owner.uid() {
             chown(&path, Some(owner.uid()), Some(owner.gid())).map_err(io)?;
         }

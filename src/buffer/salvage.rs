@@ -76,7 +76,7 @@ pub(super) fn open(
 ) -> Result<StateStore, BufferError> {
     let places = Places::of(state_dir, step);
     let (mut state, held) = open_or_mend(&places, dead_letter_quota_bytes)?;
-    state.keep_journal(&places.buffer, held.letters())?;
+    state.keep_journal(&places.buffer, held.letters(), held.hidden)?;
     Ok(state)
 }
 
@@ -99,7 +99,7 @@ fn open_or_mend(
     }
     let evidence = places.gather()?;
     let error = match patiently_look(places, &evidence)? {
-        Found::Sound(held) => match patiently(open) {
+        Found::Sound(held) => match patiently(|| read_through(open()?)) {
             Err(error) if error.is_damage() => error,
             opened => return Ok((opened?, held)),
         },
@@ -107,16 +107,21 @@ fn open_or_mend(
             Err(error) if error.is_damage() => error,
             taken => return taken,
         },
-        Found::Incomplete(trial, gaps) => {
-            let mut draft = rewrite(&trial, &places.draft)?;
-            (places.step)();
-            let filled = evidence.fill(&mut draft, &gaps)?;
-            (places.step)();
-            drop((trial, draft));
-            remove(&places.trial)?;
-            swap(places, &filled, gaps.harmed, None)?;
-            return Ok((open()?, filled.held));
-        }
+        Found::Incomplete(trial, gaps) => match mend(places, &evidence, &trial, &gaps) {
+            Err(BufferError::DiskFull { .. }) => {
+                drop(trial);
+                remove(&places.trial)?;
+                remove(&places.draft)?;
+                return take_as_it_is(places, &evidence, open()?);
+            }
+            filled => {
+                let filled = filled?;
+                drop(trial);
+                remove(&places.trial)?;
+                swap(places, &filled, gaps.harmed, None)?;
+                return Ok((open()?, filled.held));
+            }
+        },
         Found::Damaged(error) => error,
     };
     remove(&places.trial)?;
@@ -131,12 +136,32 @@ fn open_or_mend(
     Ok((open()?, filled.held))
 }
 
+fn read_through(state: StateStore) -> Result<StateStore, BufferError> {
+    state.read_through()?;
+    Ok(state)
+}
+
+/// Makes the draft of what sled finds in the copy, and of what is missing there.
+fn mend(
+    places: &Places,
+    evidence: &Evidence,
+    trial: &StateStore,
+    gaps: &Gaps,
+) -> Result<Filled, BufferError> {
+    let mut draft = rewrite(trial, &places.draft)?;
+    (places.step)();
+    let filled = evidence.fill(&mut draft, gaps)?;
+    (places.step)();
+    Ok(filled)
+}
+
 /// What sled does not find is told, and comes back at a start with more room, where the file still holds it then.
 fn take_as_it_is(
     places: &Places,
     evidence: &Evidence,
     mut state: StateStore,
 ) -> Result<(StateStore, Held), BufferError> {
+    state.read_through()?;
     let held = state.held()?;
     let Some(gaps) = evidence.gaps(&state, &held)? else { return Ok((state, held)) };
     let hidden = evidence.hidden(&state, &gaps)?;
@@ -176,7 +201,7 @@ pub(super) fn open_sound(state_dir: &Path) -> Result<StateStore, BufferError> {
         }
     };
     let mut state = open_in_place(&places.folder, NO_QUOTA)?;
-    state.keep_journal(&places.buffer, held.letters())?;
+    state.keep_journal(&places.buffer, held.letters(), held.hidden)?;
     Ok(state)
 }
 
@@ -250,6 +275,7 @@ fn look(places: &Places, evidence: &Evidence) -> Result<Found, BufferError> {
         let mut trial = open_in_place(&places.trial, NO_QUOTA)?;
         (places.step)();
         trial.copy_letters_to(&evidence.raw.clusters())?;
+        trial.read_through()?;
         let held = trial.held()?;
         (places.step)();
         let gaps = evidence.gaps(&trial, &held)?;
@@ -537,7 +563,7 @@ mod tests {
             let taken = opened.and_then(|state| take_as_it_is(&places, &evidence, state));
             prop_assume!(taken.is_ok());
             let (mut state, held) = taken.unwrap();
-            state.keep_journal(&places.buffer, held.letters()).unwrap();
+            state.keep_journal(&places.buffer, held.letters(), held.hidden).unwrap();
             state.count_start().unwrap();
             node.end(state, in_order);
             all.retain(|letter| !removed.contains(&letter.key.sequence.0));
@@ -591,6 +617,27 @@ mod tests {
         let found = whole(&node);
         assert!(found == [new] || found == [old]);
         assert_eq!(node.held(), found);
+    }
+
+    /// Pages that hold nothing of letters, and are read when they are asked for.
+    #[test]
+    fn a_bad_page_of_notes_is_found_at_the_start() {
+        let node = Node::with(&[]);
+        let mut state = node.open().unwrap();
+        state.count_start().unwrap();
+        for number in 0..40_u8 {
+            state.put_note(&format!("n/{number}"), &[number; 9_000]).unwrap();
+        }
+        state.close().unwrap();
+        node.closed(state);
+        let file = fs::read(node.state().join("db")).unwrap();
+        for at in (0..file.len()).step_by(20_011).filter(|at| file[*at] != 0) {
+            fs::write(node.state().join("db"), &file).unwrap();
+            node.change(|bytes| bytes[at] ^= 4);
+            let state = node.open().unwrap();
+            state.read_through().unwrap();
+            node.closed(state);
+        }
     }
 
     #[test]
@@ -654,9 +701,14 @@ mod tests {
     /// Its frames stand in the file, and sled rightly takes none of it for written.
     #[test]
     fn what_is_left_of_a_batch_that_was_never_answered_is_no_loss() {
+        ["one", "two"].into_iter().for_each(a_torn_count_is_no_loss);
+    }
+
+    /// Of a sink that had letters before, or none.
+    fn a_torn_count_is_no_loss(sink: &str) {
         let all = letters(20);
         let node = Node::with(&all);
-        let key = join(COUNT, &["one", "a"]);
+        let key = join(COUNT, &[sink, "a"]);
         let count = Count { letters: 99, bytes: 99 };
         let state = node.open().unwrap();
         let torn = state.framed(&key, 16, &count.encode());

@@ -39,6 +39,8 @@ pub(super) struct StateStore {
     pub copies_waiting: BTreeMap<String, u64>,
     /// Not of a database on its way to another's place.
     journal: Option<LetterJournal>,
+    /// Letters the journal names, and sled does not find.
+    hidden: bool,
 }
 
 /// Shares of the quota, in percent, that are worth a warning.
@@ -81,6 +83,7 @@ impl StateStore {
             full: false,
             copies_waiting: BTreeMap::new(),
             journal: None,
+            hidden: false,
         }
     }
 
@@ -89,8 +92,10 @@ impl StateStore {
         &mut self,
         buffer: &Path,
         letters: impl Iterator<Item = (&'l Names, SequenceRange)>,
+        hidden: bool,
     ) -> Result<(), BufferError> {
         self.journal = Some(LetterJournal::begin(buffer, self.version - 1, letters)?);
+        self.hidden = hidden;
         Ok(())
     }
 
@@ -102,7 +107,8 @@ impl StateStore {
         self.version += 1;
         let Some(journal) = &mut self.journal else { return Ok(()) };
         journal.after_sync(self.synced)?;
-        if journal.is_long() { self.renew_journal() } else { Ok(()) }
+        // What sled does not find would be named no more.
+        if journal.is_long() && !self.hidden { self.renew_journal() } else { Ok(()) }
     }
 
     fn renew_journal(&mut self) -> Result<(), BufferError> {
@@ -330,6 +336,11 @@ impl StateStore {
         self.version += 1;
         self.dead_letter_bytes = held.counts.values().map(|count| count.bytes).sum();
         Ok(held)
+    }
+
+    /// Reads all there is: sled reads a page when it is asked for it, and damage shows then.
+    pub(super) fn read_through(&self) -> Result<(), BufferError> {
+        self.scan(&[], |_, _| ControlFlow::Continue(()))
     }
 
     /// Everything, as it stands.
@@ -562,11 +573,11 @@ impl StateStore {
             count.bytes = count.bytes.saturating_add_signed(bytes);
             self.add(&mut batch, join(COUNT, &[sink.as_str(), stream.as_str()]), &count.encode());
         }
-        self.store.apply(batch)?;
         if let Some(journal) = &mut self.journal {
-            journal.note(self.version, true, changes.kept.iter());
-            journal.note(self.version, false, changes.removed.iter());
+            journal.remove(self.version, changes.removed.iter())?;
+            journal.keep(self.version, changes.kept.iter());
         }
+        self.store.apply(batch)?;
         self.version += 1;
         self.full &= total >= 0;
         self.dead_letter_bytes = self.dead_letter_bytes.saturating_add_signed(total);
