@@ -175,7 +175,7 @@ fn take_as_it_is(
             runbook = Runbook::DataLost.page(),
             letters = hidden.len(),
             folder = %places.folder.display(),
-            "dead letters stand in the bytes of the database and are not found in it: free as much space as its folder takes, \
+            "dead letters stand in the bytes of the database and are not found in it: free twice the space of its folder, \
              and start the node again, which then puts them back"
         );
     }
