@@ -12,9 +12,9 @@
 //! ```
 //!
 //! What was kept is written after the sync of the database that made it durable, and left to the kernel to sync within half a
-//! minute. What is to be removed is written here before it leaves there, and synced before that is: a letter is removed when its record is where
-//! it belongs, or because somebody wants it, and may not come back. The file begins anew at each start, and when it has
-//! grown long.
+//! minute. What is to be removed is written here before it leaves there, and synced before that is: a letter is removed when
+//! its record is where it belongs, or because somebody wants it, and may not come back. The file begins anew at each start,
+//! and when it has grown long.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

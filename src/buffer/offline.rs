@@ -34,7 +34,7 @@ impl StoppedState {
         let identity = inspect::identity(&state_dir.join("buffer"))?.identity;
         let mut store = salvage::open_sound(state_dir)?;
         recovery::check_shim(&mut store)?;
-        hand_over(&folder, &[&state_dir.join("buffer").join(letter_journal::NAME)])?;
+        hand_over(&folder)?;
         let owner = Arc::new(Command { board, failure: OnceLock::new() });
         let (state, commands) = State::new(owner.clone());
         let thread = thread::Builder::new()
@@ -58,17 +58,18 @@ impl StoppedState {
         self.state.close().await;
         // The command was the last it had to do.
         let _ = self.thread.join();
-        let journal = self.folder.with_file_name("buffer").join(letter_journal::NAME);
-        hand_over(&self.folder, &[&journal])
+        hand_over(&self.folder)
     }
 }
 
-/// Files that root made, in the folder and beside it, belong to whom the folder belongs: the node must be able to open them.
-fn hand_over(folder: &Path, beside: &[&Path]) -> Result<(), BufferError> {
+/// Files that root made, in the folder and the journal beside it, belong to whom the folder belongs: the node must be able to
+/// open them.
+fn hand_over(folder: &Path) -> Result<(), BufferError> {
     let io = |error| BufferError::io("hand over to the node's user", folder, error);
     let owner = fs::metadata(folder).map_err(io)?;
     let entries = fs::read_dir(folder).map_err(io)?.map(|entry| entry.map(|entry| entry.path()));
-    for path in entries.chain(beside.iter().map(|path| Ok(path.to_path_buf()))) {
+    let journal = folder.with_file_name("buffer").join(letter_journal::NAME);
+    for path in entries.chain([Ok(journal)]) {
         let path = path.map_err(io)?;
         if fs::metadata(&path).map_err(io)?.uid() != owner.uid() {
             chown(&path, Some(owner.uid()), Some(owner.gid())).map_err(io)?;
