@@ -80,3 +80,16 @@ impl BufferError {
         BufferError::Corrupt { path: path.to_owned(), reason: reason.to_string() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_and_a_quota_that_is_reached_are_the_same() {
+        for number in [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT] {
+            let error = BufferError::io("write", Path::new("x"), number.into());
+            assert!(matches!(error, BufferError::DiskFull { .. }) && !error.is_damage(), "{error}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::BufferError;
-use super::fates::{push, without};
+use super::fates::{Ranges, Word, push, without};
 use super::held::Held;
 use super::letter_journal::{self, Counts, LetterRecord};
 use super::lost_letters::LostLetters;
@@ -14,7 +14,7 @@ use super::raw_state::{RawLetter, RawState};
 use super::recovery::patiently;
 use super::state_store::StateStore;
 use super::state_value::Names;
-use crate::domain::{DeadLetter, DeadLetterKey, Sequence, SequenceRange};
+use crate::domain::{DeadLetter, DeadLetterKey, Sequence};
 
 /// Letters put back with one batch.
 const BATCH_LETTERS: usize = 256;
@@ -29,7 +29,7 @@ pub(super) struct Evidence {
 /// How a database differs from what it should have.
 #[derive(Default)]
 pub(super) struct Gaps {
-    /// Sinks whose letters are as many as their count says: its version.
+    /// Sinks whose letters are as many as their count says, and none of them returned: the version of the count.
     agreed: BTreeMap<Names, u64>,
     /// A count of a higher version is newer than all that `letters` says.
     recorded: u64,
@@ -53,6 +53,11 @@ impl Evidence {
         Ok(Evidence { raw: patiently(|| RawState::search(folder))?, record })
     }
 
+    /// The newest version of which there is a trace.
+    pub(super) fn newest(&self) -> u64 {
+        self.raw.newest().max(self.record.newest())
+    }
+
     /// There are letters, or should be.
     pub(super) fn has_letters(&self) -> bool {
         self.raw.has_letters() || self.record.kept().next().is_some()
@@ -64,9 +69,11 @@ impl Evidence {
         state: &StateStore,
         held: &Held,
     ) -> Result<Option<Gaps>, BufferError> {
+        let returned = self.returned(state, held)?;
         let mut gaps = Gaps { recorded: self.record.knows_all_to(), ..Gaps::default() };
         for (names, (version, letters)) in state.versioned_counts()? {
-            if letters == held.count(&names).letters {
+            let fresh = |key: &DeadLetterKey| key.sink != names.0 || key.stream != names.1;
+            if letters == held.count(&names).letters && returned.iter().all(fresh) {
                 gaps.agreed.insert(names, version);
             } else {
                 gaps.harmed = true;
@@ -76,8 +83,9 @@ impl Evidence {
             |names: &Names, version| gaps.agreed.get(names).is_none_or(|agreed| *agreed < version);
         gaps.harmed |= self.counts().any(|(names, version, _)| behind(names, version));
         gaps.harmed |= !self.missing(held, &gaps).is_empty();
-        gaps.returned = self.returned(state, held)?;
-        gaps.harmed |= !gaps.returned.is_empty();
+        // A part that came back alone would be shown as a letter cut short.
+        gaps.harmed |= !returned.is_empty() || !held.torn.is_empty();
+        gaps.returned = returned;
         let synced = self.raw.synced().max(self.record.synced);
         let mut lacking = false;
         for letter in self.raw.letters() {
@@ -90,11 +98,12 @@ impl Evidence {
     }
 
     /// Letters that were kept and are not there.
-    fn missing(&self, held: &Held, gaps: &Gaps) -> BTreeMap<Names, Vec<SequenceRange>> {
-        let mut all = BTreeMap::<Names, Vec<SequenceRange>>::new();
-        for (names, range, version) in self.record.kept() {
+    fn missing(&self, held: &Held, gaps: &Gaps) -> Ranges {
+        let mut all = Ranges::new();
+        for (names, range, fate) in self.record.kept() {
             let missing = without(range, held.sequences(names));
-            if !missing.is_empty() && !gaps.knows(names, version) {
+            let excused = fate.word != Word::Hidden && gaps.knows(names, fate.version);
+            if !missing.is_empty() && !excused {
                 let ranges = all.entry(names.clone()).or_default();
                 missing.into_iter().for_each(|range| push(ranges, range));
             }
@@ -130,6 +139,7 @@ impl Evidence {
         let names = (letter.key.sink.clone(), letter.key.stream.clone());
         Ok(match state.letter_version(&letter.key)? {
             Some(held) => held < letter.version,
+            None if self.record.hides(&letter.key) => true,
             None => {
                 !gaps.knows(&names, letter.version)
                     && !self.record.removed(&letter.key, letter.version)
@@ -159,7 +169,7 @@ impl Evidence {
     /// Puts back what is missing, and removes what has come back.
     pub(super) fn fill(&self, draft: &mut StateStore, gaps: &Gaps) -> Result<Filled, BufferError> {
         let expected = self.expected(draft)?;
-        draft.go_on_after(self.raw.newest().max(self.record.newest()))?;
+        draft.go_on_after(self.newest())?;
         draft.count_start()?;
         draft.copy_letters_to(&self.raw.clusters())?;
         let letters = self.put_back(draft, gaps)?;
@@ -196,7 +206,8 @@ impl Evidence {
             let sequences = missing.remove(&names).unwrap_or_default();
             let named: u64 = sequences.iter().map(|range| range.count()).sum();
             let there = held.count(&names).letters;
-            LostLetters::new(names, sequences, letters.saturating_sub(there + named))
+            let unnamed = letters.saturating_sub(there + named);
+            LostLetters::new(names, sequences, unnamed, self.newest())
         });
         lost.filter(|lost| lost.letters() > 0).collect()
     }

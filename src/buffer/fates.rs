@@ -2,15 +2,37 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::{Sequence, SequenceRange};
+use super::state_value::Names;
+use crate::domain::{DeadLetterKey, Sequence, SequenceRange};
+
+/// What is said of a letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Word {
+    Kept,
+    /// Kept; it stands in the bytes of the database, where sled does not find it.
+    Hidden,
+    Removed,
+}
 
 /// What became of a letter last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fate {
     /// In which this happened.
     pub version: u64,
-    /// Else it was removed.
-    pub kept: bool,
+    pub word: Word,
+}
+
+/// Letters by sink, in order.
+pub(super) type Ranges = BTreeMap<Names, Vec<SequenceRange>>;
+
+/// Of letters in the order of their keys.
+pub(super) fn ranges<'l>(letters: impl IntoIterator<Item = &'l DeadLetterKey>) -> Ranges {
+    let mut all = Ranges::new();
+    for DeadLetterKey { sink, stream, sequence } in letters {
+        let range = SequenceRange { first: *sequence, last: *sequence };
+        push(all.entry((sink.clone(), stream.clone())).or_default(), range);
+    }
+    all
 }
 
 /// By the first sequence of each range: its last one, and what became of all of them.
@@ -97,7 +119,8 @@ mod tests {
             let mut fates = Fates::default();
             let mut known = BTreeMap::new();
             for (version, (first, length, kept)) in words.into_iter().enumerate() {
-                let fate = Fate { version: version as u64, kept };
+                let word = if kept { Word::Kept } else { Word::Removed };
+                let fate = Fate { version: version as u64, word };
                 fates.set(range(first, first + length), fate);
                 known.extend((first..=first + length).map(|at| (at, fate)));
             }
@@ -128,8 +151,8 @@ mod tests {
     #[test]
     fn the_highest_sequence_is_one_as_any_other() {
         let mut fates = Fates::default();
-        fates.set(range(1, u64::MAX), Fate { version: 1, kept: true });
-        fates.set(range(u64::MAX, u64::MAX), Fate { version: 2, kept: false });
+        fates.set(range(1, u64::MAX), Fate { version: 1, word: Word::Kept });
+        fates.set(range(u64::MAX, u64::MAX), Fate { version: 2, word: Word::Removed });
         assert_eq!(fates.iter().count(), 2);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::fates::push;
+use super::fates::{Ranges, Word, push, ranges, without};
 use super::state_value::{Count, Names, Part, split_letter_key};
 use crate::domain::{DeadLetterKey, SequenceRange};
 
@@ -10,9 +10,9 @@ use crate::domain::{DeadLetterKey, SequenceRange};
 #[derive(Default)]
 pub(super) struct Held {
     pub counts: BTreeMap<Names, Count>,
-    sequences: BTreeMap<Names, Vec<SequenceRange>>,
-    /// Some of them are not found now, and will be.
-    pub hidden: bool,
+    sequences: Ranges,
+    /// Those among them that sled does not find.
+    hidden: Ranges,
     /// Keys of parts that make no letter.
     pub torn: Vec<Vec<u8>>,
 }
@@ -34,17 +34,23 @@ impl Held {
         self.counts.get(names).copied().unwrap_or_default()
     }
 
-    /// Letters that are not found now, and will be.
-    pub(super) fn add_hidden(&mut self, letters: Vec<DeadLetterKey>) {
-        for DeadLetterKey { sink, stream, sequence } in letters {
-            let names = (sink, stream);
-            self.hidden = true;
-            self.counts.entry(names.clone()).or_default().letters += 1;
-            let range = SequenceRange { first: sequence, last: sequence };
-            self.sequences.entry(names).or_default().push(range);
+    /// Letters that sled does not find, and a start with more room does. In the order of their keys.
+    pub(super) fn add_hidden(&mut self, letters: &[DeadLetterKey]) {
+        self.hidden = ranges(letters);
+        for (names, hidden) in &self.hidden {
+            self.counts.entry(names.clone()).or_default().letters += total(hidden);
+            let sequences = self.sequences.entry(names.clone()).or_default();
+            sequences.extend(hidden);
+            sequences.sort_unstable_by_key(|range| range.first);
         }
-        for ranges in self.sequences.values_mut() {
-            ranges.sort_unstable_by_key(|range| range.first);
+    }
+
+    /// These are about to be removed. In the order of their keys.
+    pub(super) fn leave_out(&mut self, letters: &[DeadLetterKey]) {
+        for (names, leaving) in ranges(letters) {
+            self.counts.entry(names.clone()).or_default().letters -= total(&leaving);
+            let sequences = self.sequences.entry(names).or_default();
+            *sequences = sequences.iter().flat_map(|range| without(*range, &leaving)).collect();
         }
     }
 
@@ -54,9 +60,22 @@ impl Held {
     }
 
     pub(super) fn letters(&self) -> impl Iterator<Item = (&Names, SequenceRange)> {
-        let sinks = self.sequences.iter();
-        sinks.flat_map(|(names, ranges)| ranges.iter().map(move |range| (names, *range)))
+        flat(&self.sequences)
     }
+
+    /// What is to be said of each; the last word counts.
+    pub(super) fn words(&self) -> impl Iterator<Item = (Word, &Names, SequenceRange)> {
+        let kept = self.letters().map(|(names, range)| (Word::Kept, names, range));
+        kept.chain(flat(&self.hidden).map(|(names, range)| (Word::Hidden, names, range)))
+    }
+}
+
+fn flat(ranges: &Ranges) -> impl Iterator<Item = (&Names, SequenceRange)> {
+    ranges.iter().flat_map(|(names, ranges)| ranges.iter().map(move |range| (names, *range)))
+}
+
+fn total(ranges: &[SequenceRange]) -> u64 {
+    ranges.iter().map(|range| range.count()).sum()
 }
 
 /// Parts of letters, in the order of their keys, become letters.

@@ -7,6 +7,8 @@
 //! ```text
 //!  =                            the file begins: what has this version or a lower one and is not named below was removed
 //!  + sink stream first last     letters kept
+//!  ! sink stream first last     letters kept that sled does not find, for want of room to put them back: no count, however new,
+//!                               excuses that they are not there
 //!  - sink stream first last     letters to be removed
 //!  .                            the database has all up to this version on stable storage; also behind what it began with
 //! ```
@@ -21,7 +23,8 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::fates::{Fate, Fates};
+use super::fates::{Fate, Fates, Word, ranges};
+use super::held::Held;
 use super::state_value::Names;
 use super::{BufferError, disk};
 use crate::domain::{DeadLetterKey, Sequence, SequenceRange, SinkName, StreamName};
@@ -55,14 +58,12 @@ impl LetterJournal {
     pub(super) fn begin<'l>(
         buffer: &Path,
         version: u64,
-        letters: impl Iterator<Item = (&'l Names, SequenceRange)>,
+        letters: impl Iterator<Item = (Word, &'l Names, SequenceRange)>,
     ) -> Result<Self, BufferError> {
         let path = buffer.join(NAME);
         let draft = path.with_extension("draft");
         let mut lines = line(version, "=");
-        for ((sink, stream), SequenceRange { first, last }) in letters {
-            lines += &line(version, &format!("+ {sink} {stream} {first} {last}"));
-        }
+        letters.for_each(|(word, names, range)| lines += &word_line(version, word, names, range));
         lines += &line(version, ".");
         let write = || -> io::Result<File> {
             match fs::remove_file(&draft) {
@@ -95,7 +96,7 @@ impl LetterJournal {
         version: u64,
         letters: impl Iterator<Item = &'l DeadLetterKey>,
     ) -> Result<(), BufferError> {
-        let lines = lines(version, '-', letters);
+        let lines = lines(version, Word::Removed, letters);
         if lines.is_empty() {
             return Ok(());
         }
@@ -110,7 +111,7 @@ impl LetterJournal {
         version: u64,
         letters: impl Iterator<Item = &'l DeadLetterKey>,
     ) {
-        self.kept += &lines(version, '+', letters);
+        self.kept += &lines(version, Word::Kept, letters);
         self.changed |= !self.kept.is_empty();
     }
 
@@ -150,41 +151,31 @@ impl LetterJournal {
         self.bytes > self.long_bytes
     }
 
-    /// Begins anew.
-    pub(super) fn renew<'l>(
-        &mut self,
-        version: u64,
-        letters: impl Iterator<Item = (&'l Names, SequenceRange)>,
-    ) -> Result<(), BufferError> {
+    /// Begins anew with the letters that sled finds, and those of which the file alone knows.
+    pub(super) fn renew(&mut self, version: u64, held: &Held) -> Result<(), BufferError> {
         let buffer = self.path.parent().unwrap_or(Path::new("."));
-        *self = Self::begin(buffer, version, letters)?;
+        let record = read(buffer)?;
+        *self = Self::begin(buffer, version, held.words().chain(record.hidden()))?;
         Ok(())
-    }
-
-    /// There is no room to begin anew: the file grows on.
-    pub(super) fn put_off(&mut self) {
-        self.long_bytes = self.bytes.saturating_mul(2);
     }
 }
 
 /// A line for each range.
-fn lines<'l>(version: u64, sign: char, letters: impl Iterator<Item = &'l DeadLetterKey>) -> String {
+fn lines<'l>(version: u64, word: Word, letters: impl Iterator<Item = &'l DeadLetterKey>) -> String {
     let mut lines = String::new();
-    let mut letters = letters.peekable();
-    while let Some(first) = letters.next() {
-        let mut last = first;
-        while let Some(next) = letters.next_if(|next| follows(next, last)) {
-            last = next;
-        }
-        let DeadLetterKey { sink, stream, sequence } = first;
-        let entry = format!("{sign} {sink} {stream} {sequence} {}", last.sequence);
-        lines += &line(version, &entry);
+    for (names, ranges) in ranges(letters) {
+        ranges.into_iter().for_each(|range| lines += &word_line(version, word, &names, range));
     }
     lines
 }
 
-fn follows(next: &DeadLetterKey, last: &DeadLetterKey) -> bool {
-    next.sequence == last.sequence.next() && next.sink == last.sink && next.stream == last.stream
+fn word_line(version: u64, word: Word, (sink, stream): &Names, range: SequenceRange) -> String {
+    let sign = match word {
+        Word::Kept => '+',
+        Word::Hidden => '!',
+        Word::Removed => '-',
+    };
+    line(version, &format!("{sign} {sink} {stream} {} {}", range.first, range.last))
 }
 
 fn line(version: u64, entry: &str) -> String {
@@ -207,7 +198,7 @@ impl LetterRecord {
     /// A letter of this version was removed since, or was about to be.
     pub(super) fn removed(&self, key: &DeadLetterKey, version: u64) -> bool {
         match self.fate(key) {
-            Some(fate) => !fate.kept && fate.version > version,
+            Some(fate) => fate.word == Word::Removed && fate.version > version,
             None => self.complete_from.is_some_and(|complete| version <= complete),
         }
     }
@@ -227,18 +218,28 @@ impl LetterRecord {
         self.letters.get(&names)?.of(key.sequence)
     }
 
-    /// Letters that should be there, with the version in which that was said.
-    pub(super) fn kept(&self) -> impl Iterator<Item = (&Names, SequenceRange, u64)> {
+    /// It was kept, and sled did not find it.
+    pub(super) fn hides(&self, key: &DeadLetterKey) -> bool {
+        self.fate(key).is_some_and(|fate| fate.word == Word::Hidden)
+    }
+
+    fn hidden(&self) -> impl Iterator<Item = (Word, &Names, SequenceRange)> {
+        let hidden = self.kept().filter(|(.., fate)| fate.word == Word::Hidden);
+        hidden.map(|(names, range, fate)| (fate.word, names, range))
+    }
+
+    /// Letters that should be there.
+    pub(super) fn kept(&self) -> impl Iterator<Item = (&Names, SequenceRange, Fate)> {
         self.letters.iter().flat_map(|(names, fates)| {
-            let kept = fates.iter().filter(|(_, fate)| fate.kept);
-            kept.map(move |(range, fate)| (names, range, fate.version))
+            let kept = fates.iter().filter(|(_, fate)| fate.word != Word::Removed);
+            kept.map(move |(range, fate)| (names, range, fate))
         })
     }
 
     pub(super) fn counts(&self) -> Counts {
         let count = |fates: &Fates| {
             let version = fates.iter().map(|(_, fate)| fate.version).max();
-            let kept = fates.iter().filter(|(_, fate)| fate.kept);
+            let kept = fates.iter().filter(|(_, fate)| fate.word != Word::Removed);
             (version.unwrap_or(0), kept.map(|(range, _)| range.count()).sum())
         };
         self.letters.iter().map(|(names, fates)| (names.clone(), count(fates))).collect()
@@ -275,7 +276,7 @@ pub(super) fn read(buffer: &Path) -> Result<LetterRecord, BufferError> {
 
 enum Entry {
     Begin,
-    Changed(Names, SequenceRange, bool),
+    Said(Word, Names, SequenceRange),
     Synced,
 }
 
@@ -295,8 +296,8 @@ fn decode(bytes: &[u8]) -> LetterRecord {
     for (version, entry) in entries {
         match entry {
             Entry::Begin => record.complete_from = Some(version),
-            Entry::Changed(names, range, kept) => {
-                record.letters.entry(names).or_default().set(range, Fate { version, kept });
+            Entry::Said(word, names, range) => {
+                record.letters.entry(names).or_default().set(range, Fate { version, word });
             }
             Entry::Synced => record.synced = record.synced.max(version),
         }
@@ -317,11 +318,17 @@ fn decode_line(line: &[u8]) -> Option<(u64, Entry)> {
         "=" => Entry::Begin,
         "." => Entry::Synced,
         sign => {
+            let word = match sign {
+                "+" => Word::Kept,
+                "!" => Word::Hidden,
+                "-" => Word::Removed,
+                _ => return None,
+            };
             let sink = SinkName::parse(words.next()?).ok()?;
             let stream = StreamName::parse(words.next()?).ok()?;
             let first = Sequence(words.next()?.parse().ok()?);
             let last = Sequence(words.next()?.parse().ok()?);
-            Entry::Changed((sink, stream), SequenceRange { first, last }, sign == "+")
+            Entry::Said(word, (sink, stream), SequenceRange { first, last })
         }
     };
     Some((version, entry))
@@ -356,7 +363,8 @@ mod tests {
 
     /// Begun with letters 1 to 9 at version 5.
     fn journal(folder: &Path) -> LetterJournal {
-        LetterJournal::begin(folder, 5, [(&names("one"), range(1, 9))].into_iter()).unwrap()
+        LetterJournal::begin(folder, 5, [(Word::Kept, &names("one"), range(1, 9))].into_iter())
+            .unwrap()
     }
 
     #[test]
@@ -427,12 +435,35 @@ mod tests {
             journal.keep(version, keys("one", &[version * 2]).iter());
             journal.after_sync(version).unwrap();
             if journal.is_long() {
-                let held = names("one");
-                journal.renew(version, [(&held, range(1, 3))].into_iter()).unwrap();
+                journal.renew(version, &Held::default()).unwrap();
                 break;
             }
         }
         assert!(!journal.is_long());
-        assert_eq!(kept(&read(folder.path()).unwrap()), [("one".to_owned(), 1, 3)]);
+        assert_eq!(kept(&read(folder.path()).unwrap()), []);
+    }
+
+    #[test]
+    fn what_sled_does_not_find_is_named_until_it_is_kept_or_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let letters =
+            [(Word::Kept, &names("one"), range(1, 9)), (Word::Hidden, &names("one"), range(3, 5))];
+        let mut journal = LetterJournal::begin(folder.path(), 5, letters.into_iter()).unwrap();
+        let hidden = || {
+            let record = read(folder.path()).unwrap();
+            keys("one", &[1, 3, 4, 5, 9]).iter().map(|key| record.hides(key)).collect::<Vec<_>>()
+        };
+        assert_eq!(hidden(), [false, true, true, true, false]);
+        journal.keep(6, keys("one", &[3, 4]).iter());
+        journal.remove(7, keys("one", &[4]).iter()).unwrap();
+        journal.before_sync().unwrap();
+        journal.after_sync(8).unwrap();
+        assert_eq!(hidden(), [false, false, false, true, false]);
+        let mut held = Held::default();
+        held.add_hidden(&keys("two", &[1]));
+        journal.renew(8, &held).unwrap();
+        assert_eq!(hidden(), [false, false, false, true, false]);
+        let kept = kept(&read(folder.path()).unwrap());
+        assert_eq!(kept, [("one".to_owned(), 5, 5), ("two".to_owned(), 1, 1)]);
     }
 }

@@ -26,6 +26,8 @@ pub struct LostLetters {
     pub sequences: Vec<SequenceRange>,
     /// As many more, of which nothing tells which.
     pub unnamed: u64,
+    /// The newest version of which there was a trace: a start that ends half-way, and is made again, finds the same loss.
+    pub as_of_version: u64,
     pub noticed: Arrival,
 }
 
@@ -34,14 +36,19 @@ impl LostLetters {
         (sink, stream): Names,
         mut sequences: Vec<SequenceRange>,
         unnamed: u64,
+        as_of_version: u64,
     ) -> Self {
         let rest = sequences.split_off(sequences.len().min(RANGES_MAX));
         let unnamed = unnamed + count(&rest);
-        LostLetters { stream, sink, sequences, unnamed, noticed: Arrival::now() }
+        LostLetters { stream, sink, sequences, unnamed, as_of_version, noticed: Arrival::now() }
     }
 
     pub fn letters(&self) -> u64 {
         count(&self.sequences) + self.unnamed
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        *self == LostLetters { noticed: self.noticed, ..other.clone() }
     }
 
     fn tell(&self) {
@@ -75,16 +82,17 @@ pub(super) fn read(buffer: &Path, quarantine: &Path) -> Result<Vec<LostLetters>,
     }
 }
 
-/// Tells of them, and adds them to the list.
+/// Tells of those that are not in the list, and adds them to it.
 pub(super) fn add(
     buffer: &Path,
     quarantine: &Path,
-    lost: Vec<LostLetters>,
+    mut lost: Vec<LostLetters>,
 ) -> Result<(), BufferError> {
+    let mut list = read(buffer, quarantine)?;
+    lost.retain(|lost| !list.iter().any(|known| lost.is_same(known)));
     if lost.is_empty() {
         return Ok(());
     }
-    let mut list = read(buffer, quarantine)?;
     lost.iter().for_each(LostLetters::tell);
     list.extend(lost);
     disk::write_json(&buffer.join(NAME), &list)
@@ -109,10 +117,10 @@ mod tests {
     use super::*;
     use crate::domain::Sequence;
 
-    fn lost(ranges: &[(u64, u64)], unnamed: u64) -> LostLetters {
+    fn lost(ranges: &[(u64, u64)], unnamed: u64, as_of_version: u64) -> LostLetters {
         let names = (SinkName::parse("one").unwrap(), StreamName::parse("a").unwrap());
         let range = |&(first, last)| SequenceRange { first: Sequence(first), last: Sequence(last) };
-        LostLetters::new(names, ranges.iter().map(range).collect(), unnamed)
+        LostLetters::new(names, ranges.iter().map(range).collect(), unnamed, as_of_version)
     }
 
     #[test]
@@ -120,18 +128,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let quarantine = folder.path().join("quarantine");
         let add = |lost| add(folder.path(), &quarantine, vec![lost]).unwrap();
-        add(lost(&[(9, 9), (3, 5)], 2));
+        add(lost(&[(9, 9), (3, 5)], 2, 7));
+        add(lost(&[(4, 4)], 0, 8));
+        // The start that found it ended before it had mended anything.
+        add(lost(&[(4, 4)], 0, 8));
         // Kept again since, and lost again.
-        add(lost(&[(4, 4)], 0));
+        add(lost(&[(4, 4)], 0, 9));
         let list = read(folder.path(), &quarantine).unwrap();
-        assert_eq!(list.iter().map(LostLetters::letters).collect::<Vec<_>>(), [6, 1]);
-        assert_eq!(counts(&list)["a"]["one"], 7);
+        assert_eq!(list.iter().map(LostLetters::letters).collect::<Vec<_>>(), [6, 1, 1]);
+        assert_eq!(counts(&list)["a"]["one"], 8);
     }
 
     #[test]
     fn of_very_many_ranges_some_are_counted_only() {
         let ranges: Vec<_> = (0..RANGES_MAX as u64 + 7).map(|at| (at * 2, at * 2)).collect();
-        let lost = lost(&ranges, 1);
+        let lost = lost(&ranges, 1, 7);
         assert_eq!((lost.sequences.len(), lost.unnamed), (RANGES_MAX, 8));
     }
 }

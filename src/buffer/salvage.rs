@@ -74,17 +74,7 @@ pub(super) fn open(
     dead_letter_quota_bytes: u64,
     step: &dyn Fn(),
 ) -> Result<StateStore, BufferError> {
-    let places = Places::of(state_dir, step);
-    let (mut state, held) = open_or_mend(&places, dead_letter_quota_bytes)?;
-    state.keep_journal(&places.buffer, held.letters(), held.hidden)?;
-    Ok(state)
-}
-
-/// With the letters it should have from now on.
-fn open_or_mend(
-    places: &Places,
-    dead_letter_quota_bytes: u64,
-) -> Result<(StateStore, Held), BufferError> {
+    let places = &Places::of(state_dir, step);
     let open = || open_in_place(&places.folder, dead_letter_quota_bytes);
     remove(&places.trial)?;
     if places.folder.exists() {
@@ -101,7 +91,7 @@ fn open_or_mend(
     let error = match patiently_look(places, &evidence)? {
         Found::Sound(held) => match patiently(|| read_through(open()?)) {
             Err(error) if error.is_damage() => error,
-            opened => return Ok((opened?, held)),
+            opened => return begin_journal(places, &evidence, opened?, &held),
         },
         Found::NoRoom => match patiently(|| take_as_it_is(places, &evidence, open()?)) {
             Err(error) if error.is_damage() => error,
@@ -119,7 +109,7 @@ fn open_or_mend(
                 drop(trial);
                 remove(&places.trial)?;
                 swap(places, &filled, gaps.harmed, None)?;
-                return Ok((open()?, filled.held));
+                return begin_journal(places, &evidence, open()?, &filled.held);
             }
         },
         Found::Damaged(error) => error,
@@ -133,7 +123,19 @@ fn open_or_mend(
     (places.step)();
     drop(draft);
     swap(places, &filled, true, Some(error))?;
-    Ok((open()?, filled.held))
+    begin_journal(places, &evidence, open()?, &filled.held)
+}
+
+/// From now on the file `letters` has what is in the database, and versions are newer than all before.
+fn begin_journal(
+    places: &Places,
+    evidence: &Evidence,
+    mut state: StateStore,
+    held: &Held,
+) -> Result<StateStore, BufferError> {
+    state.go_on_after(evidence.newest())?;
+    state.keep_journal(&places.buffer, held)?;
+    Ok(state)
 }
 
 fn read_through(state: StateStore) -> Result<StateStore, BufferError> {
@@ -155,20 +157,19 @@ fn mend(
     Ok(filled)
 }
 
-/// What sled does not find is told, and comes back at a start with more room, where the file still holds it then.
+/// What sled does not find is told, and comes back at a start with more room, where the file still holds it then. Nothing
+/// changes in the database before `letters` names it: what is written there hides the gaps.
 fn take_as_it_is(
     places: &Places,
     evidence: &Evidence,
-    mut state: StateStore,
-) -> Result<(StateStore, Held), BufferError> {
-    state.read_through()?;
-    let held = state.held()?;
-    let Some(gaps) = evidence.gaps(&state, &held)? else { return Ok((state, held)) };
+    state: StateStore,
+) -> Result<StateStore, BufferError> {
+    let state = read_through(state)?;
+    let mut held = state.held()?;
+    let Some(gaps) = evidence.gaps(&state, &held)? else {
+        return begin_journal(places, evidence, state, &held);
+    };
     let hidden = evidence.hidden(&state, &gaps)?;
-    let expected = evidence.expected(&state)?;
-    state.remove_letters(&gaps.returned)?;
-    let mut held = state.recount()?;
-    state.flush()?;
     if !hidden.is_empty() {
         tracing::error!(
             event = "dead_letters_hidden",
@@ -179,10 +180,15 @@ fn take_as_it_is(
              and start the node again, which then puts them back"
         );
     }
-    held.add_hidden(hidden);
-    let lost = evidence.lost(&held, &gaps, expected);
+    held.leave_out(&gaps.returned);
+    held.add_hidden(&hidden);
+    let lost = evidence.lost(&held, &gaps, evidence.expected(&state)?);
     lost_letters::add(&places.buffer, &places.quarantine, lost)?;
-    Ok((state, held))
+    let mut state = begin_journal(places, evidence, state, &held)?;
+    state.remove_letters(&gaps.returned)?;
+    state.recount()?;
+    state.flush()?;
+    Ok(state)
 }
 
 /// Opens that of a stopped node, to work on it: one that is harmed is left to the node.
@@ -200,9 +206,8 @@ pub(super) fn open_sound(state_dir: &Path) -> Result<StateStore, BufferError> {
             return Err(BufferError::Store { path: places.folder, reason: reason.to_owned() });
         }
     };
-    let mut state = open_in_place(&places.folder, NO_QUOTA)?;
-    state.keep_journal(&places.buffer, held.letters(), held.hidden)?;
-    Ok(state)
+    let state = open_in_place(&places.folder, NO_QUOTA)?;
+    begin_journal(&places, &evidence, state, &held)
 }
 
 /// Where there is a log, there was a database.
@@ -210,7 +215,7 @@ fn begin_anew(
     places: &Places,
     evidence: &Evidence,
     state: StateStore,
-) -> Result<(StateStore, Held), BufferError> {
+) -> Result<StateStore, BufferError> {
     if !generation::list(&places.buffer)?.is_empty() {
         tracing::error!(
             event = "state_missing",
@@ -223,7 +228,7 @@ fn begin_anew(
     let nothing = Held::default();
     let lost = evidence.lost(&nothing, &Gaps::default(), evidence.expected(&state)?);
     lost_letters::add(&places.buffer, &places.quarantine, lost)?;
-    Ok((state, nothing))
+    begin_journal(places, evidence, state, &nothing)
 }
 
 fn open_in_place(folder: &Path, quota_bytes: u64) -> Result<StateStore, BufferError> {
@@ -350,7 +355,7 @@ mod tests {
     use crate::buffer::raw_state::RawState;
     use crate::buffer::state_value::{COUNT, Count, START, join, letter_key};
     use crate::domain::{
-        Arrival, DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, Stage, StreamName,
+        Arrival, Books, DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, Stage, StreamName,
     };
 
     const QUOTA: u64 = 64 << 20;
@@ -444,6 +449,67 @@ mod tests {
             open(self.folder.path(), QUOTA, &|| ())
         }
 
+        /// False where sled opens nothing. What is left of it was on stable storage before all else it did.
+        fn start_without_room(&self, in_order: bool, left: Left) -> bool {
+            let places = Places::of(self.folder.path(), &|| ());
+            let evidence = places.gather().unwrap();
+            let Ok(state) = open_in_place(&places.folder, QUOTA) else { return false };
+            let before = self.folder.path().join("before");
+            disk::copy_folder(&places.folder, &before).unwrap();
+            let Ok(mut state) = take_as_it_is(&places, &evidence, state) else { return false };
+            state.count_start().unwrap();
+            self.end(state, in_order);
+            match left {
+                Left::All => {}
+                Left::NoCountIsNamed => self.forget_counts(),
+                Left::NothingIsDone => {
+                    self.forget_counts();
+                    fs::remove_dir_all(self.state()).unwrap();
+                    fs::rename(&before, self.state()).unwrap();
+                }
+            }
+            true
+        }
+
+        /// Of `letters` nothing is left that was written after it began.
+        fn forget_counts(&self) {
+            let named = self.folder.path().join("buffer/letters");
+            let text = fs::read_to_string(&named).unwrap();
+            let begun: Vec<_> = text.split_inclusive(" .\n").take(1).collect();
+            fs::write(&named, begun.concat()).unwrap();
+        }
+
+        /// Of six letters the third was removed and is there again, of the fifth sled finds nothing. There are as many as
+        /// their count says, which is newer than all that `letters` says.
+        fn with_one_in_place_of_another() -> (Self, Vec<DeadLetter>) {
+            let mut all = letters(6);
+            let node = Node::with(&all);
+            let part = |letter: &DeadLetter| [letter_key(&letter.key).as_slice(), &[0, 0]].concat();
+            let (third, fifth) = (part(&all[2]), part(&all[4]));
+            let store = Store::open(&node.state()).unwrap();
+            let old = store.get(&third).unwrap().unwrap();
+            drop(store);
+            let run = |remove: &[DeadLetterKey]| {
+                let mut state = node.open().unwrap();
+                state.count_start().unwrap();
+                state.remove_letters(remove).unwrap();
+                state.close().unwrap();
+                node.closed(state);
+            };
+            run(&[all[2].key.clone()]);
+            run(&[]);
+            node.forget_counts();
+            let store = Store::open(&node.state()).unwrap();
+            let mut harm = sled::Batch::default();
+            harm.insert(third, old);
+            harm.remove(fifth);
+            store.apply(harm).unwrap();
+            store.flush().unwrap();
+            drop(store);
+            all.remove(2);
+            (node, all)
+        }
+
         fn quarantine(&self) -> PathBuf {
             self.folder.path().join("buffer/quarantine")
         }
@@ -492,6 +558,16 @@ mod tests {
             let ranges = list.iter().flat_map(|lost| lost.sequences.iter());
             ranges.flat_map(|range| range.first.0..=range.last.0).collect()
         }
+    }
+
+    /// What a power cut leaves of a start that had no room for the copy.
+    #[derive(Debug, Clone, Copy)]
+    enum Left {
+        All,
+        /// Of `letters` what was there before anything changed in the database.
+        NoCountIsNamed,
+        /// Of the database what was there before anything changed in it.
+        NothingIsDone,
     }
 
     /// The letters that the bytes of the file still hold.
@@ -553,19 +629,12 @@ mod tests {
             harm in 0..4,
             in_order in any::<bool>(),
             removed in prop::collection::btree_set(1..=40_u64, 0..8),
+            left in prop::sample::select(vec![Left::All, Left::NoCountIsNamed, Left::NothingIsDone]),
         ) {
             let mut all = letters(40);
             let node = Node::without(&all, &removed, in_order, true);
             node.harm(at, harm, 0);
-            let places = Places::of(node.folder.path(), &|| ());
-            let evidence = places.gather().unwrap();
-            let opened = open_in_place(&places.folder, QUOTA);
-            let taken = opened.and_then(|state| take_as_it_is(&places, &evidence, state));
-            prop_assume!(taken.is_ok());
-            let (mut state, held) = taken.unwrap();
-            state.keep_journal(&places.buffer, held.letters(), held.hidden).unwrap();
-            state.count_start().unwrap();
-            node.end(state, in_order);
+            prop_assume!(node.start_without_room(in_order, left));
             all.retain(|letter| !removed.contains(&letter.key.sequence.0));
             let held = sequences(&node.held());
             let lost = node.lost();
@@ -621,19 +690,26 @@ mod tests {
 
     /// Pages that hold nothing of letters, and are read when they are asked for.
     #[test]
-    fn a_bad_page_of_notes_is_found_at_the_start() {
+    fn a_bad_page_without_letters_is_found_at_the_start() {
+        const STEP_BYTES: usize = 32_768;
         let node = Node::with(&[]);
         let mut state = node.open().unwrap();
         state.count_start().unwrap();
-        for number in 0..40_u8 {
-            state.put_note(&format!("n/{number}"), &[number; 9_000]).unwrap();
+        for round in 0..6_u8 {
+            for number in 0..40_u8 {
+                let note = vec![round; 400 * usize::from(number)];
+                state.put_note(&format!("n/{number}"), &note).unwrap();
+                let stream = StreamName::parse(&format!("s{number}")).unwrap();
+                let sink = SinkName::parse("one").unwrap();
+                state.save_books(&stream, &sink, &Books::default()).unwrap();
+            }
+            state.flush().unwrap();
         }
-        state.close().unwrap();
-        node.closed(state);
+        node.end(state, false);
         let file = fs::read(node.state().join("db")).unwrap();
-        for at in (0..file.len()).step_by(20_011).filter(|at| file[*at] != 0) {
+        for at in (0..file.len()).step_by(STEP_BYTES) {
             fs::write(node.state().join("db"), &file).unwrap();
-            node.change(|bytes| bytes[at] ^= 4);
+            node.change(|bytes| bytes[at..][..4096].fill(0xa5));
             let state = node.open().unwrap();
             state.read_through().unwrap();
             node.closed(state);
@@ -657,9 +733,13 @@ mod tests {
         assert_eq!(node.lost(), (11..=20).collect());
     }
 
-    /// The number of starts tells which versions are newer, and may be lost too.
+    /// The number of starts tells which versions are newer, and may be lost: alone, or with a letter.
     #[test]
-    fn what_is_kept_after_a_salvage_is_newer_than_all_before() {
+    fn what_is_kept_is_newer_than_all_before_also_when_the_number_of_starts_is_lost() {
+        [false, true].into_iter().for_each(what_is_kept_is_newer);
+    }
+
+    fn what_is_kept_is_newer(letter_lost: bool) {
         let all = letters(5);
         let node = Node::with(&all);
         let put = |letters: &[DeadLetter]| {
@@ -673,7 +753,9 @@ mod tests {
         let store = Store::open(&node.state()).unwrap();
         let mut lost = sled::Batch::default();
         lost.remove(START);
-        lost.remove([letter_key(&all[0].key).as_slice(), &[0, 0]].concat());
+        if letter_lost {
+            lost.remove([letter_key(&all[0].key).as_slice(), &[0, 0]].concat());
+        }
         store.apply(lost).unwrap();
         store.flush().unwrap();
         drop(store);
@@ -682,6 +764,91 @@ mod tests {
         put(std::slice::from_ref(&newer));
         fs::write(node.state().join("conf"), [0xa5; 300]).unwrap();
         assert_eq!(node.held()[1], newer);
+    }
+
+    #[test]
+    fn a_letter_that_came_back_does_not_stand_for_one_that_is_missing() {
+        let (node, all) = Node::with_one_in_place_of_another();
+        assert_eq!(node.held(), all);
+    }
+
+    #[test]
+    fn what_there_was_no_room_to_put_back_is_put_back_when_there_is() {
+        for left in [Left::All, Left::NoCountIsNamed, Left::NothingIsDone] {
+            let (node, all) = Node::with_one_in_place_of_another();
+            assert!(node.start_without_room(true, left));
+            assert_eq!(node.held(), all, "{left:?}");
+            assert_eq!(node.lost(), BTreeSet::new());
+        }
+    }
+
+    /// sled had written over it.
+    #[test]
+    fn what_there_was_no_room_to_put_back_and_is_gone_since_is_told() {
+        let all = letters(6);
+        let node = Node::with(&all);
+        let mut state = node.open().unwrap();
+        let mut held = state.held().unwrap();
+        held.add_hidden(&[letter(7, Vec::new()).key]);
+        state.keep_journal(&node.folder.path().join("buffer"), &held).unwrap();
+        state.count_start().unwrap();
+        state.close().unwrap();
+        node.closed(state);
+        node.forget_counts();
+        assert_eq!(node.held(), all);
+        assert_eq!(node.lost(), BTreeSet::from([7]));
+    }
+
+    /// It would be shown as a letter cut short.
+    #[test]
+    fn a_part_of_a_removed_letter_that_came_back_alone_is_removed_again() {
+        let all = [letter(1, vec![1; 40_000]), letter(2, vec![2; 10])];
+        let node = Node::with(&all);
+        let part = [letter_key(&all[0].key).as_slice(), &[0, 0]].concat();
+        let store = Store::open(&node.state()).unwrap();
+        let old = store.get(&part).unwrap().unwrap();
+        drop(store);
+        let mut state = node.open().unwrap();
+        state.count_start().unwrap();
+        state.remove_letters(std::slice::from_ref(&all[0].key)).unwrap();
+        state.close().unwrap();
+        node.closed(state);
+        let store = Store::open(&node.state()).unwrap();
+        store.insert(&part, &old).unwrap();
+        store.flush().unwrap();
+        drop(store);
+        assert_eq!(node.held(), all[1..]);
+    }
+
+    /// Before anything took the database's place.
+    #[test]
+    fn a_start_that_ended_when_it_had_told_what_is_lost_tells_it_once() {
+        for nobody_names_them in [false, true] {
+            let node = Node::with(&letters(40));
+            let named = node.folder.path().join("buffer/letters");
+            node.change(|bytes| {
+                let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+                bytes[used / 8..used / 2].fill(0xa5);
+            });
+            if nobody_names_them {
+                fs::remove_file(&named).unwrap();
+            }
+            let before = node.folder.path().join("before");
+            disk::copy_folder(&node.state(), &before).unwrap();
+            let names = fs::read(&named).ok();
+            let held = node.held();
+            fs::remove_dir_all(node.state()).unwrap();
+            disk::copy_folder(&before, &node.state()).unwrap();
+            match names {
+                Some(names) => fs::write(&named, names).unwrap(),
+                None => fs::remove_file(&named).unwrap(),
+            }
+            assert_eq!(node.held(), held);
+            let list = lost_letters::read(&node.folder.path().join("buffer"), &node.quarantine());
+            let lost: u64 = list.unwrap().iter().map(|lost| lost.letters()).sum();
+            assert_eq!(lost, 40 - held.len() as u64);
+            assert!(lost > 0);
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::state_value::{
 };
 use super::store::Store;
 use super::{BufferError, state_value};
-use crate::domain::{Books, DeadLetter, DeadLetterKey, SequenceRange, SinkName, StreamName};
+use crate::domain::{Books, DeadLetter, DeadLetterKey, SinkName, StreamName};
 
 /// Versions of one run of a process; the next one's are all higher.
 const VERSIONS_PER_START: u32 = 32;
@@ -39,8 +39,6 @@ pub(super) struct StateStore {
     pub copies_waiting: BTreeMap<String, u64>,
     /// Not of a database on its way to another's place.
     journal: Option<LetterJournal>,
-    /// Letters the journal names, and sled does not find.
-    hidden: bool,
 }
 
 /// Shares of the quota, in percent, that are worth a warning.
@@ -83,19 +81,12 @@ impl StateStore {
             full: false,
             copies_waiting: BTreeMap::new(),
             journal: None,
-            hidden: false,
         }
     }
 
     /// From now on `buffer` has which letters there are, whatever becomes of the database.
-    pub(super) fn keep_journal<'l>(
-        &mut self,
-        buffer: &Path,
-        letters: impl Iterator<Item = (&'l Names, SequenceRange)>,
-        hidden: bool,
-    ) -> Result<(), BufferError> {
-        self.journal = Some(LetterJournal::begin(buffer, self.version - 1, letters)?);
-        self.hidden = hidden;
+    pub(super) fn keep_journal(&mut self, buffer: &Path, held: &Held) -> Result<(), BufferError> {
+        self.journal = Some(LetterJournal::begin(buffer, self.version - 1, held.words())?);
         Ok(())
     }
 
@@ -107,19 +98,13 @@ impl StateStore {
         self.version += 1;
         let Some(journal) = &mut self.journal else { return Ok(()) };
         journal.after_sync(self.synced)?;
-        // What sled does not find would be named no more.
-        if journal.is_long() && !self.hidden { self.renew_journal() } else { Ok(()) }
+        if journal.is_long() { self.renew_journal() } else { Ok(()) }
     }
 
     fn renew_journal(&mut self) -> Result<(), BufferError> {
         let held = self.held()?;
         let synced = self.synced;
-        let Some(journal) = &mut self.journal else { return Ok(()) };
-        match journal.renew(synced, held.letters()) {
-            Err(BufferError::DiskFull { .. }) => journal.put_off(),
-            renewed => renewed?,
-        }
-        Ok(())
+        self.journal.as_mut().map_or(Ok(()), |journal| journal.renew(synced, &held))
     }
 
     /// The last that is written: it tells that all before it is on stable storage.
@@ -304,9 +289,12 @@ impl StateStore {
         Ok(whole.version.filter(|_| whole.is_whole()))
     }
 
-    /// The next versions are all higher than this one.
+    /// The next versions are all higher than this one, whatever the number of starts says, which may have been lost.
     pub(super) fn go_on_after(&mut self, version: u64) -> Result<(), BufferError> {
-        let starts = self.starts()?.max(version >> VERSIONS_PER_START);
+        let (starts, known) = (version >> VERSIONS_PER_START, self.starts()?);
+        if starts <= known {
+            return Ok(());
+        }
         self.version = (starts + 1) << VERSIONS_PER_START;
         self.insert(START, &starts.to_be_bytes())
     }
