@@ -97,31 +97,27 @@ pub(super) fn open(
             Err(error) if error.is_damage() => error,
             taken => return taken,
         },
-        Found::Incomplete(trial, gaps) => match mend(places, &evidence, &trial, &gaps) {
-            Err(BufferError::DiskFull { .. }) => {
-                drop(trial);
-                remove(&places.trial)?;
-                remove(&places.draft)?;
-                return take_as_it_is(places, &evidence, open()?);
+        Found::Incomplete(trial, gaps) => {
+            let mended = mend(places, &evidence, &trial, &gaps);
+            drop(trial);
+            remove(&places.trial)?;
+            match finished(places, mended) {
+                // What is missing was never answered for: its records are in the log.
+                Err(BufferError::DiskFull { .. }) if !gaps.harmed => {
+                    return take_as_it_is(places, &evidence, open()?);
+                }
+                Err(error) if error.is_damage() => error,
+                mended => {
+                    let filled = mended?;
+                    swap(places, &filled, gaps.harmed, None)?;
+                    return begin_journal(places, &evidence, open()?, &filled.held);
+                }
             }
-            filled => {
-                let filled = filled?;
-                drop(trial);
-                remove(&places.trial)?;
-                swap(places, &filled, gaps.harmed, None)?;
-                return begin_journal(places, &evidence, open()?, &filled.held);
-            }
-        },
+        }
         Found::Damaged(error) => error,
     };
     remove(&places.trial)?;
-    let mut draft = make(&places.draft)?;
-    for (key, value) in evidence.raw.books() {
-        draft.insert(key, value)?;
-    }
-    let filled = evidence.fill(&mut draft, &Gaps::default())?;
-    (places.step)();
-    drop(draft);
+    let filled = finished(places, make_of_bytes(places, &evidence))?;
     swap(places, &filled, true, Some(error))?;
     begin_journal(places, &evidence, open()?, &filled.held)
 }
@@ -157,7 +153,26 @@ fn mend(
     Ok(filled)
 }
 
-/// What sled does not find is told, and comes back at a start with more room, where the file still holds it then. Nothing
+/// Makes the draft of what the bytes tell, without sled.
+fn make_of_bytes(places: &Places, evidence: &Evidence) -> Result<Filled, BufferError> {
+    let mut draft = make(&places.draft)?;
+    for (key, value) in evidence.raw.books() {
+        draft.insert(key, value)?;
+    }
+    let filled = evidence.fill(&mut draft, &Gaps::default())?;
+    (places.step)();
+    Ok(filled)
+}
+
+/// A draft that was not finished takes no room.
+fn finished(places: &Places, filled: Result<Filled, BufferError>) -> Result<Filled, BufferError> {
+    if filled.is_err() {
+        remove(&places.draft)?;
+    }
+    filled
+}
+
+/// What sled does not find is told, and comes back at a start with more room, where sled has not written over it. Nothing
 /// changes in the database before `letters` names it: what is written there hides the gaps.
 fn take_as_it_is(
     places: &Places,

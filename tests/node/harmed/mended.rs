@@ -7,7 +7,7 @@ use std::path::Path;
 use rig::{Folder, Node, eventually, until};
 use serde_json::Value;
 
-use super::files::{copy, replace};
+use super::files::{copy, flip, replace};
 use crate::disk::tracer;
 use crate::world::{Changes, SOON, World};
 
@@ -33,6 +33,16 @@ fn killed_at(world: &World, folder: &Path, call: &str, when: usize) -> bool {
     killed
 }
 
+/// Those that `telemetry buffer inspect` calls lost.
+fn lost(node: &Node) -> BTreeSet<u64> {
+    let said = node.command(&["buffer", "inspect", "--json"]).unwrap();
+    let inspection: Value = serde_json::from_slice(&said.stdout).unwrap();
+    let losses = inspection["letter_losses"].as_array().unwrap();
+    let ranges = losses.iter().flat_map(|loss| loss["sequences"].as_array().unwrap());
+    let ends = |range: &Value| ["first", "last"].map(|end| range[end].as_u64().unwrap());
+    ranges.map(ends).flat_map(|[first, last]| first..=last).collect()
+}
+
 fn letters(node: &Node) -> BTreeSet<u64> {
     let listed = node.command(&["dlq", "list", "--json"]).unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
@@ -40,8 +50,8 @@ fn letters(node: &Node) -> BTreeSet<u64> {
     letters.map(|letter| letter["sequence"].as_u64().unwrap()).collect()
 }
 
-#[test]
-fn a_start_that_puts_dead_letters_back_may_be_killed_at_any_call() {
+/// A stopped node that has set these aside.
+fn with_letters() -> (World, BTreeSet<u64>) {
     let mut world = World::start(Changes::default());
     let publisher = world.publisher();
     for number in 0..LETTERS {
@@ -54,6 +64,12 @@ fn a_start_that_puts_dead_letters_back_may_be_killed_at_any_call() {
     let all = letters(&world.node);
     assert_eq!(all.len() as u64, LETTERS);
     world.node.stop(SOON).unwrap();
+    (world, all)
+}
+
+#[test]
+fn a_start_that_puts_dead_letters_back_may_be_killed_at_any_call() {
+    let (mut world, all) = with_letters();
     let folder = Folder::new(None, "mended").unwrap();
     let state = world.node.config().with_file_name("state");
     let harmed = folder.join("harmed");
@@ -83,4 +99,32 @@ fn a_start_that_puts_dead_letters_back_may_be_killed_at_any_call() {
             }
         }
     }
+}
+
+#[test]
+fn a_start_without_room_for_the_new_database_ends_and_leaves_the_harmed_one_as_it_is() {
+    let (mut world, all) = with_letters();
+    let folder = Folder::new(None, "mended").unwrap();
+    let state = world.node.config().with_file_name("state");
+    let (database, draft) = (state.join("state/db"), state.join("state.draft/db"));
+    flip(&database);
+    let harmed = fs::read(&database).unwrap();
+    let full = tracer(&folder.join("calls"), "pwrite64:error=ENOSPC", &[draft]);
+    let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config());
+    let mut node = Node::new(binary, config, world.node.http_port()).through(full);
+    node.spawn().unwrap();
+    let status = until(SOON, "it ends", || node.daemon().exit_status()).unwrap();
+    assert_eq!(status.code(), Some(1));
+    let said = node.log_text();
+    assert!(
+        said.contains(&format!("no space left at {}", state.join("state.draft").display())),
+        "{said}"
+    );
+    assert!(fs::read(&database).unwrap() == harmed, "it was written to");
+    assert!(!state.join("state.draft").exists() && !state.join("state.trial").exists());
+    world.node.start().unwrap();
+    world.node.wait_ready(SOON).unwrap();
+    let (found, gone) = (letters(&world.node), lost(&world.node));
+    assert!(found.is_disjoint(&gone) && gone.len() <= 1, "{gone:?}");
+    assert_eq!(&found | &gone, all);
 }
