@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, chown};
 use std::path::Path;
 
 use serde::Serialize;
@@ -85,9 +85,14 @@ pub(super) fn remove_folder(folder: &Path) -> Result<(), BufferError> {
     folder.parent().map_or(Ok(()), sync)
 }
 
-/// Copies a folder with all that is in it, unsynced.
+/// Copies a folder with all that is in it, unsynced. Whoever may remove what is in the one may do so in the other: a command
+/// that root runs may end before it has removed its copy.
 pub(super) fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
+    let owner = fs::metadata(from)?;
+    if fs::metadata(to)?.uid() != owner.uid() {
+        chown(to, Some(owner.uid()), Some(owner.gid()))?;
+    }
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let target = to.join(entry.file_name());
@@ -258,6 +263,20 @@ mod tests {
         assert!(matches!(read_json::<Vec<u32>>(&path), Err(BufferError::Corrupt { .. })));
         fs::write(&path, [0xff, 0xfe]).unwrap();
         assert!(matches!(read_json::<Vec<u32>>(&path), Err(BufferError::Corrupt { .. })));
+    }
+
+    /// Root only can tell them apart.
+    #[test]
+    fn a_copied_folder_belongs_to_the_owner_of_the_original() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        fs::create_dir_all(from.join("inner")).unwrap();
+        if rustix::process::geteuid().is_root() {
+            chown(from.join("inner"), Some(4_711), None).unwrap();
+        }
+        copy_folder(&from, &to).unwrap();
+        let owner = |path: &Path| fs::metadata(path.join("inner")).unwrap().uid();
+        assert_eq!(owner(&to), owner(&from));
     }
 
     #[test]

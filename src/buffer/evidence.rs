@@ -44,6 +44,8 @@ pub(super) struct Filled {
     pub letters: u64,
     pub lost: Vec<LostLetters>,
     pub held: Held,
+    /// All of it has this one or a lower one.
+    pub version: u64,
 }
 
 impl Evidence {
@@ -71,7 +73,9 @@ impl Evidence {
     ) -> Result<Option<Gaps>, BufferError> {
         let returned = self.returned(state, held)?;
         let mut gaps = Gaps { recorded: self.record.knows_all_to(), ..Gaps::default() };
-        for (names, (version, letters)) in state.versioned_counts()? {
+        let counts = state.versioned_counts()?;
+        gaps.harmed |= held.counts.keys().any(|names| !counts.contains_key(names));
+        for (names, (version, letters)) in counts {
             let fresh = |key: &DeadLetterKey| key.sink != names.0 || key.stream != names.1;
             if letters == held.count(&names).letters && returned.iter().all(fresh) {
                 gaps.agreed.insert(names, version);
@@ -166,18 +170,34 @@ impl Evidence {
         Ok(hidden)
     }
 
-    /// Puts back what is missing, and removes what has come back.
+    /// Puts back what is missing, books too, and removes what has come back.
     pub(super) fn fill(&self, draft: &mut StateStore, gaps: &Gaps) -> Result<Filled, BufferError> {
         let expected = self.expected(draft)?;
-        draft.go_on_after(self.newest())?;
+        draft.go_on_after(self.newest());
         draft.count_start()?;
+        self.put_books(draft)?;
         draft.copy_letters_to(&self.raw.clusters())?;
         let letters = self.put_back(draft, gaps)?;
         draft.remove_letters(&gaps.returned)?;
         let held = draft.recount()?;
         draft.flush()?;
         let lost = self.lost(&held, gaps, expected);
-        Ok(Filled { letters, lost, held })
+        Ok(Filled { letters, lost, held, version: draft.newest() })
+    }
+
+    /// Where the bytes have newer ones. Of those that may not have been on stable storage only where there are no others: a
+    /// replay is counted in the step in which the letter leaves.
+    fn put_books(&self, draft: &StateStore) -> Result<(), BufferError> {
+        for (key, book) in self.raw.books() {
+            let newer = match draft.version_of(key)? {
+                Some(version) => book.version > version && book.version <= self.raw.synced(),
+                None => true,
+            };
+            if newer {
+                draft.insert(key, &book.bytes)?;
+            }
+        }
+        Ok(())
     }
 
     /// How many letters each sink should have: the newest word of anybody.

@@ -10,9 +10,9 @@ use crate::domain::{DeadLetterKey, SequenceRange};
 #[derive(Default)]
 pub(super) struct Held {
     pub counts: BTreeMap<Names, Count>,
-    sequences: Ranges,
+    pub sequences: Ranges,
     /// Those among them that sled does not find.
-    hidden: Ranges,
+    pub hidden: Ranges,
     /// Keys of parts that make no letter.
     pub torn: Vec<Vec<u8>>,
 }
@@ -34,9 +34,9 @@ impl Held {
         self.counts.get(names).copied().unwrap_or_default()
     }
 
-    /// Letters that sled does not find, and a start with more room does. In the order of their keys.
-    pub(super) fn add_hidden(&mut self, letters: &[DeadLetterKey]) {
-        self.hidden = ranges(letters);
+    /// Letters that sled does not find, and a start with more room does.
+    pub(super) fn hide(&mut self, letters: Ranges) {
+        self.hidden = letters;
         for (names, hidden) in &self.hidden {
             self.counts.entry(names.clone()).or_default().letters += total(hidden);
             let sequences = self.sequences.entry(names.clone()).or_default();

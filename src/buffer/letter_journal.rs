@@ -23,7 +23,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::fates::{Fate, Fates, Word, ranges};
+use super::fates::{Fate, Fates, Ranges, Word, ranges, without};
 use super::held::Held;
 use super::state_value::Names;
 use super::{BufferError, disk};
@@ -47,6 +47,8 @@ pub(super) struct LetterJournal {
     long_bytes: u64,
     /// Lines to be written after the next sync of the database.
     kept: String,
+    /// Letters that sled does not find.
+    hidden: Ranges,
     /// Letters were removed since the last one.
     removed: bool,
     /// There is something to write after it.
@@ -55,15 +57,12 @@ pub(super) struct LetterJournal {
 
 impl LetterJournal {
     /// Replaces the file: as of this version these are all letters.
-    pub(super) fn begin<'l>(
-        buffer: &Path,
-        version: u64,
-        letters: impl Iterator<Item = (Word, &'l Names, SequenceRange)>,
-    ) -> Result<Self, BufferError> {
+    pub(super) fn begin(buffer: &Path, version: u64, held: &Held) -> Result<Self, BufferError> {
         let path = buffer.join(NAME);
         let draft = path.with_extension("draft");
         let mut lines = line(version, "=");
-        letters.for_each(|(word, names, range)| lines += &word_line(version, word, names, range));
+        let words = held.words();
+        words.for_each(|(word, names, range)| lines += &word_line(version, word, names, range));
         lines += &line(version, ".");
         let write = || -> io::Result<File> {
             match fs::remove_file(&draft) {
@@ -85,6 +84,7 @@ impl LetterJournal {
             bytes,
             long_bytes,
             kept: String::new(),
+            hidden: held.hidden.clone(),
             removed: false,
             changed: false,
         })
@@ -96,7 +96,7 @@ impl LetterJournal {
         version: u64,
         letters: impl Iterator<Item = &'l DeadLetterKey>,
     ) -> Result<(), BufferError> {
-        let lines = lines(version, Word::Removed, letters);
+        let lines = self.lines(version, Word::Removed, letters);
         if lines.is_empty() {
             return Ok(());
         }
@@ -111,7 +111,8 @@ impl LetterJournal {
         version: u64,
         letters: impl Iterator<Item = &'l DeadLetterKey>,
     ) {
-        self.kept += &lines(version, Word::Kept, letters);
+        let lines = self.lines(version, Word::Kept, letters);
+        self.kept += &lines;
         self.changed |= !self.kept.is_empty();
     }
 
@@ -151,22 +152,30 @@ impl LetterJournal {
         self.bytes > self.long_bytes
     }
 
-    /// Begins anew with the letters that sled finds, and those of which the file alone knows.
-    pub(super) fn renew(&mut self, version: u64, held: &Held) -> Result<(), BufferError> {
+    /// Begins anew with the letters that sled finds, and those that are still hidden.
+    pub(super) fn renew(&mut self, version: u64, mut held: Held) -> Result<(), BufferError> {
+        held.hide(std::mem::take(&mut self.hidden));
         let buffer = self.path.parent().unwrap_or(Path::new("."));
-        let record = read(buffer)?;
-        *self = Self::begin(buffer, version, held.words().chain(record.hidden()))?;
+        *self = Self::begin(buffer, version, &held)?;
         Ok(())
     }
-}
 
-/// A line for each range.
-fn lines<'l>(version: u64, word: Word, letters: impl Iterator<Item = &'l DeadLetterKey>) -> String {
-    let mut lines = String::new();
-    for (names, ranges) in ranges(letters) {
-        ranges.into_iter().for_each(|range| lines += &word_line(version, word, &names, range));
+    /// A line for each range; none of them is hidden any more.
+    fn lines<'l>(
+        &mut self,
+        version: u64,
+        word: Word,
+        letters: impl Iterator<Item = &'l DeadLetterKey>,
+    ) -> String {
+        let mut lines = String::new();
+        for (names, ranges) in ranges(letters) {
+            if let Some(hidden) = self.hidden.get_mut(&names) {
+                *hidden = hidden.iter().flat_map(|range| without(*range, &ranges)).collect();
+            }
+            ranges.into_iter().for_each(|range| lines += &word_line(version, word, &names, range));
+        }
+        lines
     }
-    lines
 }
 
 fn word_line(version: u64, word: Word, (sink, stream): &Names, range: SequenceRange) -> String {
@@ -223,11 +232,6 @@ impl LetterRecord {
         self.fate(key).is_some_and(|fate| fate.word == Word::Hidden)
     }
 
-    fn hidden(&self) -> impl Iterator<Item = (Word, &Names, SequenceRange)> {
-        let hidden = self.kept().filter(|(.., fate)| fate.word == Word::Hidden);
-        hidden.map(|(names, range, fate)| (fate.word, names, range))
-    }
-
     /// Letters that should be there.
     pub(super) fn kept(&self) -> impl Iterator<Item = (&Names, SequenceRange, Fate)> {
         self.letters.iter().flat_map(|(names, fates)| {
@@ -266,9 +270,9 @@ pub(super) fn read(buffer: &Path) -> Result<LetterRecord, BufferError> {
     let record = decode(&bytes);
     if record.complete_from.is_none() {
         tracing::warn!(
-            event = "reached_damaged",
+            event = "letters_damaged",
             path = %path.display(),
-            "this small file is damaged; what stands beside it says how far it goes"
+            "this small file is damaged: the database alone tells which dead letters there are, and it is made anew"
         );
     }
     Ok(record)
@@ -342,10 +346,6 @@ mod tests {
         (SinkName::parse(sink).unwrap(), StreamName::parse("a").unwrap())
     }
 
-    fn range(first: u64, last: u64) -> SequenceRange {
-        SequenceRange { first: Sequence(first), last: Sequence(last) }
-    }
-
     fn keys(sink: &str, sequences: &[u64]) -> Vec<DeadLetterKey> {
         let (sink, stream) = names(sink);
         let key = |at: &u64| DeadLetterKey {
@@ -361,10 +361,14 @@ mod tests {
         kept.map(|((sink, _), range, _)| (sink.to_string(), range.first.0, range.last.0)).collect()
     }
 
+    fn held(all: &[u64], hidden: &[u64]) -> Held {
+        let sequences = ranges(&keys("one", all));
+        Held { sequences, hidden: ranges(&keys("one", hidden)), ..Held::default() }
+    }
+
     /// Begun with letters 1 to 9 at version 5.
     fn journal(folder: &Path) -> LetterJournal {
-        LetterJournal::begin(folder, 5, [(Word::Kept, &names("one"), range(1, 9))].into_iter())
-            .unwrap()
+        LetterJournal::begin(folder, 5, &held(&[1, 2, 3, 4, 5, 6, 7, 8, 9], &[])).unwrap()
     }
 
     #[test]
@@ -435,20 +439,20 @@ mod tests {
             journal.keep(version, keys("one", &[version * 2]).iter());
             journal.after_sync(version).unwrap();
             if journal.is_long() {
-                journal.renew(version, &Held::default()).unwrap();
+                journal.renew(version, held(&[1, 2, 3], &[])).unwrap();
                 break;
             }
         }
         assert!(!journal.is_long());
-        assert_eq!(kept(&read(folder.path()).unwrap()), []);
+        assert_eq!(kept(&read(folder.path()).unwrap()), [("one".to_owned(), 1, 3)]);
     }
 
     #[test]
     fn what_sled_does_not_find_is_named_until_it_is_kept_or_removed() {
         let folder = tempfile::tempdir().unwrap();
-        let letters =
-            [(Word::Kept, &names("one"), range(1, 9)), (Word::Hidden, &names("one"), range(3, 5))];
-        let mut journal = LetterJournal::begin(folder.path(), 5, letters.into_iter()).unwrap();
+        let mut journal =
+            LetterJournal::begin(folder.path(), 5, &held(&[1, 2, 3, 4, 5, 6, 7, 8, 9], &[3, 4, 5]))
+                .unwrap();
         let hidden = || {
             let record = read(folder.path()).unwrap();
             keys("one", &[1, 3, 4, 5, 9]).iter().map(|key| record.hides(key)).collect::<Vec<_>>()
@@ -459,11 +463,16 @@ mod tests {
         journal.before_sync().unwrap();
         journal.after_sync(8).unwrap();
         assert_eq!(hidden(), [false, false, false, true, false]);
-        let mut held = Held::default();
-        held.add_hidden(&keys("two", &[1]));
-        journal.renew(8, &held).unwrap();
+        journal.renew(8, held(&[1, 3], &[])).unwrap();
         assert_eq!(hidden(), [false, false, false, true, false]);
         let kept = kept(&read(folder.path()).unwrap());
-        assert_eq!(kept, [("one".to_owned(), 5, 5), ("two".to_owned(), 1, 1)]);
+        assert_eq!(
+            kept,
+            [("one", 1, 1), ("one", 3, 3), ("one", 5, 5)].map(|(sink, a, b)| (
+                sink.to_owned(),
+                a,
+                b
+            ))
+        );
     }
 }

@@ -27,6 +27,7 @@ pub struct LostLetters {
     /// As many more, of which nothing tells which.
     pub unnamed: u64,
     /// The newest version of which there was a trace: a start that ends half-way, and is made again, finds the same loss.
+    #[serde(default)]
     pub as_of_version: u64,
     pub noticed: Arrival,
 }

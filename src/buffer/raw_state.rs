@@ -195,10 +195,9 @@ impl RawState {
         self.found.clusters.iter().cloned().collect()
     }
 
-    pub(super) fn books(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let whole = |(_, part): &(&Vec<u8>, &Part)| part.length as usize == part.bytes.len();
-        let books = self.found.books.iter().filter(whole);
-        books.map(|(key, part)| (key.as_slice(), part.bytes.as_slice()))
+    pub(super) fn books(&self) -> impl Iterator<Item = (&[u8], &Part)> {
+        let whole = |(_, part): &(&[u8], &Part)| part.length as usize == part.bytes.len();
+        self.found.books.iter().map(|(key, part)| (key.as_slice(), part)).filter(whole)
     }
 
     /// How many letters each sink had when that was on stable storage last, with the version.

@@ -7,13 +7,15 @@
 //! was found. What is nowhere any more is lost, and told (`lost_letters.rs`).
 //!
 //! The copy stands beside it as `state.trial`, the new one as `state.draft`. Until the renames nothing of the database has
-//! changed: a start that finds both begins anew, one that finds the draft alone goes on with it.
+//! changed: a start that finds both database and draft begins anew, one that finds no database goes on with the draft.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::evidence::{Evidence, Filled, Gaps};
+use super::fates::ranges;
 use super::held::Held;
+use super::letter_journal::LetterJournal;
 use super::log::set_aside;
 use super::recovery::patiently;
 use super::state_store::StateStore;
@@ -31,7 +33,7 @@ struct Places<'s> {
     draft: PathBuf,
     buffer: PathBuf,
     quarantine: PathBuf,
-    /// Called when a step is done that reads or writes all of the database: on a slow disk each takes a while.
+    /// Called when a step is done: on a slow disk one that reads or writes all of the database takes a while.
     step: &'s dyn Fn(),
 }
 
@@ -85,15 +87,17 @@ pub(super) fn open(
         let evidence = places.gather()?;
         make(&places.draft)?;
         disk::rename(&places.draft, &places.folder)?;
+        (places.step)();
         return begin_anew(places, &evidence, open()?);
     }
     let evidence = places.gather()?;
+    let take = || patiently(|| take_as_it_is(places, &evidence, open()?));
     let error = match patiently_look(places, &evidence)? {
         Found::Sound(held) => match patiently(|| read_through(open()?)) {
             Err(error) if error.is_damage() => error,
             opened => return begin_journal(places, &evidence, opened?, &held),
         },
-        Found::NoRoom => match patiently(|| take_as_it_is(places, &evidence, open()?)) {
+        Found::NoRoom => match take() {
             Err(error) if error.is_damage() => error,
             taken => return taken,
         },
@@ -103,9 +107,10 @@ pub(super) fn open(
             remove(&places.trial)?;
             match finished(places, mended) {
                 // What is missing was never answered for: its records are in the log.
-                Err(BufferError::DiskFull { .. }) if !gaps.harmed => {
-                    return take_as_it_is(places, &evidence, open()?);
-                }
+                Err(BufferError::DiskFull { .. }) if !gaps.harmed => match take() {
+                    Err(error) if error.is_damage() => error,
+                    taken => return taken,
+                },
                 Err(error) if error.is_damage() => error,
                 mended => {
                     let filled = mended?;
@@ -129,7 +134,10 @@ fn begin_journal(
     mut state: StateStore,
     held: &Held,
 ) -> Result<StateStore, BufferError> {
-    state.go_on_after(evidence.newest())?;
+    // What a killed process wrote is read from memory, and not on stable storage for that.
+    disk::sync_files(&places.folder)?;
+    state.go_on_after(evidence.newest());
+    (places.step)();
     state.keep_journal(&places.buffer, held)?;
     Ok(state)
 }
@@ -156,9 +164,6 @@ fn mend(
 /// Makes the draft of what the bytes tell, without sled.
 fn make_of_bytes(places: &Places, evidence: &Evidence) -> Result<Filled, BufferError> {
     let mut draft = make(&places.draft)?;
-    for (key, value) in evidence.raw.books() {
-        draft.insert(key, value)?;
-    }
     let filled = evidence.fill(&mut draft, &Gaps::default())?;
     (places.step)();
     Ok(filled)
@@ -196,10 +201,12 @@ fn take_as_it_is(
         );
     }
     held.leave_out(&gaps.returned);
-    held.add_hidden(&hidden);
+    held.hide(ranges(&hidden));
     let lost = evidence.lost(&held, &gaps, evidence.expected(&state)?);
     lost_letters::add(&places.buffer, &places.quarantine, lost)?;
+    (places.step)();
     let mut state = begin_journal(places, evidence, state, &held)?;
+    (places.step)();
     state.remove_letters(&gaps.returned)?;
     state.recount()?;
     state.flush()?;
@@ -333,14 +340,21 @@ fn swap(
     Store::open(&places.draft)?.sync_creation()?;
     disk::sync_files(&places.draft)?;
     lost_letters::add(&places.buffer, &places.quarantine, filled.lost.clone())?;
+    (places.step)();
+    // Now, so that a start that ends before its next step does not miss them, and tell of them, again.
+    LetterJournal::begin(&places.buffer, filled.version, &filled.held)?;
+    (places.step)();
     let incomplete =
         || BufferError::corrupt(&places.folder, "sled does not find all that is in it");
     if harmed {
         set_aside(&places.folder, &places.quarantine, &error.unwrap_or_else(incomplete))?;
     } else {
-        disk::remove_folder(&places.folder)?;
+        disk::rename(&places.folder, &places.trial)?;
     }
+    (places.step)();
     disk::rename(&places.draft, &places.folder)?;
+    (places.step)();
+    remove(&places.trial)?;
     let letters = filled.letters;
     if letters > 0 && !harmed {
         tracing::info!(
@@ -368,7 +382,9 @@ mod tests {
 
     use super::*;
     use crate::buffer::raw_state::RawState;
-    use crate::buffer::state_value::{COUNT, Count, START, join, letter_key};
+    use crate::buffer::state_value::{
+        BOOKS, COUNT, Count, META, START, encode_letter, join, letter_key,
+    };
     use crate::domain::{
         Arrival, Books, DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, Stage, StreamName,
     };
@@ -523,6 +539,21 @@ mod tests {
             drop(store);
             all.remove(2);
             (node, all)
+        }
+
+        fn copied(&self) -> Self {
+            let node = Node { folder: tempfile::tempdir().unwrap() };
+            disk::copy_folder(self.folder.path(), node.folder.path()).unwrap();
+            node
+        }
+
+        /// What a kill at each step of a start leaves.
+        fn ended_at_each_step(&self) -> Vec<Self> {
+            let images = std::cell::RefCell::new(Vec::new());
+            let step = || images.borrow_mut().push(self.copied());
+            let state = open(self.folder.path(), QUOTA, &step).unwrap();
+            self.closed(state);
+            images.into_inner()
         }
 
         fn quarantine(&self) -> PathBuf {
@@ -732,6 +763,55 @@ mod tests {
     }
 
     #[test]
+    fn a_lost_count_or_format_is_made_again() {
+        for lost in [join(COUNT, &["one", "a"]), META.to_vec()] {
+            let all = letters(10);
+            let node = Node::with(&all);
+            let store = Store::open(&node.state()).unwrap();
+            let mut harm = sled::Batch::default();
+            harm.remove(lost);
+            store.apply(harm).unwrap();
+            store.flush().unwrap();
+            drop(store);
+            assert_eq!(node.held(), all);
+            assert_eq!(node.lost(), BTreeSet::new());
+        }
+    }
+
+    /// Kafka goes on from them.
+    #[test]
+    fn where_a_letter_is_missing_books_that_went_back_are_put_forward_again() {
+        let all = letters(10);
+        let node = Node::with(&all);
+        let (stream, sink) = (all[0].key.stream.clone(), all[0].key.sink.clone());
+        let books = |delivered| Books { delivered, ..Books::default() };
+        let run = |delivered| {
+            let mut state = node.open().unwrap();
+            state.count_start().unwrap();
+            state.save_books(&stream, &sink, &books(delivered)).unwrap();
+            state.close().unwrap();
+            node.closed(state);
+        };
+        let key = join(BOOKS, &["a", "one"]);
+        run(1);
+        let store = Store::open(&node.state()).unwrap();
+        let old = store.get(&key).unwrap().unwrap();
+        drop(store);
+        run(2);
+        let store = Store::open(&node.state()).unwrap();
+        let mut harm = sled::Batch::default();
+        harm.insert(key, old);
+        harm.remove([letter_key(&all[0].key).as_slice(), &[0, 0]].concat());
+        store.apply(harm).unwrap();
+        store.flush().unwrap();
+        drop(store);
+        assert_eq!(node.held(), all);
+        let state = node.open().unwrap();
+        assert_eq!(state.books(&stream, &sink).unwrap(), Some(books(2)));
+        node.closed(state);
+    }
+
+    #[test]
     fn a_database_that_went_back_is_told_by_what_it_lacks() {
         let all = letters(20);
         let node = Node::with(&all[..10]);
@@ -804,7 +884,7 @@ mod tests {
         let node = Node::with(&all);
         let mut state = node.open().unwrap();
         let mut held = state.held().unwrap();
-        held.add_hidden(&[letter(7, Vec::new()).key]);
+        held.hide(ranges(&[letter(7, Vec::new()).key]));
         state.keep_journal(&node.folder.path().join("buffer"), &held).unwrap();
         state.count_start().unwrap();
         state.close().unwrap();
@@ -903,6 +983,50 @@ mod tests {
             node.closed(state);
             assert_eq!(node.held(), all);
             assert!(!node.quarantine().exists());
+        }
+    }
+
+    /// What it finds and what it tells is the same.
+    #[test]
+    fn a_start_that_ended_at_any_step_is_made_again() {
+        type Harm = fn(&Node);
+        let harms: [(&str, Harm); 5] = [
+            ("sled opens nothing", |node| {
+                fs::write(node.state().join("conf"), [0xa5; 300]).unwrap()
+            }),
+            ("nothing is left", |node| node.change(|bytes| bytes.fill(0))),
+            ("the database is gone", |node| fs::remove_dir_all(node.state()).unwrap()),
+            ("a part is gone", |node| {
+                node.change(|bytes| {
+                    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+                    bytes[used / 8..used / 2].fill(0xa5);
+                });
+            }),
+            ("sled does not find the last one", |node| {
+                let key = letter(41, Vec::new()).key;
+                let value = encode_letter(&letter(41, b"last".to_vec())).unwrap();
+                let key = [letter_key(&key).as_slice(), &[0, 0]].concat();
+                let state = open_in_place(&node.state(), QUOTA).unwrap();
+                let last = state.framed(&key, value.len(), &value);
+                node.closed(state);
+                node.change(|bytes| bytes.extend_from_slice(&last));
+            }),
+        ];
+        for (name, harm) in harms {
+            let node = Node::with(&letters(20));
+            harm(&node);
+            let images = node.ended_at_each_step();
+            let expected = (node.held(), node.lost());
+            assert!(images.len() > 2, "{name}");
+            for (step, image) in images.into_iter().enumerate() {
+                let found = (image.held(), image.lost());
+                let told = (sequences(&found.0), &found.1);
+                assert!(found == expected, "{name}, {step}: {told:?}");
+                let list =
+                    lost_letters::read(&image.folder.path().join("buffer"), &image.quarantine());
+                let told: u64 = list.unwrap().iter().map(|lost| lost.letters()).sum();
+                assert_eq!(told, expected.1.len() as u64, "{name}, {step}");
+            }
         }
     }
 

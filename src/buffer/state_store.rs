@@ -86,7 +86,7 @@ impl StateStore {
 
     /// From now on `buffer` has which letters there are, whatever becomes of the database.
     pub(super) fn keep_journal(&mut self, buffer: &Path, held: &Held) -> Result<(), BufferError> {
-        self.journal = Some(LetterJournal::begin(buffer, self.version - 1, held.words())?);
+        self.journal = Some(LetterJournal::begin(buffer, self.newest(), held)?);
         Ok(())
     }
 
@@ -104,12 +104,13 @@ impl StateStore {
     fn renew_journal(&mut self) -> Result<(), BufferError> {
         let held = self.held()?;
         let synced = self.synced;
-        self.journal.as_mut().map_or(Ok(()), |journal| journal.renew(synced, &held))
+        self.journal.as_mut().map_or(Ok(()), |journal| journal.renew(synced, held))
     }
 
     /// The last that is written: it tells that all before it is on stable storage.
     pub(super) fn close(&mut self) -> Result<(), BufferError> {
         let starts = self.starts()?;
+        self.flush()?;
         self.insert(START, &starts.to_be_bytes())?;
         self.flush()?;
         self.journal.as_ref().map_or(Ok(()), LetterJournal::sync)
@@ -192,7 +193,7 @@ impl StateStore {
     /// Changes a value and returns it: an unchanged one would not make sled write. It tells that all before is on stable
     /// storage, and what an earlier run left of a batch that sled knows nothing of is not: so the counts are made newer first.
     pub(super) fn count_start(&mut self) -> Result<u64, BufferError> {
-        let starts = self.starts()? + 1;
+        let starts = self.version >> VERSIONS_PER_START;
         for (sink, stream, count) in self.counts()? {
             self.insert(&join(COUNT, &[sink.as_str(), stream.as_str()]), &count.encode())?;
         }
@@ -290,13 +291,19 @@ impl StateStore {
     }
 
     /// The next versions are all higher than this one, whatever the number of starts says, which may have been lost.
-    pub(super) fn go_on_after(&mut self, version: u64) -> Result<(), BufferError> {
-        let (starts, known) = (version >> VERSIONS_PER_START, self.starts()?);
-        if starts <= known {
-            return Ok(());
-        }
-        self.version = (starts + 1) << VERSIONS_PER_START;
-        self.insert(START, &starts.to_be_bytes())
+    pub(super) fn go_on_after(&mut self, version: u64) {
+        let starts = version >> VERSIONS_PER_START;
+        self.version = self.version.max((starts + 1) << VERSIONS_PER_START);
+    }
+
+    /// All that was changed has this version or a lower one.
+    pub(super) fn newest(&self) -> u64 {
+        self.version - 1
+    }
+
+    /// Of a value that is never longer than a part.
+    pub(super) fn version_of(&self, key: &[u8]) -> Result<Option<u64>, BufferError> {
+        Ok(self.get(key)?.map(|part| part.version))
     }
 
     /// The letters that are there whole, whatever their counts say, and the keys of those that are not.
@@ -509,7 +516,7 @@ impl StateStore {
                     bytes += letter.payload.len();
                     letters.push(letter);
                 }
-                // Purged while the node was stopped.
+                // Purged while the node was stopped, or not found.
                 None => {
                     orphans.remove(copy_key(cluster, &key));
                     self.count_copied(cluster);
@@ -630,15 +637,16 @@ impl StateStore {
 /// What a database without its format is: of a version that framed no letters, or with nothing left in it.
 fn without_format(store: &Store) -> Result<BufferError, BufferError> {
     const UNFRAMED: u32 = 2;
-    let mut empty = true;
-    store.scan(&[], |_, _| {
-        empty = false;
+    let mut framed = None;
+    store.scan(&[], |_, value| {
+        framed = Some(Frame::read(value).is_some());
         ControlFlow::Break(())
     })?;
     let path = store.folder();
-    Ok(match empty {
-        true => BufferError::corrupt(path, "nothing is in it"),
-        false => BufferError::Format { path: path.to_owned(), format: UNFRAMED },
+    Ok(match framed {
+        Some(false) => BufferError::Format { path: path.to_owned(), format: UNFRAMED },
+        Some(true) => BufferError::corrupt(path, "its format is missing"),
+        None => BufferError::corrupt(path, "nothing is in it"),
     })
 }
 

@@ -174,7 +174,12 @@ pub const CHAPTERS: [Chapter; 9] = [
             ),
             event(
                 "reached_damaged",
-                "A file that tells how far each stream was acknowledged, or how many dead letters there are, is unreadable; what it tells of does it itself",
+                "The file that tells how far each stream was acknowledged is unreadable; the records tell it",
+                "Look after the disk",
+            ),
+            event(
+                "letters_damaged",
+                "A part of the file that tells which dead letters there are is unreadable; the database tells it, and it is made anew",
                 "Look after the disk",
             ),
             event(
