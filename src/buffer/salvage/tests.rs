@@ -1,0 +1,679 @@
+//! Databases that come to harm, and starts that end half-way: what is there afterwards, and what is told.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::buffer::raw_state::RawState;
+use crate::buffer::state_value::{
+    BOOKS, COUNT, Count, META, START, encode_letter, join, letter_key,
+};
+use crate::domain::{
+    Arrival, Books, DeadLetter, DeadLetterKey, Reason, Sequence, SinkName, Stage, StreamName,
+};
+
+const QUOTA: u64 = 64 << 20;
+
+fn letter(sequence: u64, payload: Vec<u8>) -> DeadLetter {
+    DeadLetter {
+        key: DeadLetterKey {
+            sink: SinkName::parse("one").unwrap(),
+            stream: StreamName::parse("a").unwrap(),
+            sequence: Sequence(sequence),
+        },
+        topic: "t".to_owned(),
+        payload,
+        arrival: Arrival(1),
+        dead_at: Arrival(sequence as i64),
+        stage: Stage::Map,
+        reason: Reason::NotJson,
+        detail: "x".to_owned(),
+        sqlstate: None,
+        column: None,
+        attempts: 1,
+        retain: false,
+    }
+}
+
+/// Some of several parts, some of none.
+fn letters(count: u64) -> Vec<DeadLetter> {
+    let noise = |n: u64| (0..n * 977 % 30_000).map(move |at| (at * n % 251) as u8).collect();
+    (1..=count).map(|n| letter(n, noise(n))).collect()
+}
+
+struct Node {
+    folder: tempfile::TempDir,
+}
+
+impl Node {
+    /// A node that kept these in several steps, each synced.
+    fn with(letters: &[DeadLetter]) -> Self {
+        Self::without(letters, &BTreeSet::new(), true, true)
+    }
+
+    /// These were kept, and some of them removed: in the same run, or in the next one.
+    fn without(all: &[DeadLetter], removed: &BTreeSet<u64>, in_order: bool, at_once: bool) -> Self {
+        let node = Node { folder: tempfile::tempdir().unwrap() };
+        fs::create_dir(node.folder.path().join("buffer")).unwrap();
+        let mut state = node.open().unwrap();
+        state.count_start().unwrap();
+        for some in all.chunks(7) {
+            state.put_letters(some).unwrap();
+            state.flush().unwrap();
+        }
+        if !at_once {
+            node.closed(state);
+            state = node.open().unwrap();
+            state.count_start().unwrap();
+        }
+        let leaves = |letter: &&DeadLetter| removed.contains(&letter.key.sequence.0);
+        for letter in all.iter().filter(leaves) {
+            state.remove_letters(std::slice::from_ref(&letter.key)).unwrap();
+            state.flush().unwrap();
+        }
+        node.end(state, in_order);
+        node
+    }
+
+    /// In order, or as a kill leaves it.
+    fn end(&self, mut state: StateStore, in_order: bool) {
+        if in_order {
+            state.close().unwrap();
+            return self.closed(state);
+        }
+        let killed = self.folder.path().join("killed");
+        disk::copy_folder(&self.state(), &killed).unwrap();
+        self.closed(state);
+        fs::remove_dir_all(self.state()).unwrap();
+        fs::rename(killed, self.state()).unwrap();
+    }
+
+    /// sled closes its files on threads of its own.
+    fn closed(&self, state: StateStore) {
+        drop(state);
+        drop(Store::open(&self.state()).unwrap());
+    }
+
+    fn open(&self) -> Result<StateStore, BufferError> {
+        open(self.folder.path(), QUOTA, &|| ())
+    }
+
+    /// False where sled opens nothing. What is left of it was on stable storage before all else it did.
+    fn start_without_room(&self, in_order: bool, left: Left) -> bool {
+        let places = Places::of(self.folder.path(), &|| ());
+        let evidence = places.gather().unwrap();
+        let Ok(state) = open_in_place(&places.folder, QUOTA) else { return false };
+        let before = self.folder.path().join("before");
+        disk::copy_folder(&places.folder, &before).unwrap();
+        let Ok(mut state) = take_as_it_is(&places, &evidence, state) else { return false };
+        state.count_start().unwrap();
+        self.end(state, in_order);
+        match left {
+            Left::All => {}
+            Left::NoCountIsNamed => self.forget_counts(),
+            Left::NothingIsDone => {
+                self.forget_counts();
+                fs::remove_dir_all(self.state()).unwrap();
+                fs::rename(&before, self.state()).unwrap();
+            }
+        }
+        true
+    }
+
+    /// Of `letters` nothing is left that was written after it began.
+    fn forget_counts(&self) {
+        let named = self.folder.path().join("buffer/letters");
+        let text = fs::read_to_string(&named).unwrap();
+        let begun: Vec<_> = text.split_inclusive(" .\n").take(1).collect();
+        fs::write(&named, begun.concat()).unwrap();
+    }
+
+    /// Of six letters the third was removed and is there again, of the fifth sled finds nothing. There are as many as
+    /// their count says, which is newer than all that `letters` says.
+    fn with_one_in_place_of_another() -> (Self, Vec<DeadLetter>) {
+        let mut all = letters(6);
+        let node = Node::with(&all);
+        let part = |letter: &DeadLetter| [letter_key(&letter.key).as_slice(), &[0, 0]].concat();
+        let (third, fifth) = (part(&all[2]), part(&all[4]));
+        let store = Store::open(&node.state()).unwrap();
+        let old = store.get(&third).unwrap().unwrap();
+        drop(store);
+        let run = |remove: &[DeadLetterKey]| {
+            let mut state = node.open().unwrap();
+            state.count_start().unwrap();
+            state.remove_letters(remove).unwrap();
+            state.close().unwrap();
+            node.closed(state);
+        };
+        run(&[all[2].key.clone()]);
+        run(&[]);
+        node.forget_counts();
+        let store = Store::open(&node.state()).unwrap();
+        let mut harm = sled::Batch::default();
+        harm.insert(third, old);
+        harm.remove(fifth);
+        store.apply(harm).unwrap();
+        store.flush().unwrap();
+        drop(store);
+        all.remove(2);
+        (node, all)
+    }
+
+    fn copied(&self) -> Self {
+        let node = Node { folder: tempfile::tempdir().unwrap() };
+        disk::copy_folder(self.folder.path(), node.folder.path()).unwrap();
+        node
+    }
+
+    /// What a kill at each step of a start leaves.
+    fn ended_at_each_step(&self) -> Vec<Self> {
+        let images = std::cell::RefCell::new(Vec::new());
+        let step = || images.borrow_mut().push(self.copied());
+        let state = open(self.folder.path(), QUOTA, &step).unwrap();
+        self.closed(state);
+        images.into_inner()
+    }
+
+    fn quarantine(&self) -> PathBuf {
+        self.folder.path().join("buffer/quarantine")
+    }
+
+    fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<u8>)) {
+        let file = self.state().join("db");
+        let mut bytes = fs::read(&file).unwrap();
+        change(&mut bytes);
+        fs::write(&file, bytes).unwrap();
+    }
+
+    fn harm(&self, at: prop::sample::Index, harm: i32, bit: u32) {
+        self.change(|bytes| {
+            let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+            let at = at.index(used);
+            match harm {
+                0 => bytes[at] ^= 1_u8 << bit,
+                1 => bytes[at / 4096 * 4096..][..4096].fill(0),
+                2 => bytes[at / 4096 * 4096..][..4096].fill(0xa5),
+                3 => bytes.truncate(at),
+                _ => bytes.fill(0),
+            }
+        });
+    }
+
+    /// The letters that are there after a start.
+    fn held(&self) -> Vec<DeadLetter> {
+        let state = self.open().unwrap();
+        let held = state.letters(None, usize::MAX, usize::MAX, |_| true).unwrap();
+        let counted: u64 = state.counts().unwrap().iter().map(|(.., count)| count.letters).sum();
+        assert_eq!(counted, held.len() as u64);
+        self.closed(state);
+        held
+    }
+
+    /// Those that are told to be lost; nothing is lost of which nobody tells which.
+    fn lost(&self) -> BTreeSet<u64> {
+        let list = lost_letters::read(&self.folder.path().join("buffer"), &self.quarantine());
+        let list = list.unwrap();
+        assert!(list.iter().all(|lost| lost.unnamed == 0), "{list:?}");
+        let ranges = list.iter().flat_map(|lost| lost.sequences.iter());
+        ranges.flat_map(|range| range.first.0..=range.last.0).collect()
+    }
+}
+
+/// What a power cut leaves of a start that had no room for the copy.
+#[derive(Debug, Clone, Copy)]
+enum Left {
+    All,
+    /// Of `letters` what was there before anything changed in the database.
+    NoCountIsNamed,
+    /// Of the database what was there before anything changed in it.
+    NothingIsDone,
+}
+
+/// The letters that the bytes of the file still hold.
+fn whole(node: &Node) -> Vec<DeadLetter> {
+    let raw = RawState::search(&node.state()).unwrap();
+    raw.letters().map(|found| raw.read(&found).unwrap().unwrap()).collect()
+}
+
+fn sequences(letters: &[DeadLetter]) -> BTreeSet<u64> {
+    letters.iter().map(|letter| letter.key.sequence.0).collect()
+}
+
+#[test]
+fn letters_of_any_size_are_found_in_the_file_without_sled() {
+    let all = letters(40);
+    let node = Node::with(&all);
+    assert_eq!(whole(&node), all);
+    assert_eq!(node.held(), all);
+    assert!(!node.quarantine().exists());
+    assert!(!node.folder.path().join("state.draft").exists());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// What the file holds after the harm is there after the start, and again after the next; of all else it is told
+    /// which letters were lost. What was removed before stays so.
+    #[test]
+    fn whatever_comes_to_harm_no_letter_is_lost_that_the_file_still_holds(
+        at in any::<prop::sample::Index>(),
+        harm in 0..5,
+        bit in 0..8_u32,
+        in_order in any::<bool>(),
+        removed in prop::collection::btree_set(1..=40_u64, 0..8),
+        at_once in any::<bool>(),
+    ) {
+        let mut all = letters(40);
+        let node = Node::without(&all, &removed, in_order, at_once);
+        node.harm(at, harm, bit);
+        let whole = whole(&node);
+        all.retain(|letter| !removed.contains(&letter.key.sequence.0));
+        let held = node.held();
+        for letter in whole.iter().filter(|letter| all.contains(letter)) {
+            prop_assert!(held.contains(letter), "{}", letter.key);
+        }
+        prop_assert!(held.iter().all(|letter| all.contains(letter)));
+        let missing: BTreeSet<u64> =
+            sequences(&all).difference(&sequences(&held)).copied().collect();
+        prop_assert!(harm > 2 || missing.len() <= 25, "{}", missing.len());
+        prop_assert_eq!(node.lost(), missing.clone());
+        prop_assert_eq!(sequences(&node.held()), sequences(&held));
+        prop_assert_eq!(node.lost(), missing);
+    }
+
+    /// What sled does not find is told as lost, or is there after a start with more room.
+    #[test]
+    fn without_room_for_the_copy_no_letter_goes_without_a_word(
+        at in any::<prop::sample::Index>(),
+        harm in 0..4,
+        in_order in any::<bool>(),
+        removed in prop::collection::btree_set(1..=40_u64, 0..8),
+        left in prop::sample::select(vec![Left::All, Left::NoCountIsNamed, Left::NothingIsDone]),
+    ) {
+        let mut all = letters(40);
+        let node = Node::without(&all, &removed, in_order, true);
+        node.harm(at, harm, 0);
+        prop_assume!(node.start_without_room(in_order, left));
+        all.retain(|letter| !removed.contains(&letter.key.sequence.0));
+        let held = sequences(&node.held());
+        let lost = node.lost();
+        prop_assert!(held.is_disjoint(&lost), "{:?} {:?}", held, lost);
+        prop_assert_eq!(&held | &lost, sequences(&all));
+    }
+
+    /// The database is whole, and tells all by itself.
+    #[test]
+    fn whatever_comes_to_harm_in_the_file_beside_it_costs_nothing(
+        at in any::<prop::sample::Index>(),
+        harm in 0..4,
+        in_order in any::<bool>(),
+        removed in prop::collection::btree_set(1..=40_u64, 0..8),
+        at_once in any::<bool>(),
+    ) {
+        let mut all = letters(40);
+        let node = Node::without(&all, &removed, in_order, at_once);
+        let file = node.folder.path().join("buffer/letters");
+        let mut bytes = fs::read(&file).unwrap();
+        let at = at.index(bytes.len());
+        match harm {
+            0 => bytes[at] ^= 1,
+            1 => bytes.truncate(at),
+            2 => bytes[at..].fill(0),
+            _ => bytes.clear(),
+        }
+        fs::write(&file, bytes).unwrap();
+        all.retain(|letter| !removed.contains(&letter.key.sequence.0));
+        prop_assert_eq!(sequences(&node.held()), sequences(&all));
+        prop_assert_eq!(node.lost(), BTreeSet::new());
+        prop_assert!(!node.quarantine().exists());
+    }
+}
+
+#[test]
+fn of_two_versions_of_a_letter_the_newer_comes_back_and_never_a_mixture() {
+    let old = letter(1, vec![1; 40_000]);
+    let new = letter(1, vec![2; 30_000]);
+    let node = Node::with(std::slice::from_ref(&old));
+    let mut state = node.open().unwrap();
+    state.count_start().unwrap();
+    state.put_letters(std::slice::from_ref(&new)).unwrap();
+    state.flush().unwrap();
+    node.closed(state);
+    assert_eq!(whole(&node), std::slice::from_ref(&new));
+    // sled's own book-keeping is gone.
+    node.change(|bytes| bytes[..512].fill(0xff));
+    let found = whole(&node);
+    assert!(found == [new] || found == [old]);
+    assert_eq!(node.held(), found);
+}
+
+/// Pages that hold nothing of letters, and are read when they are asked for.
+#[test]
+fn a_bad_page_without_letters_is_found_at_the_start() {
+    const STEP_BYTES: usize = 32_768;
+    let node = Node::with(&[]);
+    let mut state = node.open().unwrap();
+    state.count_start().unwrap();
+    for round in 0..6_u8 {
+        for number in 0..40_u8 {
+            let note = vec![round; 400 * usize::from(number)];
+            state.put_note(&format!("n/{number}"), &note).unwrap();
+            let stream = StreamName::parse(&format!("s{number}")).unwrap();
+            let sink = SinkName::parse("one").unwrap();
+            state.save_books(&stream, &sink, &Books::default()).unwrap();
+        }
+        state.flush().unwrap();
+    }
+    node.end(state, false);
+    let file = fs::read(node.state().join("db")).unwrap();
+    for at in (0..file.len()).step_by(STEP_BYTES) {
+        fs::write(node.state().join("db"), &file).unwrap();
+        node.change(|bytes| bytes[at..][..4096].fill(0xa5));
+        let state = node.open().unwrap();
+        state.read_through().unwrap();
+        node.closed(state);
+    }
+}
+
+#[test]
+fn a_lost_count_or_format_is_made_again() {
+    for lost in [join(COUNT, &["one", "a"]), META.to_vec()] {
+        let all = letters(10);
+        let node = Node::with(&all);
+        let store = Store::open(&node.state()).unwrap();
+        let mut harm = sled::Batch::default();
+        harm.remove(lost);
+        store.apply(harm).unwrap();
+        store.flush().unwrap();
+        drop(store);
+        assert_eq!(node.held(), all);
+        assert_eq!(node.lost(), BTreeSet::new());
+    }
+}
+
+/// Kafka goes on from them.
+#[test]
+fn where_a_letter_is_missing_books_that_went_back_are_put_forward_again() {
+    let all = letters(10);
+    let node = Node::with(&all);
+    let (stream, sink) = (all[0].key.stream.clone(), all[0].key.sink.clone());
+    let books = |delivered| Books { delivered, ..Books::default() };
+    let run = |delivered| {
+        let mut state = node.open().unwrap();
+        state.count_start().unwrap();
+        state.save_books(&stream, &sink, &books(delivered)).unwrap();
+        state.close().unwrap();
+        node.closed(state);
+    };
+    let key = join(BOOKS, &["a", "one"]);
+    run(1);
+    let store = Store::open(&node.state()).unwrap();
+    let old = store.get(&key).unwrap().unwrap();
+    drop(store);
+    run(2);
+    let store = Store::open(&node.state()).unwrap();
+    let mut harm = sled::Batch::default();
+    harm.insert(key, old);
+    harm.remove([letter_key(&all[0].key).as_slice(), &[0, 0]].concat());
+    store.apply(harm).unwrap();
+    store.flush().unwrap();
+    drop(store);
+    assert_eq!(node.held(), all);
+    let state = node.open().unwrap();
+    assert_eq!(state.books(&stream, &sink).unwrap(), Some(books(2)));
+    node.closed(state);
+}
+
+#[test]
+fn a_database_that_went_back_is_told_by_what_it_lacks() {
+    let all = letters(20);
+    let node = Node::with(&all[..10]);
+    let before = node.folder.path().join("before");
+    disk::copy_folder(&node.state(), &before).unwrap();
+    let mut state = node.open().unwrap();
+    state.count_start().unwrap();
+    state.put_letters(&all[10..]).unwrap();
+    state.close().unwrap();
+    node.closed(state);
+    fs::remove_dir_all(node.state()).unwrap();
+    fs::rename(before, node.state()).unwrap();
+    assert_eq!(node.held(), all[..10]);
+    assert_eq!(node.lost(), (11..=20).collect());
+}
+
+/// The number of starts tells which versions are newer, and may be lost: alone, or with a letter.
+#[test]
+fn what_is_kept_is_newer_than_all_before_also_when_the_number_of_starts_is_lost() {
+    [false, true].into_iter().for_each(what_is_kept_is_newer);
+}
+
+fn what_is_kept_is_newer(letter_lost: bool) {
+    let all = letters(5);
+    let node = Node::with(&all);
+    let put = |letters: &[DeadLetter]| {
+        let mut state = node.open().unwrap();
+        state.count_start().unwrap();
+        state.put_letters(letters).unwrap();
+        state.close().unwrap();
+        node.closed(state);
+    };
+    (0..3).for_each(|_| put(&all));
+    let store = Store::open(&node.state()).unwrap();
+    let mut lost = sled::Batch::default();
+    lost.remove(START);
+    if letter_lost {
+        lost.remove([letter_key(&all[0].key).as_slice(), &[0, 0]].concat());
+    }
+    store.apply(lost).unwrap();
+    store.flush().unwrap();
+    drop(store);
+    assert_eq!(node.held(), all);
+    let newer = letter(2, b"newer".to_vec());
+    put(std::slice::from_ref(&newer));
+    fs::write(node.state().join("conf"), [0xa5; 300]).unwrap();
+    assert_eq!(node.held()[1], newer);
+}
+
+#[test]
+fn a_letter_that_came_back_does_not_stand_for_one_that_is_missing() {
+    let (node, all) = Node::with_one_in_place_of_another();
+    assert_eq!(node.held(), all);
+}
+
+#[test]
+fn what_there_was_no_room_to_put_back_is_put_back_when_there_is() {
+    for left in [Left::All, Left::NoCountIsNamed, Left::NothingIsDone] {
+        let (node, all) = Node::with_one_in_place_of_another();
+        assert!(node.start_without_room(true, left));
+        assert_eq!(node.held(), all, "{left:?}");
+        assert_eq!(node.lost(), BTreeSet::new());
+    }
+}
+
+/// sled had written over it.
+#[test]
+fn what_there_was_no_room_to_put_back_and_is_gone_since_is_told() {
+    let all = letters(6);
+    let node = Node::with(&all);
+    let mut state = node.open().unwrap();
+    let mut held = state.held().unwrap();
+    held.hide(ranges(&[letter(7, Vec::new()).key]));
+    state.keep_journal(&node.folder.path().join("buffer"), &held).unwrap();
+    state.count_start().unwrap();
+    state.close().unwrap();
+    node.closed(state);
+    node.forget_counts();
+    assert_eq!(node.held(), all);
+    assert_eq!(node.lost(), BTreeSet::from([7]));
+}
+
+/// It would be shown as a letter cut short.
+#[test]
+fn a_part_of_a_removed_letter_that_came_back_alone_is_removed_again() {
+    let all = [letter(1, vec![1; 40_000]), letter(2, vec![2; 10])];
+    let node = Node::with(&all);
+    let part = [letter_key(&all[0].key).as_slice(), &[0, 0]].concat();
+    let store = Store::open(&node.state()).unwrap();
+    let old = store.get(&part).unwrap().unwrap();
+    drop(store);
+    let mut state = node.open().unwrap();
+    state.count_start().unwrap();
+    state.remove_letters(std::slice::from_ref(&all[0].key)).unwrap();
+    state.close().unwrap();
+    node.closed(state);
+    let store = Store::open(&node.state()).unwrap();
+    store.insert(&part, &old).unwrap();
+    store.flush().unwrap();
+    drop(store);
+    assert_eq!(node.held(), all[1..]);
+}
+
+/// Before anything took the database's place.
+#[test]
+fn a_start_that_ended_when_it_had_told_what_is_lost_tells_it_once() {
+    for nobody_names_them in [false, true] {
+        let node = Node::with(&letters(40));
+        let named = node.folder.path().join("buffer/letters");
+        node.change(|bytes| {
+            let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+            bytes[used / 8..used / 2].fill(0xa5);
+        });
+        if nobody_names_them {
+            fs::remove_file(&named).unwrap();
+        }
+        let before = node.folder.path().join("before");
+        disk::copy_folder(&node.state(), &before).unwrap();
+        let names = fs::read(&named).ok();
+        let held = node.held();
+        fs::remove_dir_all(node.state()).unwrap();
+        disk::copy_folder(&before, &node.state()).unwrap();
+        match names {
+            Some(names) => fs::write(&named, names).unwrap(),
+            None => fs::remove_file(&named).unwrap(),
+        }
+        assert_eq!(node.held(), held);
+        let list = lost_letters::read(&node.folder.path().join("buffer"), &node.quarantine());
+        let lost: u64 = list.unwrap().iter().map(|lost| lost.letters()).sum();
+        assert_eq!(lost, 40 - held.len() as u64);
+        assert!(lost > 0);
+    }
+}
+
+#[test]
+fn a_letter_that_was_removed_stays_so_while_the_database_is_whole() {
+    let all = letters(20);
+    let node = Node::with(&all);
+    let mut state = node.open().unwrap();
+    state.count_start().unwrap();
+    state.remove_letters(&[all[3].key.clone(), all[4].key.clone()]).unwrap();
+    state.close().unwrap();
+    drop(state);
+    let left: Vec<_> = all.iter().filter(|one| ![4, 5].contains(&one.key.sequence.0)).collect();
+    assert!(node.held().iter().eq(left));
+    assert!(!node.quarantine().exists());
+}
+
+/// Its frames stand in the file, and sled rightly takes none of it for written.
+#[test]
+fn what_is_left_of_a_batch_that_was_never_answered_is_no_loss() {
+    ["one", "two"].into_iter().for_each(a_torn_count_is_no_loss);
+}
+
+/// Of a sink that had letters before, or none.
+fn a_torn_count_is_no_loss(sink: &str) {
+    let all = letters(20);
+    let node = Node::with(&all);
+    let key = join(COUNT, &[sink, "a"]);
+    let count = Count { letters: 99, bytes: 99 };
+    let state = node.open().unwrap();
+    let torn = state.framed(&key, 16, &count.encode());
+    node.closed(state);
+    for _ in 0..3 {
+        node.change(|bytes| bytes.extend_from_slice(&torn));
+        let mut state = node.open().unwrap();
+        state.count_start().unwrap();
+        state.close().unwrap();
+        node.closed(state);
+        assert_eq!(node.held(), all);
+        assert!(!node.quarantine().exists());
+    }
+}
+
+/// What it finds and what it tells is the same.
+#[test]
+fn a_start_that_ended_at_any_step_is_made_again() {
+    type Harm = fn(&Node);
+    let harms: [(&str, Harm); 5] = [
+        ("sled opens nothing", |node| fs::write(node.state().join("conf"), [0xa5; 300]).unwrap()),
+        ("nothing is left", |node| node.change(|bytes| bytes.fill(0))),
+        ("the database is gone", |node| fs::remove_dir_all(node.state()).unwrap()),
+        ("a part is gone", |node| {
+            node.change(|bytes| {
+                let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+                bytes[used / 8..used / 2].fill(0xa5);
+            });
+        }),
+        ("sled does not find the last one", |node| {
+            let key = letter(41, Vec::new()).key;
+            let value = encode_letter(&letter(41, b"last".to_vec())).unwrap();
+            let key = [letter_key(&key).as_slice(), &[0, 0]].concat();
+            let state = open_in_place(&node.state(), QUOTA).unwrap();
+            let last = state.framed(&key, value.len(), &value);
+            node.closed(state);
+            node.change(|bytes| bytes.extend_from_slice(&last));
+        }),
+    ];
+    for (name, harm) in harms {
+        let node = Node::with(&letters(20));
+        harm(&node);
+        let images = node.ended_at_each_step();
+        let expected = (node.held(), node.lost());
+        assert!(images.len() > 2, "{name}");
+        for (step, image) in images.into_iter().enumerate() {
+            let found = (image.held(), image.lost());
+            let told = (sequences(&found.0), &found.1);
+            assert!(found == expected, "{name}, {step}: {told:?}");
+            let list = lost_letters::read(&image.folder.path().join("buffer"), &image.quarantine());
+            let told: u64 = list.unwrap().iter().map(|lost| lost.letters()).sum();
+            assert_eq!(told, expected.1.len() as u64, "{name}, {step}");
+        }
+    }
+}
+
+#[test]
+fn a_salvage_that_ended_half_way_is_made_again() {
+    let all = letters(40);
+    let node = Node::with(&all);
+    fs::write(node.state().join("conf"), [0xa5; 300]).unwrap();
+    let expected = whole(&node);
+    let draft = node.folder.path().join("state.draft");
+    // In the middle of the copy.
+    fs::create_dir(&draft).unwrap();
+    fs::write(draft.join("db"), [7; 5_000]).unwrap();
+    assert!(expected.iter().all(|letter| node.held().contains(letter)));
+    assert!(!draft.exists());
+    // Between the renames.
+    drop(Store::open(&node.state()).unwrap());
+    fs::rename(node.state(), &draft).unwrap();
+    assert!(expected.iter().all(|letter| node.held().contains(letter)));
+    assert_eq!(fs::read_dir(node.quarantine()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_database_whose_letters_have_no_frames_is_of_another_format_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("buffer")).unwrap();
+    let store = Store::open(&folder.path().join("state")).unwrap();
+    store.insert(b"meta\0start", &1_u64.to_be_bytes()).unwrap();
+    store.flush().unwrap();
+    drop(store);
+    let refused = open(folder.path(), QUOTA, &|| ()).unwrap_err();
+    assert!(matches!(refused, BufferError::Format { format: 2, .. }), "{refused}");
+    assert!(folder.path().join("state").exists());
+}
