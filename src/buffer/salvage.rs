@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use super::evidence::{Evidence, Filled, Gaps};
 use super::fates::ranges;
+use super::frames::FILE;
 use super::held::Held;
 use super::letter_journal::LetterJournal;
 use super::log::set_aside;
@@ -135,7 +136,7 @@ fn begin_journal(
     held: &Held,
 ) -> Result<StateStore, BufferError> {
     // What a killed process wrote is read from memory, and not on stable storage for that.
-    disk::sync_files(&places.folder)?;
+    disk::sync(&places.folder.join(FILE))?;
     state.go_on_after(evidence.newest());
     (places.step)();
     state.keep_journal(&places.buffer, held)?;

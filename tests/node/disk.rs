@@ -70,7 +70,7 @@ fn the_first_write_or_sync_that_fails_ends_the_process_and_is_never_retried() {
     let folder = Folder::new(None, "disk").unwrap();
     for inject in [
         "fdatasync:error=EIO:when=40",
-        "fsync:error=EIO:when=16",
+        "fsync:error=EIO:when=20",
         "pwrite64:error=EIO:when=60",
         "pwrite64:error=ENOSPC:when=60",
     ] {
