@@ -202,7 +202,10 @@ impl Evidence {
 
     /// How many letters each sink should have: the newest word of anybody.
     pub(super) fn expected(&self, state: &StateStore) -> Result<Counts, BufferError> {
+        // What `letters` knows and does not name was removed.
+        let known = self.record.knows_all_to();
         let mut expected = state.versioned_counts()?;
+        expected.retain(|_, (version, _)| *version > known);
         let raw = self.counts();
         let raw = raw.map(|(names, version, letters)| (names.clone(), (version, letters)));
         for (names, count) in raw.chain(self.record.counts()) {

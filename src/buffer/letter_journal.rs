@@ -5,7 +5,7 @@
 //! Each line: check sum (8 hex digits) of what follows, version (20 digits), and
 //!
 //! ```text
-//!  =                            the file begins: what has this version or a lower one and is not named below was removed
+//!  =                            the file begins: what has this version or a lower one and is not named below was removed, or lost
 //!  + sink stream first last     letters kept
 //!  ! sink stream first last     letters kept that sled does not find, for want of room to put them back: no count, however new,
 //!                               excuses that they are not there

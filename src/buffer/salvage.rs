@@ -7,7 +7,7 @@
 //! was found. What is nowhere any more is lost, and told (`lost_letters.rs`).
 //!
 //! The copy stands beside it as `state.trial`, the new one as `state.draft`. Until the renames nothing of the database has
-//! changed: a start that finds both database and draft begins anew, one that finds no database goes on with the draft.
+//! changed, though `letters` may be of the new one already: a start that finds both database and draft begins anew, one that finds no database goes on with the draft.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -115,7 +115,7 @@ pub(super) fn open(
                 Err(error) if error.is_damage() => error,
                 mended => {
                     let filled = mended?;
-                    swap(places, &filled, gaps.harmed, None)?;
+                    swap(places, &evidence, &filled, gaps.harmed, None)?;
                     return begin_journal(places, &evidence, open()?, &filled.held);
                 }
             }
@@ -124,7 +124,7 @@ pub(super) fn open(
     };
     remove(&places.trial)?;
     let filled = finished(places, make_of_bytes(places, &evidence))?;
-    swap(places, &filled, true, Some(error))?;
+    swap(places, &evidence, &filled, true, Some(error))?;
     begin_journal(places, &evidence, open()?, &filled.held)
 }
 
@@ -333,6 +333,7 @@ fn copy(places: &Places) -> Result<(), BufferError> {
 /// The draft, closed, takes the place of the database.
 fn swap(
     places: &Places,
+    evidence: &Evidence,
     filled: &Filled,
     harmed: bool,
     error: Option<BufferError>,
@@ -342,8 +343,14 @@ fn swap(
     disk::sync_files(&places.draft)?;
     lost_letters::add(&places.buffer, &places.quarantine, filled.lost.clone())?;
     (places.step)();
-    // Now, so that a start that ends before its next step does not miss them, and tell of them, again.
-    LetterJournal::begin(&places.buffer, filled.version, &filled.held)?;
+    // Now, so that a start that ends before its next step does not miss them, and tell of them, again. What the bytes of the
+    // old database hold may have been in memory only.
+    if harmed {
+        if evidence.raw.has_file() {
+            disk::sync(&places.folder.join(FILE))?;
+        }
+        LetterJournal::begin(&places.buffer, filled.version, &filled.held)?;
+    }
     (places.step)();
     let incomplete =
         || BufferError::corrupt(&places.folder, "sled does not find all that is in it");

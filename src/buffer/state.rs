@@ -291,16 +291,37 @@ fn warn(store: &StateStore, warned: &mut u64) {
     *warned = reached;
 }
 
-fn settle(store: &mut StateStore, outcomes: Vec<Outcome>) -> Result<(), BufferError> {
+fn settle(store: &mut StateStore, mut outcomes: Vec<Outcome>) -> Result<(), BufferError> {
+    // Behind a batch that failed nobody may be told, here or by a sync, that anything is on stable storage.
+    if let Some(failed) = outcomes.iter_mut().find_map(|outcome| outcome.fatal.take()) {
+        return Err(failed);
+    }
     if outcomes.iter().any(|outcome| outcome.wrote) {
         crash_point("crash_state_written");
         store.flush()?;
         crash_point("crash_state_flushed");
     }
-    let mut failed = None;
-    for outcome in outcomes {
-        failed = failed.or(outcome.fatal);
-        (outcome.answer)();
+    outcomes.into_iter().for_each(|outcome| (outcome.answer)());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::store::Store;
+    use super::*;
+
+    #[test]
+    fn behind_a_batch_that_failed_nothing_is_synced_or_answered() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("state")).unwrap();
+        let mut state = StateStore::create(store, u64::MAX).unwrap();
+        state.flush().unwrap();
+        let outcome =
+            |fatal| Outcome { wrote: true, fatal, answer: Box::new(|| panic!("it was answered")) };
+        let failed = BufferError::corrupt(folder.path(), "a page is gone");
+        let before = state.newest();
+        let settled = settle(&mut state, vec![outcome(None), outcome(Some(failed))]);
+        assert!(matches!(settled, Err(BufferError::Corrupt { .. })));
+        assert_eq!(state.newest(), before, "each sync has a version of its own");
     }
-    failed.map_or(Ok(()), Err)
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  meta 0 format                         u32
-//!  meta 0 start                          how often it was opened (the probe of the sync self-check), u64
+//!  meta 0 start                          rises with each opening (the probe of the sync self-check), u64
 //!  books 0 stream 0 sink                 Books, JSON
 //!  letter 0 sink 0 stream 0 sequence     parts of: length u32, DeadLetter as JSON without payload, payload
 //!  count 0 sink 0 stream                 dead letters and their bytes, two u64

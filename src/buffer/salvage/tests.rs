@@ -17,9 +17,13 @@ use crate::domain::{
 const QUOTA: u64 = 64 << 20;
 
 fn letter(sequence: u64, payload: Vec<u8>) -> DeadLetter {
+    letter_of("one", sequence, payload)
+}
+
+fn letter_of(sink: &str, sequence: u64, payload: Vec<u8>) -> DeadLetter {
     DeadLetter {
         key: DeadLetterKey {
-            sink: SinkName::parse("one").unwrap(),
+            sink: SinkName::parse(sink).unwrap(),
             stream: StreamName::parse("a").unwrap(),
             sequence: Sequence(sequence),
         },
@@ -381,6 +385,27 @@ fn a_bad_page_without_letters_is_found_at_the_start() {
     }
 }
 
+/// `letters` does not name that sink any more.
+#[test]
+fn a_database_that_went_back_to_letters_all_of_which_were_removed_has_lost_none() {
+    let all = letters(20);
+    let node = Node::with(&all);
+    let before = node.folder.path().join("before");
+    disk::copy_folder(&node.state(), &before).unwrap();
+    let keys: Vec<_> = all.iter().map(|letter| letter.key.clone()).collect();
+    for remove in [keys.as_slice(), &[]] {
+        let mut state = node.open().unwrap();
+        state.count_start().unwrap();
+        state.remove_letters(remove).unwrap();
+        state.close().unwrap();
+        node.closed(state);
+    }
+    fs::remove_dir_all(node.state()).unwrap();
+    fs::rename(before, node.state()).unwrap();
+    assert_eq!(node.held(), []);
+    assert_eq!(node.lost(), BTreeSet::new());
+}
+
 #[test]
 fn a_lost_count_or_format_is_made_again() {
     for lost in [join(COUNT, &["one", "a"]), META.to_vec()] {
@@ -609,7 +634,7 @@ fn a_torn_count_is_no_loss(sink: &str) {
 #[test]
 fn a_start_that_ended_at_any_step_is_made_again() {
     type Harm = fn(&Node);
-    let harms: [(&str, Harm); 5] = [
+    let harms: [(&str, Harm); 6] = [
         ("sled opens nothing", |node| fs::write(node.state().join("conf"), [0xa5; 300]).unwrap()),
         ("nothing is left", |node| node.change(|bytes| bytes.fill(0))),
         ("the database is gone", |node| fs::remove_dir_all(node.state()).unwrap()),
@@ -617,6 +642,27 @@ fn a_start_that_ended_at_any_step_is_made_again() {
             node.change(|bytes| {
                 let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
                 bytes[used / 8..used / 2].fill(0xa5);
+            });
+        }),
+        ("the only one of a sink is gone", |node| {
+            let lost = letter_of("two", 1, b"lost".to_vec());
+            let mut state = node.open().unwrap();
+            state.put_letters(std::slice::from_ref(&lost)).unwrap();
+            state.close().unwrap();
+            node.closed(state);
+            let store = Store::open(&node.state()).unwrap();
+            let mut harm = sled::Batch::default();
+            harm.remove([letter_key(&lost.key).as_slice(), &[0, 0]].concat());
+            store.apply(harm).unwrap();
+            store.flush().unwrap();
+            drop(store);
+            let key = letter_key(&lost.key);
+            node.change(|bytes| {
+                for at in 0..bytes.len() - key.len() {
+                    if bytes[at..].starts_with(&key) {
+                        bytes[at] ^= 1;
+                    }
+                }
             });
         }),
         ("sled does not find the last one", |node| {
