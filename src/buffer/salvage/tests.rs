@@ -154,13 +154,10 @@ impl Node {
         run(&[all[2].key.clone()]);
         run(&[]);
         node.forget_counts();
-        let store = Store::open(&node.state()).unwrap();
-        let mut harm = sled::Batch::default();
-        harm.insert(third, old);
-        harm.remove(fifth);
-        store.apply(harm).unwrap();
-        store.flush().unwrap();
-        drop(store);
+        node.change_values(|harm| {
+            harm.insert(third, old);
+            harm.remove(fifth);
+        });
         all.remove(2);
         (node, all)
     }
@@ -193,6 +190,15 @@ impl Node {
         let mut bytes = fs::read(&file).unwrap();
         change(&mut bytes);
         fs::write(&file, bytes).unwrap();
+    }
+
+    /// Behind the back of all that frames, counts and names letters.
+    fn change_values(&self, change: impl FnOnce(&mut sled::Batch)) {
+        let store = Store::open(&self.state()).unwrap();
+        let mut batch = sled::Batch::default();
+        change(&mut batch);
+        store.apply(batch).unwrap();
+        store.flush().unwrap();
     }
 
     fn harm(&self, at: prop::sample::Index, harm: i32, bit: u32) {
@@ -411,12 +417,9 @@ fn a_lost_count_or_format_is_made_again() {
     for lost in [join(COUNT, &["one", "a"]), META.to_vec()] {
         let all = letters(10);
         let node = Node::with(&all);
-        let store = Store::open(&node.state()).unwrap();
-        let mut harm = sled::Batch::default();
-        harm.remove(lost);
-        store.apply(harm).unwrap();
-        store.flush().unwrap();
-        drop(store);
+        node.change_values(|harm| {
+            harm.remove(lost);
+        });
         assert_eq!(node.held(), all);
         assert_eq!(node.lost(), BTreeSet::new());
     }
@@ -442,13 +445,10 @@ fn where_a_letter_is_missing_books_that_went_back_are_put_forward_again() {
     let old = store.get(&key).unwrap().unwrap();
     drop(store);
     run(2);
-    let store = Store::open(&node.state()).unwrap();
-    let mut harm = sled::Batch::default();
-    harm.insert(key, old);
-    harm.remove([letter_key(&all[0].key).as_slice(), &[0, 0]].concat());
-    store.apply(harm).unwrap();
-    store.flush().unwrap();
-    drop(store);
+    node.change_values(|harm| {
+        harm.insert(key, old);
+        harm.remove([letter_key(&all[0].key).as_slice(), &[0, 0]].concat());
+    });
     assert_eq!(node.held(), all);
     let state = node.open().unwrap();
     assert_eq!(state.books(&stream, &sink).unwrap(), Some(books(2)));
@@ -489,15 +489,12 @@ fn what_is_kept_is_newer(letter_lost: bool) {
         node.closed(state);
     };
     (0..3).for_each(|_| put(&all));
-    let store = Store::open(&node.state()).unwrap();
-    let mut lost = sled::Batch::default();
-    lost.remove(START);
-    if letter_lost {
-        lost.remove([letter_key(&all[0].key).as_slice(), &[0, 0]].concat());
-    }
-    store.apply(lost).unwrap();
-    store.flush().unwrap();
-    drop(store);
+    node.change_values(|lost| {
+        lost.remove(START);
+        if letter_lost {
+            lost.remove([letter_key(&all[0].key).as_slice(), &[0, 0]].concat());
+        }
+    });
     assert_eq!(node.held(), all);
     let newer = letter(2, b"newer".to_vec());
     put(std::slice::from_ref(&newer));
@@ -650,12 +647,9 @@ fn a_start_that_ended_at_any_step_is_made_again() {
             state.put_letters(std::slice::from_ref(&lost)).unwrap();
             state.close().unwrap();
             node.closed(state);
-            let store = Store::open(&node.state()).unwrap();
-            let mut harm = sled::Batch::default();
-            harm.remove([letter_key(&lost.key).as_slice(), &[0, 0]].concat());
-            store.apply(harm).unwrap();
-            store.flush().unwrap();
-            drop(store);
+            node.change_values(|harm| {
+                harm.remove([letter_key(&lost.key).as_slice(), &[0, 0]].concat());
+            });
             let key = letter_key(&lost.key);
             node.change(|bytes| {
                 for at in 0..bytes.len() - key.len() {
