@@ -8,12 +8,12 @@ use std::path::Path;
 use super::BufferError;
 use super::fates::{Ranges, Word, push, without};
 use super::held::Held;
-use super::letter_journal::{self, Counts, LetterRecord};
+use super::letter_journal::{self, LetterRecord};
 use super::lost_letters::LostLetters;
 use super::raw_state::{RawLetter, RawState};
 use super::recovery::patiently;
 use super::state_store::StateStore;
-use super::state_value::Names;
+use super::state_value::{Counts, Names};
 use crate::domain::{DeadLetter, DeadLetterKey, Sequence};
 
 /// Letters put back with one batch.
@@ -44,8 +44,6 @@ pub(super) struct Filled {
     pub letters: u64,
     pub lost: Vec<LostLetters>,
     pub held: Held,
-    /// All of it has this one or a lower one.
-    pub version: u64,
 }
 
 impl Evidence {
@@ -58,6 +56,11 @@ impl Evidence {
     /// The newest version of which there is a trace.
     pub(super) fn newest(&self) -> u64 {
         self.raw.newest().max(self.record.newest())
+    }
+
+    /// All up to this version was on stable storage.
+    fn synced(&self) -> u64 {
+        self.raw.synced().max(self.record.synced)
     }
 
     /// There are letters, or should be.
@@ -90,7 +93,7 @@ impl Evidence {
         // A part that came back alone would be shown as a letter cut short.
         gaps.harmed |= !returned.is_empty() || !held.torn.is_empty();
         gaps.returned = returned;
-        let synced = self.raw.synced().max(self.record.synced);
+        let synced = self.synced();
         let mut lacking = false;
         for letter in self.raw.letters() {
             if self.lacks(&gaps, state, &letter)? {
@@ -115,6 +118,7 @@ impl Evidence {
         all
     }
 
+    /// One that was removed and kept again since is not among them, though an older one be there.
     fn returned(&self, state: &StateStore, held: &Held) -> Result<Vec<DeadLetterKey>, BufferError> {
         let mut returned = Vec::new();
         for ((sink, stream), range) in held.letters() {
@@ -123,8 +127,8 @@ impl Evidence {
                 let key = DeadLetterKey { sink, stream, sequence };
                 // What is named as kept needs no look at the database.
                 if self.record.gone(&key, 0)
-                    && let Some(version) = state.letter_version(&key)?
-                    && self.record.gone(&key, version)
+                    && let newest = state.letter_version(&key)?.max(self.raw.letter_version(&key))
+                    && newest.is_some_and(|version| self.record.gone(&key, version))
                 {
                     returned.push(key);
                 }
@@ -151,7 +155,8 @@ impl Evidence {
         })
     }
 
-    /// Letters that stand in the file where sled does not find them.
+    /// Letters that stand in the file where sled does not find them. The records of those that were never answered for are
+    /// in the log.
     pub(super) fn hidden(
         &self,
         state: &StateStore,
@@ -159,8 +164,9 @@ impl Evidence {
     ) -> Result<Vec<DeadLetterKey>, BufferError> {
         let mut hidden = Vec::new();
         for letter in self.raw.letters() {
-            let lacks = self.lacks(gaps, state, &letter)?;
-            if lacks
+            let answered = letter.version <= self.synced() || self.record.keeps(&letter.key);
+            if answered
+                && self.lacks(gaps, state, &letter)?
                 && state.letter_version(&letter.key)?.is_none()
                 && self.raw.read(&letter)?.is_some()
             {
@@ -182,7 +188,7 @@ impl Evidence {
         let held = draft.recount()?;
         draft.flush()?;
         let lost = self.lost(&held, gaps, expected);
-        Ok(Filled { letters, lost, held, version: draft.newest() })
+        Ok(Filled { letters, lost, held })
     }
 
     /// Where the bytes have newer ones. Of those that may not have been on stable storage only where there are no others: a

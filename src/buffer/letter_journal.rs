@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use super::fates::{Fate, Fates, Ranges, Word, ranges, without};
 use super::held::Held;
-use super::state_value::Names;
+use super::state_value::{Counts, Names};
 use super::{BufferError, disk};
 use crate::domain::{DeadLetterKey, Sequence, SequenceRange, SinkName, StreamName};
 
@@ -33,9 +33,6 @@ pub(super) const NAME: &str = "letters";
 
 /// Lines that are added before the file begins anew, whatever it began with.
 const ADDED_BYTES_MIN: u64 = 1 << 20;
-
-/// By sink: the version in which the number of letters changed last, and that number.
-pub(super) type Counts = BTreeMap<Names, (u64, u64)>;
 
 /// The open file.
 #[derive(Debug)]
@@ -230,6 +227,11 @@ impl LetterRecord {
     /// It was kept, and sled did not find it.
     pub(super) fn hides(&self, key: &DeadLetterKey) -> bool {
         self.fate(key).is_some_and(|fate| fate.word == Word::Hidden)
+    }
+
+    /// It should be there.
+    pub(super) fn keeps(&self, key: &DeadLetterKey) -> bool {
+        self.fate(key).is_some_and(|fate| fate.word != Word::Removed)
     }
 
     /// Letters that should be there.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::fates::without;
 use super::log::set_aside;
 use super::state_value::Names;
 use super::{BufferError, disk};
@@ -48,8 +49,14 @@ impl LostLetters {
         count(&self.sequences) + self.unnamed
     }
 
-    fn is_same(&self, other: &Self) -> bool {
-        *self == LostLetters { noticed: self.noticed, ..other.clone() }
+    /// What was told already: nothing was kept between that and this.
+    fn leave_out(&mut self, told: &Self) {
+        let same = (&self.stream, &self.sink) == (&told.stream, &told.sink);
+        if same && told.as_of_version >= self.as_of_version {
+            let left = self.sequences.iter().flat_map(|range| without(*range, &told.sequences));
+            self.sequences = left.collect();
+            self.unnamed = self.unnamed.saturating_sub(told.unnamed);
+        }
     }
 
     fn tell(&self) {
@@ -83,14 +90,15 @@ pub(super) fn read(buffer: &Path, quarantine: &Path) -> Result<Vec<LostLetters>,
     }
 }
 
-/// Tells of those that are not in the list, and adds them to it.
+/// Tells of what is not in the list, and adds it.
 pub(super) fn add(
     buffer: &Path,
     quarantine: &Path,
     mut lost: Vec<LostLetters>,
 ) -> Result<(), BufferError> {
     let mut list = read(buffer, quarantine)?;
-    lost.retain(|lost| !list.iter().any(|known| lost.is_same(known)));
+    lost.iter_mut().for_each(|lost| list.iter().for_each(|told| lost.leave_out(told)));
+    lost.retain(|lost| lost.letters() > 0);
     if lost.is_empty() {
         return Ok(());
     }
@@ -129,15 +137,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let quarantine = folder.path().join("quarantine");
         let add = |lost| add(folder.path(), &quarantine, vec![lost]).unwrap();
-        add(lost(&[(9, 9), (3, 5)], 2, 7));
+        add(lost(&[(3, 5), (9, 9)], 2, 6));
         add(lost(&[(4, 4)], 0, 8));
         // The start that found it ended before it had mended anything.
         add(lost(&[(4, 4)], 0, 8));
+        // The newest trace was cut off meanwhile, and one more letter.
+        add(lost(&[(4, 4), (7, 7)], 0, 7));
         // Kept again since, and lost again.
         add(lost(&[(4, 4)], 0, 9));
         let list = read(folder.path(), &quarantine).unwrap();
-        assert_eq!(list.iter().map(LostLetters::letters).collect::<Vec<_>>(), [6, 1, 1]);
-        assert_eq!(counts(&list)["a"]["one"], 8);
+        assert_eq!(list.iter().map(LostLetters::letters).collect::<Vec<_>>(), [6, 1, 1, 1]);
+        assert_eq!(counts(&list)["a"]["one"], 9);
     }
 
     #[test]

@@ -46,6 +46,12 @@ fn is_whole(parts: &[Place]) -> bool {
         && held == u64::from(parts[0].length)
 }
 
+/// Of the versions of a letter, the newest first.
+fn newest_whole(versions: &[Place]) -> Option<&[Place]> {
+    let mut versions = versions.chunk_by(|one, next| one.version == next.version);
+    versions.find(|parts| is_whole(parts))
+}
+
 #[derive(Debug, Default)]
 struct Places {
     found: Vec<Place>,
@@ -213,13 +219,20 @@ impl RawState {
         self.found.letters.iter().flat_map(|((sink, stream), places)| {
             let letters = places.found.chunk_by(|one, next| one.sequence == next.sequence);
             letters.filter_map(move |versions| {
-                let mut versions = versions.chunk_by(|one, next| one.version == next.version);
-                let parts = versions.find(|parts| is_whole(parts))?;
+                let parts = newest_whole(versions)?;
                 let sequence = parts[0].sequence;
                 let key = DeadLetterKey { sink: sink.clone(), stream: stream.clone(), sequence };
                 Some(RawLetter { key, version: parts[0].version, parts })
             })
         })
+    }
+
+    /// The newest one of this letter that is whole.
+    pub(super) fn letter_version(&self, key: &DeadLetterKey) -> Option<u64> {
+        let found = &self.found.letters.get(&(key.sink.clone(), key.stream.clone()))?.found;
+        let begin = found.partition_point(|place| place.sequence < key.sequence);
+        let end = found.partition_point(|place| place.sequence <= key.sequence);
+        newest_whole(&found[begin..end]).map(|parts| parts[0].version)
     }
 
     /// `None` where it was whole when the file was searched, and is not any more.

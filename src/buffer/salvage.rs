@@ -6,8 +6,10 @@
 //! it opens that, and of the letters that are missing, and takes the place of the other, which goes to the quarantine as it
 //! was found. What is nowhere any more is lost, and told (`lost_letters.rs`).
 //!
-//! The copy stands beside it as `state.trial`, the new one as `state.draft`. Until the renames nothing of the database has
-//! changed, though `letters` may be of the new one already: a start that finds both database and draft begins anew, one that finds no database goes on with the draft.
+//! The copy stands beside it as `state.trial`, the new one as `state.draft`. A start that finds both database and draft
+//! begins anew: nothing has changed yet, but what was told. One that finds the draft alone goes on with it: it is whole, and
+//! `letters` becomes that of the draft before the draft becomes the database. So where there was no database at all, the new
+//! one is made under the name of the copy first.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -82,14 +84,11 @@ pub(super) fn open(
     remove(&places.trial)?;
     if places.folder.exists() {
         remove(&places.draft)?;
-    } else if places.draft.exists() {
-        disk::rename(&places.draft, &places.folder)?;
     } else {
-        let evidence = places.gather()?;
-        make(&places.draft)?;
-        disk::rename(&places.draft, &places.folder)?;
-        (places.step)();
-        return begin_anew(places, &evidence, open()?);
+        if !places.draft.exists() {
+            make_anew(places)?;
+        }
+        take_draft(places)?;
     }
     let evidence = places.gather()?;
     let take = || patiently(|| take_as_it_is(places, &evidence, open()?));
@@ -115,7 +114,7 @@ pub(super) fn open(
                 Err(error) if error.is_damage() => error,
                 mended => {
                     let filled = mended?;
-                    swap(places, &evidence, &filled, gaps.harmed, None)?;
+                    swap(places, &filled, gaps.harmed, None)?;
                     return begin_journal(places, &evidence, open()?, &filled.held);
                 }
             }
@@ -123,8 +122,8 @@ pub(super) fn open(
         Found::Damaged(error) => error,
     };
     remove(&places.trial)?;
-    let filled = finished(places, make_of_bytes(places, &evidence))?;
-    swap(places, &evidence, &filled, true, Some(error))?;
+    let filled = finished(places, make_of_bytes(&places.draft, places, &evidence))?;
+    swap(places, &filled, true, Some(error))?;
     begin_journal(places, &evidence, open()?, &filled.held)
 }
 
@@ -162,9 +161,13 @@ fn mend(
     Ok(filled)
 }
 
-/// Makes the draft of what the bytes tell, without sled.
-fn make_of_bytes(places: &Places, evidence: &Evidence) -> Result<Filled, BufferError> {
-    let mut draft = make(&places.draft)?;
+/// Makes a database of what the bytes tell, without sled.
+fn make_of_bytes(
+    folder: &Path,
+    places: &Places,
+    evidence: &Evidence,
+) -> Result<Filled, BufferError> {
+    let mut draft = make(folder, places.step)?;
     let filled = evidence.fill(&mut draft, &Gaps::default())?;
     (places.step)();
     Ok(filled)
@@ -233,12 +236,8 @@ pub(super) fn open_sound(state_dir: &Path) -> Result<StateStore, BufferError> {
     begin_journal(&places, &evidence, state, &held)
 }
 
-/// Where there is a log, there was a database.
-fn begin_anew(
-    places: &Places,
-    evidence: &Evidence,
-    state: StateStore,
-) -> Result<StateStore, BufferError> {
+/// Makes the draft where there is no database. Where there is a log, there was one.
+fn make_anew(places: &Places) -> Result<(), BufferError> {
     if !generation::list(&places.buffer)?.is_empty() {
         tracing::error!(
             event = "state_missing",
@@ -248,18 +247,20 @@ fn begin_anew(
              its dead letters are lost, and Kafka is sent again what the log holds"
         );
     }
-    let nothing = Held::default();
-    let lost = evidence.lost(&nothing, &Gaps::default(), evidence.expected(&state)?);
-    lost_letters::add(&places.buffer, &places.quarantine, lost)?;
-    begin_journal(places, evidence, state, &nothing)
+    let filled = make_of_bytes(&places.trial, places, &places.gather()?)?;
+    tell(&places.trial, places, &filled)?;
+    disk::rename(&places.trial, &places.draft)?;
+    (places.step)();
+    Ok(())
 }
 
 fn open_in_place(folder: &Path, quota_bytes: u64) -> Result<StateStore, BufferError> {
     StateStore::open(Store::open(folder)?, quota_bytes)
 }
 
-fn make(folder: &Path) -> Result<StateStore, BufferError> {
+fn make(folder: &Path, step: &dyn Fn()) -> Result<StateStore, BufferError> {
     let store = Store::open(folder)?;
+    step();
     let mut state = StateStore::create(store.clone(), NO_QUOTA)?;
     state.flush()?;
     store.sync_creation()?;
@@ -330,28 +331,44 @@ fn copy(places: &Places) -> Result<(), BufferError> {
     disk::copy_folder(&places.folder, &places.trial).map_err(full)
 }
 
-/// The draft, closed, takes the place of the database.
+/// What is about to become the database is on stable storage, closed, and what it has not is told.
+fn tell(made: &Path, places: &Places, filled: &Filled) -> Result<(), BufferError> {
+    // When it can be opened again sled has closed it.
+    Store::open(made)?.sync_creation()?;
+    disk::sync_files(made)?;
+    lost_letters::add(&places.buffer, &places.quarantine, filled.lost.clone())?;
+    (places.step)();
+    Ok(())
+}
+
+/// The draft becomes the database. Before, so that nobody misses, and tells of, what it has not again, `letters` becomes its.
+fn take_draft(places: &Places) -> Result<(), BufferError> {
+    let opened = patiently(|| {
+        let state = open_in_place(&places.draft, NO_QUOTA)?;
+        Ok((state.newest(), state.held()?, state.versioned_counts()?))
+    });
+    match opened {
+        Ok((version, held, counts)) if held.is_as_counted(&counts) => {
+            drop(LetterJournal::begin(&places.buffer, version, &held)?);
+        }
+        // It came to harm since it was made, and is dealt with as any other: `letters` tells what should be in it.
+        Err(error) if !error.is_damage() => return Err(error),
+        _ => {}
+    }
+    (places.step)();
+    disk::rename(&places.draft, &places.folder)?;
+    (places.step)();
+    Ok(())
+}
+
+/// The draft takes the place of the database.
 fn swap(
     places: &Places,
-    evidence: &Evidence,
     filled: &Filled,
     harmed: bool,
     error: Option<BufferError>,
 ) -> Result<(), BufferError> {
-    // When it can be opened again sled has closed it.
-    Store::open(&places.draft)?.sync_creation()?;
-    disk::sync_files(&places.draft)?;
-    lost_letters::add(&places.buffer, &places.quarantine, filled.lost.clone())?;
-    (places.step)();
-    // Now, so that a start that ends before its next step does not miss them, and tell of them, again. What the bytes of the
-    // old database hold may have been in memory only.
-    if harmed {
-        if evidence.raw.has_file() {
-            disk::sync(&places.folder.join(FILE))?;
-        }
-        LetterJournal::begin(&places.buffer, filled.version, &filled.held)?;
-    }
-    (places.step)();
+    tell(&places.draft, places, filled)?;
     let incomplete =
         || BufferError::corrupt(&places.folder, "sled does not find all that is in it");
     if harmed {
@@ -360,8 +377,7 @@ fn swap(
         disk::rename(&places.folder, &places.trial)?;
     }
     (places.step)();
-    disk::rename(&places.draft, &places.folder)?;
-    (places.step)();
+    take_draft(places)?;
     remove(&places.trial)?;
     let letters = filled.letters;
     if letters > 0 && !harmed {

@@ -8,9 +8,9 @@ use std::path::Path;
 use super::frame::{Frame, Owner};
 use super::generation::FORMAT;
 use super::held::{Held, Search, Whole};
-use super::letter_journal::{Counts, LetterJournal};
+use super::letter_journal::LetterJournal;
 use super::state_value::{
-    BOOKS, COPY, COUNT, Count, LETTER, META, NOTE, Names, PART_MAX, Part, REPLAYED, START,
+    BOOKS, COPY, COUNT, Count, Counts, LETTER, META, NOTE, Names, PART_MAX, Part, REPLAYED, START,
     copy_key, decode_count, decode_letter, encode_letter, join, letter_key, split_letter_key,
     split_names,
 };

@@ -17,6 +17,8 @@
 //! length of the whole. So letters are found in the bytes of the file when sled cannot open it (`salvage.rs`). The owner of
 //! the frames is drawn when the database is made.
 
+use std::collections::BTreeMap;
+
 use super::block::PART_BYTES_MAX;
 use super::frame::{self, Frame, Owner};
 use crate::domain::{DeadLetter, DeadLetterKey, Sequence, SinkName, StreamName};
@@ -109,6 +111,9 @@ impl Kind {
 
 /// Whose letters.
 pub(super) type Names = (SinkName, StreamName);
+
+/// By sink: the version in which the number of letters changed last, and that number.
+pub(super) type Counts = BTreeMap<Names, (u64, u64)>;
 
 /// Dead letters of one sink of one stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -162,6 +162,17 @@ impl Node {
         (node, all)
     }
 
+    /// Bytes of a letter of which nothing else is there.
+    fn leave_behind(&self, letter: &DeadLetter) {
+        let value = encode_letter(letter).unwrap();
+        let key = [letter_key(&letter.key).as_slice(), &[0, 0]].concat();
+        let state = open_in_place(&self.state(), QUOTA).unwrap();
+        let last = state.framed(&key, value.len(), &value);
+        self.closed(state);
+        self.change_values(|values| values.insert(b"x", last));
+        self.change_values(|values| values.remove(b"x"));
+    }
+
     fn copied(&self) -> Self {
         let node = Node { folder: tempfile::tempdir().unwrap() };
         disk::copy_folder(self.folder.path(), node.folder.path()).unwrap();
@@ -518,6 +529,52 @@ fn what_there_was_no_room_to_put_back_is_put_back_when_there_is() {
     }
 }
 
+/// A letter that was on its way when the node was killed: its record is in the log.
+#[test]
+fn what_was_never_answered_is_not_waited_for_where_there_was_no_room() {
+    for left in [Left::All, Left::NoCountIsNamed, Left::NothingIsDone] {
+        let (node, mut all) = Node::with_one_in_place_of_another();
+        node.leave_behind(&letter(41, b"last".to_vec()));
+        assert!(node.start_without_room(true, left));
+        assert_eq!(node.held(), all, "{left:?}");
+        assert_eq!(node.lost(), BTreeSet::new());
+
+        all = letters(20);
+        let node = Node::with(&all);
+        node.leave_behind(&letter(41, b"last".to_vec()));
+        assert!(node.start_without_room(true, left));
+        assert_eq!(node.held(), all, "{left:?}");
+        assert_eq!(node.lost(), BTreeSet::new());
+        assert!(!node.quarantine().exists());
+    }
+}
+
+/// `letters` tells of the removal only, and sled finds the old one.
+#[test]
+fn a_letter_kept_again_is_not_removed_with_what_came_back_of_it() {
+    for room in [true, false] {
+        let all = letters(6);
+        let node = Node::with(&all);
+        let key = [letter_key(&all[2].key).as_slice(), &[0, 0]].concat();
+        let store = Store::open(&node.state()).unwrap();
+        let old = store.get(&key).unwrap().unwrap();
+        drop(store);
+        let mut state = node.open().unwrap();
+        state.count_start().unwrap();
+        state.remove_letters(std::slice::from_ref(&all[2].key)).unwrap();
+        state.flush().unwrap();
+        let named = fs::read(node.folder.path().join("buffer/letters")).unwrap();
+        state.put_letters(std::slice::from_ref(&all[2])).unwrap();
+        state.close().unwrap();
+        node.closed(state);
+        fs::write(node.folder.path().join("buffer/letters"), named).unwrap();
+        node.change_values(|harm| harm.insert(key, old));
+        assert!(room || node.start_without_room(true, Left::All));
+        assert_eq!(node.held(), all, "{room}");
+        assert_eq!(node.lost(), BTreeSet::new());
+    }
+}
+
 /// sled had written over it.
 #[test]
 fn what_there_was_no_room_to_put_back_and_is_gone_since_is_told() {
@@ -660,13 +717,7 @@ fn a_start_that_ended_at_any_step_is_made_again() {
             });
         }),
         ("sled does not find the last one", |node| {
-            let key = letter(41, Vec::new()).key;
-            let value = encode_letter(&letter(41, b"last".to_vec())).unwrap();
-            let key = [letter_key(&key).as_slice(), &[0, 0]].concat();
-            let state = open_in_place(&node.state(), QUOTA).unwrap();
-            let last = state.framed(&key, value.len(), &value);
-            node.closed(state);
-            node.change(|bytes| bytes.extend_from_slice(&last));
+            node.leave_behind(&letter(41, b"last".to_vec()));
         }),
     ];
     for (name, harm) in harms {
@@ -682,7 +733,56 @@ fn a_start_that_ended_at_any_step_is_made_again() {
             let list = lost_letters::read(&image.folder.path().join("buffer"), &image.quarantine());
             let told: u64 = list.unwrap().iter().map(|lost| lost.letters()).sum();
             assert_eq!(told, expected.1.len() as u64, "{name}, {step}");
+            // There was something to set aside, once.
+            let aside = fs::read_dir(image.quarantine()).map_or(0, Iterator::count);
+            let databases = ["the database is gone", "sled does not find the last one"];
+            assert_eq!(aside, usize::from(!databases.contains(&name)), "{name}, {step}");
         }
+    }
+}
+
+#[test]
+fn a_first_start_that_ended_at_any_step_is_made_again() {
+    let node = Node { folder: tempfile::tempdir().unwrap() };
+    fs::create_dir(node.folder.path().join("buffer")).unwrap();
+    let images = node.ended_at_each_step();
+    assert!(images.len() > 3);
+    for (step, image) in images.into_iter().enumerate() {
+        assert_eq!(image.held(), [], "{step}");
+        assert_eq!(image.lost(), BTreeSet::new());
+        assert!(!image.quarantine().exists(), "{step}");
+    }
+}
+
+/// The count alone shows that it went back, and the new `letters` would excuse that.
+#[test]
+fn a_start_that_ended_at_any_step_does_not_go_on_with_older_books() {
+    let all = letters(10);
+    let node = Node::with(&all);
+    let (stream, sink) = (all[0].key.stream.clone(), all[0].key.sink.clone());
+    let books = |delivered| Books { delivered, ..Books::default() };
+    let run = |delivered| {
+        let mut state = node.open().unwrap();
+        state.count_start().unwrap();
+        state.save_books(&stream, &sink, &books(delivered)).unwrap();
+        state.close().unwrap();
+        node.closed(state);
+    };
+    let keys = [join(BOOKS, &["a", "one"]), join(COUNT, &["one", "a"])];
+    run(1);
+    let store = Store::open(&node.state()).unwrap();
+    let old = keys.each_ref().map(|key| store.get(key).unwrap().unwrap());
+    drop(store);
+    run(2);
+    node.forget_counts();
+    node.change_values(|harm| {
+        keys.into_iter().zip(old).for_each(|(key, old)| harm.insert(key, old));
+    });
+    for (step, image) in node.ended_at_each_step().into_iter().enumerate() {
+        assert_eq!(image.held(), all, "{step}");
+        let state = image.open().unwrap();
+        assert_eq!(state.books(&stream, &sink).unwrap(), Some(books(2)), "{step}");
+        image.closed(state);
     }
 }
 
@@ -703,6 +803,22 @@ fn a_salvage_that_ended_half_way_is_made_again() {
     fs::rename(node.state(), &draft).unwrap();
     assert!(expected.iter().all(|letter| node.held().contains(letter)));
     assert_eq!(fs::read_dir(node.quarantine()).unwrap().count(), 1);
+    // The same, and it came to harm: sled opens nothing, or finds less.
+    let harms: [fn(&Node); 2] = [
+        |node| fs::write(node.state().join("conf"), [0xa5; 300]).unwrap(),
+        |node| {
+            let part = [letter_key(&letter(3, Vec::new()).key).as_slice(), &[0, 0]].concat();
+            node.change_values(|harm| harm.remove(part));
+        },
+    ];
+    for (harm, aside) in harms.into_iter().zip([2, 3]) {
+        harm(&node);
+        drop(Store::open(&node.state()));
+        fs::rename(node.state(), &draft).unwrap();
+        assert!(expected.iter().all(|letter| node.held().contains(letter)));
+        assert_eq!(fs::read_dir(node.quarantine()).unwrap().count(), aside);
+        assert_eq!(node.lost(), BTreeSet::new());
+    }
 }
 
 #[test]
