@@ -38,7 +38,7 @@ impl Held {
     pub(super) fn is_as_counted(&self, counts: &Counts) -> bool {
         let counted = |names| counts.get(names).map_or(0, |(_, letters)| *letters);
         let mut names = counts.keys().chain(self.counts.keys());
-        self.torn.is_empty() && names.all(|names| counted(names) == self.count(names).letters)
+        names.all(|names| counted(names) == self.count(names).letters)
     }
 
     /// Letters that sled does not find, and a start with more room does.

@@ -127,7 +127,11 @@ mod tests {
     use crate::domain::Sequence;
 
     fn lost(ranges: &[(u64, u64)], unnamed: u64, as_of_version: u64) -> LostLetters {
-        let names = (SinkName::parse("one").unwrap(), StreamName::parse("a").unwrap());
+        lost_of("one", ranges, unnamed, as_of_version)
+    }
+
+    fn lost_of(sink: &str, ranges: &[(u64, u64)], unnamed: u64, as_of_version: u64) -> LostLetters {
+        let names = (SinkName::parse(sink).unwrap(), StreamName::parse("a").unwrap());
         let range = |&(first, last)| SequenceRange { first: Sequence(first), last: Sequence(last) };
         LostLetters::new(names, ranges.iter().map(range).collect(), unnamed, as_of_version)
     }
@@ -147,6 +151,9 @@ mod tests {
         add(lost(&[(4, 4)], 0, 9));
         let list = read(folder.path(), &quarantine).unwrap();
         assert_eq!(list.iter().map(LostLetters::letters).collect::<Vec<_>>(), [6, 1, 1, 1]);
+        add(lost_of("two", &[(4, 4)], 2, 8));
+        let list = read(folder.path(), &quarantine).unwrap();
+        assert_eq!(counts(&list)["a"]["two"], 3);
         assert_eq!(counts(&list)["a"]["one"], 9);
     }
 
