@@ -331,7 +331,7 @@ fn copy(places: &Places) -> Result<(), BufferError> {
     disk::copy_folder(&places.folder, &places.trial).map_err(full)
 }
 
-/// What is about to become the database is on stable storage, closed, and what it has not is told.
+/// Puts what is about to become the database on stable storage, closed, and tells what it has not.
 fn tell(made: &Path, places: &Places, filled: &Filled) -> Result<(), BufferError> {
     // When it can be opened again sled has closed it.
     Store::open(made)?.sync_creation()?;
@@ -341,7 +341,8 @@ fn tell(made: &Path, places: &Places, filled: &Filled) -> Result<(), BufferError
     Ok(())
 }
 
-/// The draft becomes the database. Before, so that nobody misses, and tells of, what it has not again, `letters` becomes its.
+/// The draft becomes the database, and `letters` that of the draft before: by the old one, the next start would miss what
+/// the draft has not, and tell of it again.
 fn take_draft(places: &Places) -> Result<(), BufferError> {
     let opened = patiently(|| {
         let state = open_in_place(&places.draft, NO_QUOTA)?;
