@@ -16,16 +16,18 @@ pub async fn connect(settings: &DatabaseSettings) -> Result<Client, DatabaseErro
     let limit = settings.connect_timeout;
     match timeout(limit, open(settings)).await {
         Ok(result) => result,
-        Err(_) => Err(DatabaseError::TimedOut { doing: "connect", limit }),
+        Err(_) => Err(DatabaseError::ConnectTimedOut { target: target(settings), limit }),
     }
+}
+
+fn target(settings: &DatabaseSettings) -> String {
+    let DatabaseSettings { dbname, user, host, port, .. } = settings;
+    format!("database {dbname} as user {user} at {host}:{port}")
 }
 
 async fn open(settings: &DatabaseSettings) -> Result<Client, DatabaseError> {
     let config = client_config(settings);
-    let target = || {
-        let DatabaseSettings { dbname, user, host, port, .. } = settings;
-        format!("database {dbname} as user {user} at {host}:{port}")
-    };
+    let target = || target(settings);
     match settings.tls_mode {
         DatabaseTls::Off => {
             let (client, connection) = config.connect(NoTls).await.map_err(refused(target))?;

@@ -16,6 +16,11 @@ pub enum DatabaseError {
     /// There is no session: the server refused it, or was not reached.
     #[error("connect to {target}: {}{}", describe(source), remedy(source))]
     Refused { target: String, source: tokio_postgres::Error },
+    #[error(
+        "connect to {target}: no answer within {} s; check that the host is up and reached, and that its name is resolved here",
+        limit.as_secs_f32()
+    )]
+    ConnectTimedOut { target: String, limit: Duration },
     #[error("{doing}: no answer within {} s", limit.as_secs_f32())]
     TimedOut { doing: &'static str, limit: Duration },
     #[error("no connection free within {} s: raise connections_max or look for a writer that hangs", limit.as_secs_f32())]
@@ -56,7 +61,8 @@ impl DatabaseError {
                 class_of(source)
             }
             DatabaseError::Unreachable { cause } => cause.class(),
-            DatabaseError::TimedOut { .. }
+            DatabaseError::ConnectTimedOut { .. }
+            | DatabaseError::TimedOut { .. }
             | DatabaseError::PoolTimedOut { .. }
             | DatabaseError::Resting { .. }
             | DatabaseError::CursorMoved
@@ -94,6 +100,7 @@ impl DatabaseError {
         match self {
             DatabaseError::Unreachable { .. }
             | DatabaseError::Refused { .. }
+            | DatabaseError::ConnectTimedOut { .. }
             | DatabaseError::TimedOut { .. }
             | DatabaseError::Tls(_) => true,
             DatabaseError::Postgres { source, .. } => source.code().is_none_or(|code| {
@@ -124,6 +131,7 @@ impl DatabaseError {
                 | DatabaseError::Resting { .. }
                 | DatabaseError::Unreachable { .. }
                 | DatabaseError::Refused { .. }
+                | DatabaseError::ConnectTimedOut { .. }
         );
         !never_sent && self.class() == ErrorClass::Transient
     }

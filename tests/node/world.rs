@@ -218,12 +218,16 @@ impl World {
         of_it.filter_map(|line| Some(line["event"].as_str()?.to_owned())).collect()
     }
 
-    /// The books of one sink from `/streams`; null before they are known.
-    pub fn sink(&self, stream: &str, sink: &str) -> Value {
+    /// One stream from `/streams`; null before it is known.
+    pub fn stream(&self, name: &str) -> Value {
         let all = self.node.streams().unwrap_or(Value::Null);
         let streams = all["streams"].as_array().cloned().unwrap_or_default();
-        let stream = streams.into_iter().find(|line| line["name"] == stream).unwrap_or(Value::Null);
-        let sinks = stream["sinks"].as_array().cloned().unwrap_or_default();
+        streams.into_iter().find(|line| line["name"] == name).unwrap_or(Value::Null)
+    }
+
+    /// The books of one of its sinks.
+    pub fn sink(&self, stream: &str, sink: &str) -> Value {
+        let sinks = self.stream(stream)["sinks"].as_array().cloned().unwrap_or_default();
         sinks.into_iter().find(|line| line["sink"] == sink).unwrap_or(Value::Null)
     }
 
