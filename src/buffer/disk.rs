@@ -38,6 +38,14 @@ pub(super) fn make_folder(folder: &Path) -> Result<(), BufferError> {
     fs::create_dir_all(folder).map_err(|error| BufferError::io("make", folder, error))
 }
 
+/// False only where there is nothing: not where it cannot be told, nor behind a link that leads nowhere.
+pub(super) fn exists(path: &Path) -> Result<bool, BufferError> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => Ok(false),
+        found => found.map(|_| true).map_err(|error| BufferError::io("look for", path, error)),
+    }
+}
+
 /// Syncs a file, or a folder's list of names.
 pub(super) fn sync(path: &Path) -> Result<(), BufferError> {
     File::open(path)

@@ -44,6 +44,8 @@ pub(super) struct Filled {
     pub letters: u64,
     pub lost: Vec<LostLetters>,
     pub held: Held,
+    /// All of it has this one or a lower one.
+    pub version: u64,
 }
 
 impl Evidence {
@@ -188,18 +190,18 @@ impl Evidence {
         let held = draft.recount()?;
         draft.flush()?;
         let lost = self.lost(&held, gaps, expected);
-        Ok(Filled { letters, lost, held })
+        Ok(Filled { letters, lost, held, version: draft.newest() })
     }
 
     /// Where the bytes have newer ones. Of those that may not have been on stable storage only where there are no others: a
     /// replay is counted in the step in which the letter leaves.
     fn put_books(&self, draft: &StateStore) -> Result<(), BufferError> {
-        for (key, book) in self.raw.books() {
-            let newer = match draft.version_of(key)? {
-                Some(version) => book.version > version && book.version <= self.raw.synced(),
-                None => true,
-            };
-            if newer {
+        for (key, books) in self.raw.books() {
+            let held = draft.version_of(key)?;
+            let believed = if held.is_some() { self.synced() } else { u64::MAX };
+            if let Some((version, book)) = books.range(..=believed).next_back()
+                && held.is_none_or(|held| *version > held)
+            {
                 draft.insert(key, &book.bytes)?;
             }
         }
@@ -214,9 +216,16 @@ impl Evidence {
         expected.retain(|_, (version, _)| *version > known);
         let raw = self.counts();
         let raw = raw.map(|(names, version, letters)| (names.clone(), (version, letters)));
-        for (names, count) in raw.chain(self.record.counts()) {
+        for (names, count) in raw {
             let newest = expected.entry(names).or_default();
             *newest = (*newest).max(count);
+        }
+        // Where a line is missing the others may count too many.
+        for (names, count) in self.record.counts() {
+            let newest = expected.entry(names).or_default();
+            if count.0 > newest.0 {
+                *newest = count;
+            }
         }
         Ok(expected)
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::fates::{Ranges, Word, push, ranges, without};
-use super::state_value::{Count, Counts, Names, Part, split_letter_key};
+use super::state_value::{Count, Names, Part, split_letter_key};
 use crate::domain::{DeadLetterKey, SequenceRange};
 
 /// Letters that are there.
@@ -32,13 +32,6 @@ impl Held {
 
     pub(super) fn count(&self, names: &Names) -> Count {
         self.counts.get(names).copied().unwrap_or_default()
-    }
-
-    /// The database has not come to harm since its letters were counted.
-    pub(super) fn is_as_counted(&self, counts: &Counts) -> bool {
-        let counted = |names| counts.get(names).map_or(0, |(_, letters)| *letters);
-        let mut names = counts.keys().chain(self.counts.keys());
-        names.all(|names| counted(names) == self.count(names).letters)
     }
 
     /// Letters that sled does not find, and a start with more room does.

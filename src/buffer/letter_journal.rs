@@ -55,7 +55,11 @@ pub(super) struct LetterJournal {
 impl LetterJournal {
     /// Replaces the file: as of this version these are all letters.
     pub(super) fn begin(buffer: &Path, version: u64, held: &Held) -> Result<Self, BufferError> {
-        let path = buffer.join(NAME);
+        Self::begin_at(buffer.join(NAME), version, held)
+    }
+
+    /// The same under another name, of a database that is not the node's yet.
+    pub(super) fn begin_at(path: PathBuf, version: u64, held: &Held) -> Result<Self, BufferError> {
         let draft = path.with_extension("draft");
         let mut lines = line(version, "=");
         let words = held.words();

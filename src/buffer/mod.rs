@@ -93,11 +93,14 @@
 //!  <state_dir>/ballast                        given up to open on a full disk
 //!  <state_dir>/state/                         books, dead letters, notes
 //!  <state_dir>/state.trial/                   a copy that shows what sled finds in it; gone again after the start
-//!  <state_dir>/state.draft/                   a new one, on its way to take the other's place
+//!  <state_dir>/state.made/                    a new one that is being made
+//!  <state_dir>/state.draft/                   a new one, whole, on its way to take the other's place
+//!  <state_dir>/state.old/                     the other, while that is not open
 //!  <state_dir>/buffer/identity                which log this is
 //!  <state_dir>/buffer/marks                   numbers set aside, numbers dropped
 //!  <state_dir>/buffer/reached                 how far each stream was durable when it was last answered
 //!  <state_dir>/buffer/letters                 which dead letters there are
+//!  <state_dir>/buffer/letters.next            the same of `state.draft`
 //!  <state_dir>/buffer/losses                  records that the disk lost
 //!  <state_dir>/buffer/letter_losses           dead letters that the disk lost
 //!  <state_dir>/buffer/generation-000001/      one sled database, sealed.json beside its files

@@ -84,8 +84,8 @@ struct Found {
     /// Letters by version: from the newest that was on stable storage on.
     counts: BTreeMap<Names, BTreeMap<u64, u64>>,
     clusters: BTreeSet<String>,
-    /// Books and what was replayed since: the newest.
-    books: BTreeMap<Vec<u8>, Part>,
+    /// Books and what was replayed since, by version: from the newest that was on stable storage on.
+    books: BTreeMap<Vec<u8>, BTreeMap<u64, Part>>,
 }
 
 impl Found {
@@ -115,10 +115,10 @@ impl Found {
             }
             Kind::Copy(cluster) => drop(self.clusters.insert(cluster)),
             Kind::Other if key.starts_with(BOOKS) || key.starts_with(REPLAYED) => {
-                match self.books.get_mut(&key) {
-                    Some(known) if known.version >= part.version => {}
-                    Some(known) => *known = part,
-                    None => drop(self.books.insert(key, part)),
+                if part.length as usize == part.bytes.len() {
+                    let books = self.books.entry(key).or_default();
+                    books.insert(part.version, part);
+                    forget_older(books, self.synced);
                 }
             }
             Kind::Other => {}
@@ -130,9 +130,14 @@ impl Found {
     fn count(&mut self, names: Names, version: u64, letters: u64) {
         let counts = self.counts.entry(names).or_default();
         counts.insert(version, letters);
-        if let Some((newest, _)) = counts.range(..=self.synced).next_back() {
-            *counts = counts.split_off(&newest.clone());
-        }
+        forget_older(counts, self.synced);
+    }
+}
+
+/// Than the newest that was on stable storage.
+fn forget_older<T>(versions: &mut BTreeMap<u64, T>, synced: u64) {
+    if let Some(newest) = versions.range(..=synced).next_back().map(|(version, _)| *version) {
+        *versions = versions.split_off(&newest);
     }
 }
 
@@ -201,9 +206,9 @@ impl RawState {
         self.found.clusters.iter().cloned().collect()
     }
 
-    pub(super) fn books(&self) -> impl Iterator<Item = (&[u8], &Part)> {
-        let whole = |(_, part): &(&[u8], &Part)| part.length as usize == part.bytes.len();
-        self.found.books.iter().map(|(key, part)| (key.as_slice(), part)).filter(whole)
+    /// By version: the newest that was on stable storage, and those of which that is not known.
+    pub(super) fn books(&self) -> impl Iterator<Item = (&[u8], &BTreeMap<u64, Part>)> {
+        self.found.books.iter().map(|(key, books)| (key.as_slice(), books))
     }
 
     /// How many letters each sink had when that was on stable storage last, with the version.

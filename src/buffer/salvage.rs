@@ -6,10 +6,11 @@
 //! it opens that, and of the letters that are missing, and takes the place of the other, which goes to the quarantine as it
 //! was found. What is nowhere any more is lost, and told (`lost_letters.rs`).
 //!
-//! The copy stands beside it as `state.trial`, the new one as `state.draft`. A start that finds both database and draft
-//! begins anew: nothing has changed yet, but what was told. One that finds the draft alone goes on with it: it is whole, and
-//! `letters` becomes that of the draft before the draft becomes the database. So where there was no database at all, the new
-//! one is made under the name of the copy first.
+//! The copy stands beside it as `state.trial`. The new one is made as `state.made`; when it is whole, on stable storage, and
+//! told what it lacks, it is `state.draft`. Then the old one goes away, what is to be `letters` (`letters.next`) becomes it,
+//! and the draft the database. A start that finds a database begins anew, one that finds the draft alone goes on there.
+//! Where nothing but unanswered letters was missing, the old one is `state.old` until the new one is open: a start that
+//! finds it, and no database, takes it back.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use super::evidence::{Evidence, Filled, Gaps};
 use super::fates::ranges;
 use super::frames::FILE;
 use super::held::Held;
-use super::letter_journal::LetterJournal;
+use super::letter_journal::{self, LetterJournal};
 use super::log::set_aside;
 use super::recovery::patiently;
 use super::state_store::StateStore;
@@ -33,7 +34,10 @@ const NO_QUOTA: u64 = u64::MAX;
 struct Places<'s> {
     folder: PathBuf,
     trial: PathBuf,
+    made: PathBuf,
     draft: PathBuf,
+    next: PathBuf,
+    old: PathBuf,
     buffer: PathBuf,
     quarantine: PathBuf,
     /// Called when a step is done: on a slow disk one that reads or writes all of the database takes a while.
@@ -46,7 +50,10 @@ impl<'s> Places<'s> {
         Places {
             folder: state_dir.join("state"),
             trial: state_dir.join("state.trial"),
+            made: state_dir.join("state.made"),
             draft: state_dir.join("state.draft"),
+            next: buffer.join("letters.next"),
+            old: state_dir.join("state.old"),
             quarantine: buffer.join("quarantine"),
             buffer,
             step,
@@ -81,15 +88,7 @@ pub(super) fn open(
 ) -> Result<StateStore, BufferError> {
     let places = &Places::of(state_dir, step);
     let open = || open_in_place(&places.folder, dead_letter_quota_bytes);
-    remove(&places.trial)?;
-    if places.folder.exists() {
-        remove(&places.draft)?;
-    } else {
-        if !places.draft.exists() {
-            make_anew(places)?;
-        }
-        take_draft(places)?;
-    }
+    settle(places)?;
     let evidence = places.gather()?;
     let take = || patiently(|| take_as_it_is(places, &evidence, open()?));
     let error = match patiently_look(places, &evidence)? {
@@ -122,9 +121,28 @@ pub(super) fn open(
         Found::Damaged(error) => error,
     };
     remove(&places.trial)?;
-    let filled = finished(places, make_of_bytes(&places.draft, places, &evidence))?;
+    let filled = finished(places, make_of_bytes(places, &evidence))?;
     swap(places, &filled, true, Some(error))?;
     begin_journal(places, &evidence, open()?, &filled.held)
+}
+
+/// There is a database, and nothing is left of an earlier start that ended half-way.
+fn settle(places: &Places) -> Result<(), BufferError> {
+    remove(&places.trial)?;
+    remove(&places.made)?;
+    let mut found = disk::exists(&places.folder)?;
+    if !found && places.old.exists() {
+        disk::rename(&places.old, &places.folder)?;
+        found = true;
+    }
+    if found {
+        remove(&places.draft)?;
+        return disk::remove_file(&places.next);
+    }
+    if !places.draft.exists() {
+        make_anew(places)?;
+    }
+    take_draft(places)
 }
 
 /// From now on the file `letters` has what is in the database, and versions are newer than all before.
@@ -139,6 +157,7 @@ fn begin_journal(
     state.go_on_after(evidence.newest());
     (places.step)();
     state.keep_journal(&places.buffer, held)?;
+    remove(&places.old)?;
     Ok(state)
 }
 
@@ -154,7 +173,7 @@ fn mend(
     trial: &StateStore,
     gaps: &Gaps,
 ) -> Result<Filled, BufferError> {
-    let mut draft = rewrite(trial, &places.draft)?;
+    let mut draft = rewrite(trial, &places.made)?;
     (places.step)();
     let filled = evidence.fill(&mut draft, gaps)?;
     (places.step)();
@@ -162,21 +181,17 @@ fn mend(
 }
 
 /// Makes a database of what the bytes tell, without sled.
-fn make_of_bytes(
-    folder: &Path,
-    places: &Places,
-    evidence: &Evidence,
-) -> Result<Filled, BufferError> {
-    let mut draft = make(folder, places.step)?;
+fn make_of_bytes(places: &Places, evidence: &Evidence) -> Result<Filled, BufferError> {
+    let mut draft = make(&places.made, places.step)?;
     let filled = evidence.fill(&mut draft, &Gaps::default())?;
     (places.step)();
     Ok(filled)
 }
 
-/// A draft that was not finished takes no room.
+/// One that was not finished takes no room.
 fn finished(places: &Places, filled: Result<Filled, BufferError>) -> Result<Filled, BufferError> {
     if filled.is_err() {
-        remove(&places.draft)?;
+        remove(&places.made)?;
     }
     filled
 }
@@ -247,11 +262,8 @@ fn make_anew(places: &Places) -> Result<(), BufferError> {
              its dead letters are lost, and Kafka is sent again what the log holds"
         );
     }
-    let filled = make_of_bytes(&places.trial, places, &places.gather()?)?;
-    tell(&places.trial, places, &filled)?;
-    disk::rename(&places.trial, &places.draft)?;
-    (places.step)();
-    Ok(())
+    let filled = make_of_bytes(places, &places.gather()?)?;
+    tell(places, &filled, true)
 }
 
 fn open_in_place(folder: &Path, quota_bytes: u64) -> Result<StateStore, BufferError> {
@@ -331,30 +343,27 @@ fn copy(places: &Places) -> Result<(), BufferError> {
     disk::copy_folder(&places.folder, &places.trial).map_err(full)
 }
 
-/// Puts what is about to become the database on stable storage, closed, and tells what it has not.
-fn tell(made: &Path, places: &Places, filled: &Filled) -> Result<(), BufferError> {
+/// What was made becomes the draft: on stable storage, closed, and what it has not is told. By the `letters` of a harmed one,
+/// the next start would miss that, and tell of it again.
+fn tell(places: &Places, filled: &Filled, harmed: bool) -> Result<(), BufferError> {
     // When it can be opened again sled has closed it.
-    Store::open(made)?.sync_creation()?;
-    disk::sync_files(made)?;
+    Store::open(&places.made)?.sync_creation()?;
+    disk::sync_files(&places.made)?;
+    if harmed {
+        LetterJournal::begin_at(places.next.clone(), filled.version, &filled.held)?;
+    }
+    (places.step)();
     lost_letters::add(&places.buffer, &places.quarantine, filled.lost.clone())?;
+    (places.step)();
+    disk::rename(&places.made, &places.draft)?;
     (places.step)();
     Ok(())
 }
 
-/// The draft becomes the database, and `letters` that of the draft before: by the old one, the next start would miss what
-/// the draft has not, and tell of it again.
+/// The draft becomes the database.
 fn take_draft(places: &Places) -> Result<(), BufferError> {
-    let opened = patiently(|| {
-        let state = open_in_place(&places.draft, NO_QUOTA)?;
-        Ok((state.newest(), state.held()?, state.versioned_counts()?))
-    });
-    match opened {
-        Ok((version, held, counts)) if held.is_as_counted(&counts) => {
-            drop(LetterJournal::begin(&places.buffer, version, &held)?);
-        }
-        // It came to harm since it was made, and is dealt with as any other: `letters` tells what should be in it.
-        Err(error) if !error.is_damage() => return Err(error),
-        _ => {}
+    if places.next.exists() {
+        disk::rename(&places.next, &places.buffer.join(letter_journal::NAME))?;
     }
     (places.step)();
     disk::rename(&places.draft, &places.folder)?;
@@ -369,17 +378,16 @@ fn swap(
     harmed: bool,
     error: Option<BufferError>,
 ) -> Result<(), BufferError> {
-    tell(&places.draft, places, filled)?;
+    tell(places, filled, harmed)?;
     let incomplete =
         || BufferError::corrupt(&places.folder, "sled does not find all that is in it");
     if harmed {
         set_aside(&places.folder, &places.quarantine, &error.unwrap_or_else(incomplete))?;
     } else {
-        disk::rename(&places.folder, &places.trial)?;
+        disk::rename(&places.folder, &places.old)?;
     }
     (places.step)();
     take_draft(places)?;
-    remove(&places.trial)?;
     let letters = filled.letters;
     if letters > 0 && !harmed {
         tracing::info!(

@@ -1,5 +1,7 @@
 //! A narrow door to one sled database: every call is guarded, because sled panics on some damaged files.
 
+use std::fs;
+use std::io;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -27,6 +29,7 @@ impl Store {
     /// Opens or makes the database in `folder`. Opening writes: sled mends a torn end, and takes a read that fails for
     /// one, so whatever the drive cannot read must be found before.
     pub(super) fn open(folder: &Path) -> Result<Store, BufferError> {
+        remove_unfinished(folder)?;
         disk::read_through(folder)?;
         let config = sled::Config::new()
             .path(folder)
@@ -102,6 +105,22 @@ impl Store {
         disk::sync(&self.folder)?;
         self.folder.parent().map_or(Ok(()), disk::sync)
     }
+}
+
+/// Removes a snapshot that sled was writing when a process ended: it would take it for its newest one, and refuse all.
+fn remove_unfinished(folder: &Path) -> Result<(), BufferError> {
+    let unreadable = |error| BufferError::io("list", folder, error);
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(unreadable)?,
+    };
+    for entry in entries {
+        let path = entry.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|extension| extension == "generating") {
+            disk::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Sled tells it in words alone.

@@ -188,6 +188,19 @@ impl Node {
         images.into_inner()
     }
 
+    /// Those of a start that ended when the old database had gone, and the new one had not come.
+    fn ended_in_between(&self) -> Vec<Self> {
+        let images = self.ended_at_each_step().into_iter();
+        let images = images.filter(|image| !image.state().exists() && image.draft().exists());
+        let images: Vec<_> = images.collect();
+        assert!(!images.is_empty());
+        images
+    }
+
+    fn draft(&self) -> PathBuf {
+        self.folder.path().join("state.draft")
+    }
+
     fn quarantine(&self) -> PathBuf {
         self.folder.path().join("buffer/quarantine")
     }
@@ -234,6 +247,12 @@ impl Node {
         assert_eq!(counted, held.len() as u64);
         self.closed(state);
         held
+    }
+
+    /// How many are told to be lost.
+    fn told(&self) -> u64 {
+        let list = lost_letters::read(&self.folder.path().join("buffer"), &self.quarantine());
+        list.unwrap().iter().map(|lost| lost.letters()).sum()
     }
 
     /// Those that are told to be lost; nothing is lost of which nobody tells which.
@@ -637,10 +656,8 @@ fn a_start_that_ended_when_it_had_told_what_is_lost_tells_it_once() {
             None => fs::remove_file(&named).unwrap(),
         }
         assert_eq!(node.held(), held);
-        let list = lost_letters::read(&node.folder.path().join("buffer"), &node.quarantine());
-        let lost: u64 = list.unwrap().iter().map(|lost| lost.letters()).sum();
-        assert_eq!(lost, 40 - held.len() as u64);
-        assert!(lost > 0);
+        assert_eq!(node.told(), 40 - held.len() as u64);
+        assert!(node.told() > 0);
     }
 }
 
@@ -733,9 +750,7 @@ fn a_start_that_ended_at_any_step_is_made_again() {
             let found = (image.held(), image.lost());
             let told = (sequences(&found.0), &found.1);
             assert!(found == expected, "{name}, {step}: {told:?}");
-            let list = lost_letters::read(&image.folder.path().join("buffer"), &image.quarantine());
-            let told: u64 = list.unwrap().iter().map(|lost| lost.letters()).sum();
-            assert_eq!(told, expected.1.len() as u64, "{name}, {step}");
+            assert_eq!(image.told(), expected.1.len() as u64, "{name}, {step}");
             // There was something to set aside, once.
             let aside = fs::read_dir(image.quarantine()).map_or(0, Iterator::count);
             let databases = ["the database is gone", "sled does not find the last one"];
@@ -752,9 +767,9 @@ fn a_first_start_that_ended_at_any_step_is_made_again() {
     assert!(images.len() > 3);
     // In the middle of its first file.
     let node = Node { folder: tempfile::tempdir().unwrap() };
-    fs::create_dir_all(node.folder.path().join("state.trial")).unwrap();
+    fs::create_dir_all(node.folder.path().join("state.made")).unwrap();
     fs::create_dir(node.folder.path().join("buffer")).unwrap();
-    fs::write(node.folder.path().join("state.trial/conf"), [0xa5; 300]).unwrap();
+    fs::write(node.folder.path().join("state.made/conf"), [0xa5; 300]).unwrap();
     images.push(node);
     for (step, image) in images.into_iter().enumerate() {
         assert_eq!(image.held(), [], "{step}");
@@ -801,7 +816,7 @@ fn a_salvage_that_ended_half_way_is_made_again() {
     let node = Node::with(&all);
     fs::write(node.state().join("conf"), [0xa5; 300]).unwrap();
     let expected = whole(&node);
-    let draft = node.folder.path().join("state.draft");
+    let draft = node.draft();
     // In the middle of the copy, long ago.
     disk::copy_folder(&Node::with(&[letter(99, Vec::new())]).state(), &draft).unwrap();
     assert_eq!(node.held(), expected);
@@ -827,6 +842,158 @@ fn a_salvage_that_ended_half_way_is_made_again() {
         assert_eq!(fs::read_dir(node.quarantine()).unwrap().count(), aside);
         assert_eq!(node.lost(), BTreeSet::new());
     }
+}
+
+/// sled writes one whenever it opens a database, and takes one that is not whole for its newest.
+#[test]
+fn a_kill_while_sled_writes_its_snapshot_harms_nothing() {
+    for (all, in_order) in [(letters(9), true), (letters(9), false), (Vec::new(), true)] {
+        let node = Node::with(&all);
+        let mut state = node.open().unwrap();
+        state.count_start().unwrap();
+        state.put_note("stream/a", b"fingerprint").unwrap();
+        state.flush().unwrap();
+        node.end(state, in_order);
+        fs::write(node.state().join("snap.00000000000FFFFF.generating"), b"half").unwrap();
+        assert_eq!(node.held(), all);
+        assert!(!node.quarantine().exists());
+        let state = node.open().unwrap();
+        assert_eq!(state.note("stream/a").unwrap(), Some(b"fingerprint".to_vec()));
+        node.closed(state);
+    }
+}
+
+#[test]
+fn a_new_database_that_comes_to_harm_before_it_takes_over_is_looked_at_in_a_copy() {
+    let node = Node::with(&letters(40));
+    fs::write(node.state().join("conf"), [0xa5; 300]).unwrap();
+    for image in node.ended_in_between() {
+        let db = fs::read(image.draft().join("db")).unwrap();
+        for at in (0..db.len()).step_by(96 << 10) {
+            let image = image.copied();
+            let mut db = db.clone();
+            db[at] ^= 0x55;
+            fs::write(image.draft().join("db"), db).unwrap();
+            let raw = RawState::search(&image.draft()).unwrap();
+            let whole: BTreeSet<u64> = raw.letters().map(|found| found.key.sequence.0).collect();
+            let held = sequences(&image.held());
+            assert!(whole.is_subset(&held), "{at}: {whole:?} {held:?}");
+            assert_eq!(held.len() as u64 + image.told(), 40, "{at}");
+        }
+    }
+}
+
+#[test]
+fn a_new_database_of_which_nothing_was_told_yet_does_not_take_over() {
+    let node = Node::with(&letters(40));
+    node.change(|bytes| {
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+        bytes[used / 8..used / 2].fill(0xa5);
+    });
+    for (step, image) in node.ended_at_each_step().into_iter().enumerate() {
+        if image.state().exists() {
+            fs::remove_dir_all(image.state()).unwrap();
+            assert_eq!(image.held().len() as u64 + image.told(), 40, "{step}");
+        }
+    }
+}
+
+#[test]
+fn an_old_database_that_had_come_to_no_harm_is_there_until_the_new_one_takes_over() {
+    let all = letters(20);
+    let node = Node::with(&all);
+    node.leave_behind(&letter(41, b"last".to_vec()));
+    for image in node.ended_in_between() {
+        let db = image.draft().join("db");
+        let length = fs::metadata(&db).unwrap().len();
+        fs::write(db, vec![0; length as usize]).unwrap();
+        assert_eq!(image.held()[..20], all);
+        assert_eq!(image.told(), 0);
+        assert!(!image.folder.path().join("state.old").exists());
+    }
+}
+
+#[test]
+fn books_that_were_on_stable_storage_count_though_newer_ones_may_not_have_been() {
+    let all = letters(10);
+    let node = Node::with(&all);
+    let (stream, sink) = (all[0].key.stream.clone(), all[0].key.sink.clone());
+    let books = |delivered| Books { delivered, ..Books::default() };
+    let key = join(BOOKS, &["a", "one"]);
+    let mut state = node.open().unwrap();
+    state.count_start().unwrap();
+    state.save_books(&stream, &sink, &books(1)).unwrap();
+    state.close().unwrap();
+    node.closed(state);
+    let store = Store::open(&node.state()).unwrap();
+    let old = store.get(&key).unwrap().unwrap();
+    drop(store);
+    let mut state = node.open().unwrap();
+    state.count_start().unwrap();
+    for delivered in 2..=5 {
+        state.save_books(&stream, &sink, &books(delivered)).unwrap();
+        state.flush().unwrap();
+    }
+    node.end(state, false);
+    node.change_values(|harm| {
+        harm.insert(key, old);
+        harm.remove([letter_key(&all[0].key).as_slice(), &[0, 0]].concat());
+    });
+    assert_eq!(node.held(), all);
+    let state = node.open().unwrap();
+    assert_eq!(state.books(&stream, &sink).unwrap(), Some(books(4)));
+    node.closed(state);
+}
+
+/// It is of a start that ended half-way, and whose database was another one.
+#[test]
+fn what_was_to_be_the_file_beside_it_goes_with_its_database() {
+    let all = letters(20);
+    let node = Node::with(&all);
+    node.leave_behind(&letter(41, b"last".to_vec()));
+    let next = node.folder.path().join("buffer/letters.next");
+    LetterJournal::begin_at(next, u64::MAX >> 1, &Held::default()).unwrap();
+    for (step, image) in node.ended_at_each_step().into_iter().enumerate() {
+        assert_eq!(image.held()[..20], all, "{step}");
+    }
+}
+
+/// The database is whole.
+#[test]
+fn a_bad_line_of_the_file_beside_it_and_a_kill_tell_no_loss() {
+    let all = letters(7);
+    let node = Node::with(&all[..6]);
+    let mut state = node.open().unwrap();
+    state.count_start().unwrap();
+    state.remove_letters(&[all[2].key.clone(), all[3].key.clone()]).unwrap();
+    state.flush().unwrap();
+    state.put_letters(&all[6..]).unwrap();
+    state.flush().unwrap();
+    node.end(state, false);
+    node.leave_behind(&letter(41, b"last".to_vec()));
+    let named = node.folder.path().join("buffer/letters");
+    let text = fs::read_to_string(&named).unwrap();
+    assert!(text.contains(" - one a 3 4"), "{text}");
+    fs::write(&named, text.replace(" - one a 3 4", " - one a 3 5")).unwrap();
+    assert_eq!(sequences(&node.held()), BTreeSet::from([1, 2, 5, 6, 7, 41]));
+    assert_eq!(node.told(), 0);
+    assert!(!node.quarantine().exists());
+}
+
+/// Its disk is not mounted.
+#[test]
+fn a_database_behind_a_link_that_leads_nowhere_is_waited_for() {
+    let all = letters(10);
+    let node = Node::with(&all);
+    let away = tempfile::tempdir().unwrap();
+    let (there, gone) = (away.path().join("there"), away.path().join("gone"));
+    fs::rename(node.state(), &there).unwrap();
+    std::os::unix::fs::symlink(&there, node.state()).unwrap();
+    fs::rename(&there, &gone).unwrap();
+    assert!(matches!(node.open(), Err(BufferError::Io { action: "look for", .. })));
+    fs::rename(&gone, &there).unwrap();
+    assert_eq!(node.held(), all);
+    assert_eq!(node.told(), 0);
 }
 
 #[test]

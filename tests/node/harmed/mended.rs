@@ -106,7 +106,7 @@ fn a_start_without_room_for_the_new_database_ends_and_leaves_the_harmed_one_as_i
     let (mut world, all) = with_letters();
     let folder = Folder::new(None, "mended").unwrap();
     let state = world.node.config().with_file_name("state");
-    let (database, draft) = (state.join("state/db"), state.join("state.draft/db"));
+    let (database, draft) = (state.join("state/db"), state.join("state.made/db"));
     flip(&database);
     let harmed = fs::read(&database).unwrap();
     let full = tracer(&folder.join("calls"), "pwrite64:error=ENOSPC", &[draft]);
@@ -117,11 +117,11 @@ fn a_start_without_room_for_the_new_database_ends_and_leaves_the_harmed_one_as_i
     assert_eq!(status.code(), Some(1));
     let said = node.log_text();
     assert!(
-        said.contains(&format!("no space left at {}", state.join("state.draft").display())),
+        said.contains(&format!("no space left at {}", state.join("state.made").display())),
         "{said}"
     );
     assert!(fs::read(&database).unwrap() == harmed, "it was written to");
-    assert!(!state.join("state.draft").exists() && !state.join("state.trial").exists());
+    assert!(!state.join("state.made").exists() && !state.join("state.trial").exists());
     world.node.start().unwrap();
     world.node.wait_ready(SOON).unwrap();
     let (found, gone) = (letters(&world.node), lost(&world.node));
