@@ -1,5 +1,7 @@
 //! Databases that come to harm, and starts that end half-way: what is there afterwards, and what is told.
 
+mod kills;
+
 use std::collections::BTreeSet;
 use std::fs;
 

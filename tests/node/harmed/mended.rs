@@ -1,37 +1,16 @@
-//! A start that puts dead letters back, killed at one call after the other.
+//! A start that puts dead letters back. What a kill at any of its calls leaves: `buffer::salvage::tests::kills`.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 
 use rig::{Folder, Node, eventually, until};
 use serde_json::Value;
 
-use super::files::{copy, flip, replace};
+use super::files::flip;
 use crate::disk::tracer;
 use crate::world::{Changes, SOON, World};
 
 const LETTERS: u64 = 30;
-
-/// The node ends under a tracer that kills it at such a call; false when it makes fewer of them, and runs.
-fn killed_at(world: &World, folder: &Path, call: &str, when: usize) -> bool {
-    let inject = format!("{call}:signal=KILL:when={when}");
-    let mut tracer = tracer(&folder.join("calls"), &inject, &[]);
-    // With a filter in the kernel strace 6.1 sends no signal.
-    tracer.retain(|word| word != "--seccomp-bpf");
-    let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config());
-    let mut node = Node::new(binary, config, world.node.http_port()).through(tracer);
-    node.spawn().unwrap();
-    let killed = until(SOON, "it ends or runs", || {
-        if node.daemon().exit_status()?.is_some() {
-            return Ok(Some(true));
-        }
-        Ok(node.get("/health/ready").is_ok_and(|answer| answer.status == 200).then_some(false))
-    });
-    let killed = killed.unwrap();
-    node.kill();
-    killed
-}
 
 /// Those that `telemetry buffer inspect` calls lost.
 fn lost(node: &Node) -> BTreeSet<u64> {
@@ -68,48 +47,14 @@ fn with_letters() -> (World, BTreeSet<u64>) {
 }
 
 #[test]
-fn a_start_that_puts_dead_letters_back_may_be_killed_at_any_call() {
-    let (mut world, all) = with_letters();
-    let folder = Folder::new(None, "mended").unwrap();
-    let state = world.node.config().with_file_name("state");
-    let harmed = folder.join("harmed");
-    copy(&state, &harmed);
-    // Nobody opens the database after this.
-    replace(&harmed.join("state/conf"));
-    for call in ["rename", "unlinkat", "fsync"] {
-        for when in 1.. {
-            fs::remove_dir_all(&state).unwrap();
-            copy(&harmed, &state);
-            let before = world.node.log_text().len();
-            if !killed_at(&world, folder.path(), call, when) {
-                assert!(when > 1, "{call} is not called");
-                break;
-            }
-            let text = world.node.log_text();
-            world.node.start().unwrap();
-            world.node.wait_ready(SOON).unwrap();
-            assert_eq!(letters(&world.node), all, "{call} {when}");
-            assert!(
-                !world.node.log_text()[before..].contains("dead_letters_lost"),
-                "{call} {when}"
-            );
-            world.node.kill();
-            if text[before..].contains("dead_letters_salvaged") {
-                break;
-            }
-        }
-    }
-}
-
-#[test]
 fn a_start_without_room_for_the_new_database_ends_and_leaves_the_harmed_one_as_it_is() {
     let (mut world, all) = with_letters();
     let folder = Folder::new(None, "mended").unwrap();
     let state = world.node.config().with_file_name("state");
-    let (database, draft) = (state.join("state/db"), state.join("state.made/db"));
+    let (database, made) = (state.join("state/db"), state.join("state.made/db"));
     flip(&database);
     let harmed = fs::read(&database).unwrap();
-    let full = tracer(&folder.join("calls"), "pwrite64:error=ENOSPC", &[draft]);
+    let full = tracer(&folder.join("calls"), "pwrite64:error=ENOSPC", &[made]);
     let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config());
     let mut node = Node::new(binary, config, world.node.http_port()).through(full);
     node.spawn().unwrap();

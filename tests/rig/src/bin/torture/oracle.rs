@@ -26,6 +26,8 @@ pub struct Verdict {
     /// The node's own books say something else than what is there.
     pub books: Vec<String>,
     pub stuck: Vec<String>,
+    /// The node says that the disk lost something. No fault harms what a file holds on stable storage.
+    pub alarms: Vec<String>,
     pub dead: u64,
     pub repeated: u64,
     /// Handed to the node twice by a broker that had been cut off, in the stream that declares no message id.
@@ -33,7 +35,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    fn kinds(&self) -> [(&'static str, &Vec<String>); 8] {
+    fn kinds(&self) -> [(&'static str, &Vec<String>); 9] {
         [
             ("lost", &self.lost),
             ("doubled", &self.doubled),
@@ -43,6 +45,7 @@ impl Verdict {
             ("foreign", &self.foreign),
             ("books", &self.books),
             ("stuck", &self.stuck),
+            ("alarms", &self.alarms),
         ]
     }
 
@@ -66,6 +69,15 @@ impl fmt::Display for Verdict {
         }
         Ok(())
     }
+}
+
+/// Lines of the node's log that send the operator to the page of lost data.
+pub fn alarms(log: &str) -> Vec<String> {
+    let lines = log.lines().filter(|line| {
+        let line = serde_json::from_str::<serde_json::Value>(line).unwrap_or_default();
+        line["runbook"] == "data-lost"
+    });
+    lines.map(str::to_owned).collect()
 }
 
 /// What a message becomes at a sink.
@@ -294,6 +306,13 @@ pub fn compare_books(
 mod tests {
     use super::*;
     use crate::collect::Letter;
+
+    #[test]
+    fn a_line_that_tells_of_lost_data_is_an_alarm() {
+        let alarm = r#"{"level":"ERROR","event":"buffer_quarantined","runbook":"data-lost"}"#;
+        let other = r#"{"level":"WARN","event":"dependency_lost","runbook":"dependency-down"}"#;
+        assert_eq!(alarms(&format!("{other}\n{alarm}\nno JSON\n")), [alarm]);
+    }
 
     fn message(number: u64, kind: Kind) -> Message {
         let payload = format!("{{\"number\":{number},");

@@ -57,6 +57,8 @@ pub struct Run {
     /// By append table: the rows of the rounds before, and those of all rounds as last seen.
     rows_before: BTreeMap<&'static str, u64>,
     rows: BTreeMap<&'static str, u64>,
+    /// How much of the node's log was looked at.
+    log_bytes: usize,
 }
 
 impl Run {
@@ -64,7 +66,14 @@ impl Run {
     /// When Kafka does not answer.
     pub fn new(lab: Lab) -> Result<Self> {
         let chronicle = Chronicle::new(&lab.kafka, &lab.topics)?;
-        Ok(Self { lab, chronicle, round: 0, rows_before: BTreeMap::new(), rows: BTreeMap::new() })
+        Ok(Self {
+            lab,
+            chronicle,
+            round: 0,
+            rows_before: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            log_bytes: 0,
+        })
     }
 
     /// # Errors
@@ -99,6 +108,11 @@ impl Run {
             self.take(step, &mut dice, &mut outcome)?;
             published.replayed = true;
             outcome.verdict = self.settle(&published, Instant::now())?;
+        }
+        if outcome.verdict.holds() {
+            let log = self.lab.node.log_text();
+            outcome.verdict.alarms = oracle::alarms(&log[self.log_bytes..]);
+            self.log_bytes = log.len();
         }
         if outcome.verdict.holds() {
             collect::purge_letters(&self.lab.node)?;
