@@ -1,5 +1,8 @@
 //! The buffer against a model of three lines: a list of payloads per stream, of which every sink sees each once.
 
+#[path = "buffer_model/kills.rs"]
+mod kills;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;

@@ -82,15 +82,35 @@ pub(super) fn remove_file(path: &Path) -> Result<(), BufferError> {
     path.parent().map_or(Ok(()), sync)
 }
 
-/// Removes a folder with all that is in it, and syncs its parent.
+/// A folder of this extension is what the end of a process left of one that was being removed.
+const REMOVED: &str = "removed";
+
+/// Removes a folder, which may be gone already, with all that is in it, and syncs its parent. Half of it is never found
+/// under its name.
 pub(super) fn remove_folder(folder: &Path) -> Result<(), BufferError> {
-    match fs::remove_dir_all(folder) {
+    let removed = folder.with_extension(REMOVED);
+    let gone = |result: io::Result<()>| match result {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(BufferError::io("remove", folder, error));
+            Err(BufferError::io("remove", folder, error))
         }
-        _ => {}
-    }
+        _ => Ok(()),
+    };
+    gone(fs::remove_dir_all(&removed))?;
+    gone(fs::rename(folder, &removed))?;
+    gone(fs::remove_dir_all(&removed))?;
     folder.parent().map_or(Ok(()), sync)
+}
+
+/// Goes on where a process ended that removed folders in this one.
+pub(super) fn finish_removals(parent: &Path) -> Result<(), BufferError> {
+    let unreadable = |error| BufferError::io("list", parent, error);
+    for entry in fs::read_dir(parent).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|extension| extension == REMOVED) {
+            remove_folder(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies a folder with all that is in it, unsynced. Whoever may remove what is in the one may do so in the other: a command

@@ -103,6 +103,7 @@
 //!  <state_dir>/buffer/letters.next            the same of `state.draft`
 //!  <state_dir>/buffer/losses                  records that the disk lost
 //!  <state_dir>/buffer/letter_losses           dead letters that the disk lost
+//!  <state_dir>/*.removed/, buffer/*.removed/   what is left of a folder that was being removed
 //!  <state_dir>/buffer/generation-000001/      one sled database, sealed.json beside its files
 //!  <state_dir>/buffer/quarantine/             what could not be read
 //! ```
@@ -216,6 +217,8 @@ impl Buffer {
         let quarantine = folder.join("quarantine");
         disk::make_folder(&folder)?;
         let directory = recovery::take_lock(state_dir)?;
+        disk::finish_removals(state_dir)?;
+        disk::finish_removals(&folder)?;
         disk::release_ballast(&state_dir.join("ballast"), settings.ballast_bytes)?;
         let identity = recovery::identity(&folder)?;
         let step = || board.update_buffer(|status| status.opening_steps += 1);

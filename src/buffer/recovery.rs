@@ -161,14 +161,20 @@ pub(super) struct Recovery<'a> {
 impl Recovery<'_> {
     pub(super) fn run(self) -> Result<Recovered, BufferError> {
         let marks_path = self.buffer.join("marks");
-        let marks: Option<Marks> = match disk::read_json(&marks_path) {
+        let mut marks: Option<Marks> = match disk::read_json(&marks_path) {
             Err(error) if error.is_damage() => {
                 tracing::error!(event = "marks_damaged", error = %error);
                 None
             }
             read => read?,
         };
-        let (known, set_aside) = self.generations()?;
+        // Before the first generation: one that the end of this start leaves unfinished is known by that.
+        if marks.is_none() && generation::list(self.buffer)?.is_empty() {
+            marks = Some(Marks::default());
+            disk::write_json(&marks_path, &marks)?;
+        }
+        let given_out = marks.as_ref().is_none_or(|marks| !marks.reserved.is_empty());
+        let (known, set_aside) = self.generations(given_out)?;
         let whole = marks.is_some() || known.last().is_some_and(|last| !last.sealed);
         if !whole && (set_aside > 0 || !known.is_empty()) {
             let reason = "neither it nor the newest generation tells where the numbers go on";
@@ -178,27 +184,28 @@ impl Recovery<'_> {
     }
 
     /// All readable generations, oldest first, and how many were set aside. What is not sealed is verified block by block.
-    fn generations(&self) -> Result<(Vec<Known>, u64), BufferError> {
+    /// `given_out`: a number may have been.
+    fn generations(&self, given_out: bool) -> Result<(Vec<Known>, u64), BufferError> {
         misplaced::finish(self.buffer, self.quarantine)?;
-        let (known, unreadable) = self.load()?;
+        let (known, unreadable) = self.load(given_out)?;
         if known.iter().all(Known::in_place) {
             return Ok((known, unreadable));
         }
         let in_the_way = misplaced::sort_out(self.buffer, self.quarantine)?;
-        let (known, further) = self.load()?;
+        let (known, further) = self.load(given_out)?;
         Ok((known, unreadable + in_the_way + further))
     }
 
-    fn load(&self) -> Result<(Vec<Known>, u64), BufferError> {
+    fn load(&self, given_out: bool) -> Result<(Vec<Known>, u64), BufferError> {
         let list = generation::list(self.buffer)?;
         let (mut known, mut unreadable) = (Vec::<Known>::new(), 0);
         for (at, (number, folder)) in list.iter().enumerate() {
             let before = known.last().map(|before| &before.contents);
             match patiently(|| self.load_one(*number, folder, before, &list[at + 1..])) {
                 Ok(found) => known.push(found),
-                // The one before is sealed before a record goes into the next.
+                // The one before is sealed before a record goes into the next, and no record is there without a number.
                 Err(BufferError::Corrupt { .. })
-                    if known.last().is_some_and(|last| !last.sealed) =>
+                    if !given_out || known.last().is_some_and(|last| !last.sealed) =>
                 {
                     tracing::info!(
                         event = "generation_unfinished",
