@@ -49,6 +49,11 @@ fn letters(count: u64) -> Vec<DeadLetter> {
     (1..=count).map(|n| letter(n, noise(n))).collect()
 }
 
+/// The page of a file, the last of which may be short.
+fn page(bytes: &mut [u8], at: usize) -> &mut [u8] {
+    bytes[at / 4096 * 4096..].chunks_mut(4096).next().unwrap()
+}
+
 struct Node {
     folder: tempfile::TempDir,
 }
@@ -233,8 +238,8 @@ impl Node {
             let at = at.index(used);
             match harm {
                 0 => bytes[at] ^= 1_u8 << bit,
-                1 => bytes[at / 4096 * 4096..][..4096].fill(0),
-                2 => bytes[at / 4096 * 4096..][..4096].fill(0xa5),
+                1 => page(bytes, at).fill(0),
+                2 => page(bytes, at).fill(0xa5),
                 3 => bytes.truncate(at),
                 _ => bytes.fill(0),
             }
