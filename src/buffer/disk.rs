@@ -34,8 +34,10 @@ pub(super) fn space(folder: &Path) -> Result<Space, BufferError> {
     })
 }
 
+/// With those above it; its name is on stable storage when there was only one to make.
 pub(super) fn make_folder(folder: &Path) -> Result<(), BufferError> {
-    fs::create_dir_all(folder).map_err(|error| BufferError::io("make", folder, error))
+    fs::create_dir_all(folder).map_err(|error| BufferError::io("make", folder, error))?;
+    folder.parent().map_or(Ok(()), sync)
 }
 
 /// False only where there is nothing: not where it cannot be told, nor behind a link that leads nowhere.

@@ -16,10 +16,10 @@ pub enum BufferError {
     )]
     Locked { path: PathBuf },
     #[error(
-        "this binary does not sync what it writes (its sync_file_range is not in use), so nothing it acknowledged \
-         would be safe: install a binary built from the project's own Makefile"
+        "this binary does not use its own {function}, so nothing it acknowledged would be safe: install a binary built from \
+         the project's own Makefile"
     )]
-    ShimNotLive,
+    ShimNotLive { function: &'static str },
     #[error("cannot {action} {}: {source}; check the disk, its mount and its owner", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("no space left at {}: free some, or enlarge the file system", path.display())]
@@ -63,6 +63,16 @@ impl BufferError {
                 let unreadable = [io::ErrorKind::UnexpectedEof, io::ErrorKind::InvalidData];
                 source.raw_os_error() == Some(disk::EIO) || unreadable.contains(&source.kind())
             }
+            _ => false,
+        }
+    }
+
+    /// It is of what stands in this folder.
+    pub(super) fn is_below(&self, folder: &Path) -> bool {
+        match self {
+            BufferError::Io { path, .. }
+            | BufferError::Store { path, .. }
+            | BufferError::Corrupt { path, .. } => path.starts_with(folder),
             _ => false,
         }
     }

@@ -16,11 +16,9 @@ use std::path::{Path, PathBuf};
 
 use super::frame::{self, Frame, HEAD_BYTES, MAGIC, Owner};
 use super::generation::{self, HEADER_KEY, Header, Source, Visit};
+use super::store::FILE;
 use super::{BufferError, disk};
 use crate::domain::{Sequence, StreamName};
-
-/// The file in which sled keeps all values that are not too large for it.
-pub(super) const FILE: &str = "db";
 
 /// Bytes searched at a time: many times the longest frame.
 const WINDOW_BYTES: usize = 1 << 20;

@@ -128,6 +128,7 @@ pub mod offline;
 mod probe;
 mod raw_state;
 mod reached;
+mod read_shim;
 mod reader;
 mod recovery;
 mod salvage;

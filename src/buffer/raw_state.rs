@@ -9,8 +9,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::frame::{Frame, Owner};
-use super::frames::{FILE, search};
+use super::frames::search;
 use super::state_value::{self, BOOKS, Count, Kind, Names, Part, REPLAYED};
+use super::store::FILE;
 use super::{BufferError, disk};
 use crate::domain::{DeadLetter, DeadLetterKey, Sequence};
 

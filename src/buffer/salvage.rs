@@ -9,21 +9,20 @@
 //! The copy stands beside it as `state.trial`. The new one is made as `state.made`; when it is whole, on stable storage, and
 //! told what it lacks, it is `state.draft`. Then the old one goes away, what is to be `letters` (`letters.next`) becomes it,
 //! and the draft the database. A start that finds a database begins anew, one that finds the draft alone goes on there.
-//! Where nothing but unanswered letters was missing, the old one is `state.old` until the new one is open: a start that
-//! finds it, and no database, takes it back.
+//! Where nothing but unanswered letters was missing, the old one is `state.old` until the new one is open, and nothing was
+//! written to that: a start that finds it takes it back.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::evidence::{Evidence, Filled, Gaps};
 use super::fates::ranges;
-use super::frames::FILE;
 use super::held::Held;
 use super::letter_journal::{self, LetterJournal};
 use super::log::set_aside;
 use super::recovery::patiently;
 use super::state_store::StateStore;
-use super::store::Store;
+use super::store::{FILE, Store};
 use super::{BufferError, disk, generation, lost_letters};
 use crate::domain::Runbook;
 
@@ -110,7 +109,8 @@ pub(super) fn open(
                     Err(error) if error.is_damage() => error,
                     taken => return taken,
                 },
-                Err(error) if error.is_damage() => error,
+                // What cannot be written says nothing of what is there.
+                Err(error) if error.is_damage() && !error.is_below(&places.made) => error,
                 mended => {
                     let filled = mended?;
                     swap(places, &filled, gaps.harmed, None)?;
@@ -130,12 +130,11 @@ pub(super) fn open(
 fn settle(places: &Places) -> Result<(), BufferError> {
     remove(&places.trial)?;
     remove(&places.made)?;
-    let mut found = disk::exists(&places.folder)?;
-    if !found && places.old.exists() {
+    if places.old.exists() {
+        remove(&places.folder)?;
         disk::rename(&places.old, &places.folder)?;
-        found = true;
     }
-    if found {
+    if disk::exists(&places.folder)? {
         remove(&places.draft)?;
         return disk::remove_file(&places.next);
     }
@@ -156,8 +155,9 @@ fn begin_journal(
     disk::sync(&places.folder.join(FILE))?;
     state.go_on_after(evidence.newest());
     (places.step)();
-    state.keep_journal(&places.buffer, held)?;
     remove(&places.old)?;
+    (places.step)();
+    state.keep_journal(&places.buffer, held)?;
     Ok(state)
 }
 

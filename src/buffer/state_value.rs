@@ -19,7 +19,6 @@
 
 use std::collections::BTreeMap;
 
-use super::block::PART_BYTES_MAX;
 use super::frame::{self, Frame, Owner};
 use crate::domain::{DeadLetter, DeadLetterKey, Sequence, SinkName, StreamName};
 
@@ -33,8 +32,10 @@ pub(super) const COPY: &[u8] = b"copy\0";
 pub(super) const NOTE: &[u8] = b"note\0";
 
 /// Version u64, synced u64, length u32.
-pub(super) const PART_HEAD_BYTES: usize = 8 + 8 + 4;
-pub(super) const PART_MAX: usize = PART_BYTES_MAX - PART_HEAD_BYTES;
+const PART_HEAD_BYTES: usize = 8 + 8 + 4;
+/// Less than in a generation (`block.rs`): where values are removed, sled joins pages, and one may have 20 values or some more
+/// before it is divided. A page of 25 still stays below the size of a blob.
+pub(super) const PART_MAX: usize = 5_000 - PART_HEAD_BYTES;
 
 /// What stands in a frame: a value, or a part of one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,8 +9,11 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use super::read_shim::Opening;
 use super::{BufferError, disk};
 
+/// The file in which sled keeps all values that are not too large for it.
+pub(super) const FILE: &str = "db";
 /// Pages sled keeps in memory per open database.
 const CACHE_BYTES: u64 = 8 << 20;
 /// A database that was given up over damage closes a moment after it was dropped, on sled's own threads. No other process
@@ -37,6 +40,8 @@ impl Store {
             // Its flusher thread would log a failed sync and go on.
             .flush_every_ms(None);
         let began = Instant::now();
+        // Of a generation that is being made there is nothing to read, and others are read meanwhile.
+        let _opening = folder.join(FILE).exists().then(Opening::begin);
         loop {
             match guarded(folder, || config.open()) {
                 Err(error) if is_locked(&error) && began.elapsed() < LOCK_WAIT => sleep(LOCK_PAUSE),

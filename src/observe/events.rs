@@ -234,7 +234,7 @@ pub const CHAPTERS: [Chapter; 9] = [
             ),
             event(
                 "buffer_failed",
-                "The disk refused a write or a sync: the node ends and is started afresh",
+                "The disk refused a write or a sync, or a read by which a database is opened: the node ends and is started afresh",
                 "Look after the disk when it comes again",
             ),
             event(

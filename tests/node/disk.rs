@@ -218,7 +218,7 @@ fn a_read_that_fails_once_costs_nothing() {
     assert!(files.len() > 2, "{files:?}");
     // Every third of each thread: of the start, and of the thread that reads. sled, which takes a read that fails for the
     // end of its file, opens none of them.
-    let tracer = tracer(&folder.join("calls"), "pread64:error=EIO:when=1+3", &files);
+    let tracer = tracer(&folder.join("calls"), "preadv:error=EIO:when=1+3", &files);
     world.node = Node::new(binary, config, port).through(tracer);
     world.node.start().unwrap();
     world.subscribed();

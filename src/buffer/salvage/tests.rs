@@ -870,6 +870,41 @@ fn a_kill_while_sled_writes_its_snapshot_harms_nothing() {
     }
 }
 
+/// sled never syncs a page that it makes a file of its own.
+#[test]
+fn letters_of_any_size_that_come_and_go_never_become_files_of_their_own() {
+    let node = Node::with(&[]);
+    let mut state = node.open().unwrap();
+    state.count_start().unwrap();
+    for first in (100..400_u64).step_by(3) {
+        let of_any_size = |n: u64| letter(n, vec![n as u8; (n * 977 % 9_000 * 20) as usize]);
+        state.put_letters(&[first, first + 1, first + 2].map(of_any_size)).unwrap();
+        state.flush().unwrap();
+        state.remove_letters(&[letter(first + 1, Vec::new()).key]).unwrap();
+        state.flush().unwrap();
+        assert_eq!(fs::read_dir(node.state().join("blobs")).unwrap().count(), 0, "{first}");
+    }
+    node.closed(state);
+}
+
+/// Nothing was written to the new one yet.
+#[test]
+fn an_old_database_that_is_still_there_counts_while_the_new_one_cannot_be_opened() {
+    let all = letters(20);
+    let node = Node::with(&all);
+    node.leave_behind(&letter(41, b"last".to_vec()));
+    let images = node.ended_at_each_step().into_iter();
+    let both =
+        |image: &Node| image.state().exists() && image.folder.path().join("state.old").exists();
+    let images: Vec<_> = images.filter(both).collect();
+    assert!(!images.is_empty());
+    for image in images {
+        image.change(|bytes| bytes.fill(0));
+        assert_eq!(image.held()[..20], all);
+        assert_eq!(image.told(), 0);
+    }
+}
+
 #[test]
 fn a_new_database_that_comes_to_harm_before_it_takes_over_is_looked_at_in_a_copy() {
     let node = Node::with(&letters(40));

@@ -1,4 +1,5 @@
-//! Starts of a process of their own, killed at one system call after the other: whatever is left, the next start finds all.
+//! Starts of a process of their own, which at one system call after the other are killed, or see it fail: whatever is left,
+//! the next start finds all.
 
 use std::env;
 use std::process::Command;
@@ -20,13 +21,15 @@ const CALLS: [&str; 9] = [
 
 /// Names, to the process that is to be killed, the folder it opens.
 const FOLDER: &str = "TELEMETRY_TEST_OPENS";
+const NOTE: &str = "stream/a";
 
 impl Node {
-    /// Opens it in a process that is killed at such a call; false when it makes fewer of them.
-    fn killed_at(&self, test: &str, call: &str, when: usize) -> bool {
+    /// Opens it in a process to which that is done; false when it was killed. The calls go to `trace`.
+    fn opened_under(&self, test: &str, call: &str, inject: &str, trace: &Path) -> bool {
         let output = Command::new("strace")
-            .args(["-f", "-o", "/dev/null", "-e", &format!("trace={call}")])
-            .args(["-e", &format!("inject={call}:signal=KILL:when={when}")])
+            .args(["-f", "-e", &format!("trace={call}"), "-e", &format!("inject={call}:{inject}")])
+            .arg("-o")
+            .arg(trace)
             .arg(env::current_exe().unwrap())
             .args(["--exact", &format!("{}::{test}", module_path!().split_once("::").unwrap().1)])
             .env(FOLDER, self.folder.path())
@@ -34,19 +37,42 @@ impl Node {
             .expect("strace is there: scripts/setup installs it");
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(!said.contains("FAILED") && !said.contains("0 passed"), "{said}");
-        !output.status.success()
+        output.status.success()
     }
 
-    fn found(&self) -> (BTreeSet<u64>, u64, usize) {
+    /// False when it makes fewer of these calls.
+    fn killed_at(&self, test: &str, call: &str, when: usize) -> bool {
+        let inject = format!("signal=KILL:when={when}");
+        !self.opened_under(test, call, &inject, Path::new("/dev/null"))
+    }
+
+    /// False when it makes fewer of these calls.
+    fn failed_at(&self, test: &str, call: &str, when: usize) -> bool {
+        let trace = self.folder.path().join("trace");
+        self.opened_under(test, call, &format!("error=EIO:when={when}"), &trace);
+        fs::read_to_string(trace).unwrap().contains("(INJECTED)")
+    }
+
+    fn found(&self) -> (BTreeSet<u64>, u64, usize, Option<Vec<u8>>) {
         let held = sequences(&self.held());
-        (held, self.told(), fs::read_dir(self.quarantine()).map_or(0, Iterator::count))
+        let state = self.open().unwrap();
+        let note = state.note(NOTE).unwrap();
+        self.closed(state);
+        (held, self.told(), fs::read_dir(self.quarantine()).map_or(0, Iterator::count), note)
     }
 }
 
+/// What the process does that is killed, or sees a call fail: then it may end with an error.
+fn is_the_child() -> bool {
+    let Ok(folder) = env::var(FOLDER) else { return false };
+    if let Ok(mut state) = open(Path::new(&folder), QUOTA, &|| ()) {
+        let _ = state.count_start();
+    }
+    true
+}
+
 fn killed_at_every_call(test: &str, node: impl FnOnce() -> Node) {
-    if let Ok(folder) = env::var(FOLDER) {
-        let mut state = open(Path::new(&folder), QUOTA, &|| ()).unwrap();
-        state.count_start().unwrap();
+    if is_the_child() {
         return;
     }
     let node = node();
@@ -67,9 +93,70 @@ fn killed_at_every_call(test: &str, node: impl FnOnce() -> Node) {
     assert!(kills > 40, "{kills}");
 }
 
+/// Each call fails once.
+fn failed_at_every(test: &str, call: &str, node: impl FnOnce() -> Node) {
+    if is_the_child() {
+        return;
+    }
+    let node = node();
+    let expected = node.copied().found();
+    let mut when = 1;
+    loop {
+        let node = node.copied();
+        if !node.failed_at(test, call, when) {
+            break;
+        }
+        assert_eq!(node.found(), expected, "{call} {when}");
+        when += 1;
+    }
+    assert!(when > 8, "{when}");
+}
+
 /// The run before was killed too.
 fn killed() -> Node {
-    Node::without(&letters(12), &BTreeSet::from([3]), false, true)
+    let node = Node::without(&letters(12), &BTreeSet::from([3]), true, true);
+    let mut state = node.open().unwrap();
+    state.count_start().unwrap();
+    state.put_note(NOTE, b"fingerprint").unwrap();
+    state.flush().unwrap();
+    node.end(state, false);
+    node
+}
+
+fn killed_with_one_on_its_way() -> Node {
+    let node = killed();
+    node.leave_behind(&letter(41, b"last".to_vec()));
+    node
+}
+
+fn killed_and_harmed() -> Node {
+    let node = killed();
+    fs::write(node.state().join("conf"), [0xa5; 300]).unwrap();
+    node
+}
+
+/// The calls by which sled reads.
+#[test]
+fn a_sound_one_and_reads_that_fail() {
+    failed_at_every("a_sound_one_and_reads_that_fail", "preadv", killed);
+}
+
+#[test]
+fn one_with_a_letter_on_its_way_and_reads_that_fail() {
+    let test = "one_with_a_letter_on_its_way_and_reads_that_fail";
+    failed_at_every(test, "preadv", killed_with_one_on_its_way);
+}
+
+#[test]
+fn one_that_sled_does_not_open_and_reads_that_fail() {
+    let test = "one_that_sled_does_not_open_and_reads_that_fail";
+    failed_at_every(test, "preadv", killed_and_harmed);
+}
+
+#[test]
+fn one_with_a_letter_on_its_way_and_writes_that_fail() {
+    let test = "one_with_a_letter_on_its_way_and_writes_that_fail";
+    failed_at_every(test, "write", killed_with_one_on_its_way);
 }
 
 #[test]
@@ -79,20 +166,12 @@ fn a_sound_one() {
 
 #[test]
 fn one_that_sled_does_not_open() {
-    killed_at_every_call("one_that_sled_does_not_open", || {
-        let node = killed();
-        fs::write(node.state().join("conf"), [0xa5; 300]).unwrap();
-        node
-    });
+    killed_at_every_call("one_that_sled_does_not_open", killed_and_harmed);
 }
 
 #[test]
 fn one_with_a_letter_on_its_way() {
-    killed_at_every_call("one_with_a_letter_on_its_way", || {
-        let node = killed();
-        node.leave_behind(&letter(41, b"last".to_vec()));
-        node
-    });
+    killed_at_every_call("one_with_a_letter_on_its_way", killed_with_one_on_its_way);
 }
 
 #[test]
