@@ -32,7 +32,7 @@ impl Store {
     /// Opens or makes the database in `folder`. Opening writes: sled mends a torn end, and takes a read that fails for
     /// one, so whatever the drive cannot read must be found before.
     pub(super) fn open(folder: &Path) -> Result<Store, BufferError> {
-        remove_unfinished(folder)?;
+        remove_snapshots(folder, |name| name.ends_with(".generating"))?;
         disk::read_through(folder)?;
         let config = sled::Config::new()
             .path(folder)
@@ -45,6 +45,11 @@ impl Store {
         loop {
             match guarded(folder, || config.open()) {
                 Err(error) if is_locked(&error) && began.elapsed() < LOCK_WAIT => sleep(LOCK_PAUSE),
+                // Without one it reads its whole log.
+                Err(error)
+                    if error.is_damage()
+                        && !is_locked(&error)
+                        && remove_snapshots(folder, |_| true)? => {}
                 opened => return Ok(Store { db: opened?, folder: folder.into() }),
             }
         }
@@ -112,20 +117,24 @@ impl Store {
     }
 }
 
-/// Removes a snapshot that sled was writing when a process ended: it would take it for its newest one, and refuse all.
-fn remove_unfinished(folder: &Path) -> Result<(), BufferError> {
+/// Removes snapshots, by which sled opens sooner; false when there is none. One that it was writing when a process ended it
+/// would take for its newest, and as one that came to harm it would let it refuse the whole database.
+fn remove_snapshots(folder: &Path, which: impl Fn(&str) -> bool) -> Result<bool, BufferError> {
     let unreadable = |error| BufferError::io("list", folder, error);
     let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         entries => entries.map_err(unreadable)?,
     };
+    let mut removed = false;
     for entry in entries {
         let path = entry.map_err(unreadable)?.path();
-        if path.extension().is_some_and(|extension| extension == "generating") {
+        let name = path.file_name().and_then(|name| name.to_str());
+        if name.is_some_and(|name| name.starts_with("snap.") && which(name)) {
             disk::remove_file(&path)?;
+            removed = true;
         }
     }
-    Ok(())
+    Ok(removed)
 }
 
 /// Sled tells it in words alone.

@@ -851,6 +851,31 @@ fn a_salvage_that_ended_half_way_is_made_again() {
     }
 }
 
+#[test]
+fn a_harmed_snapshot_costs_nothing() {
+    let all = letters(9);
+    let node = Node::with(&all);
+    let mut state = node.open().unwrap();
+    state.count_start().unwrap();
+    state.put_note("stream/a", b"fingerprint").unwrap();
+    state.close().unwrap();
+    node.closed(state);
+    let files = fs::read_dir(node.state()).unwrap().map(|entry| entry.unwrap().path());
+    let is_snapshot = |path: &PathBuf| path.to_string_lossy().contains("/snap.");
+    let snapshots: Vec<_> = files.filter(is_snapshot).collect();
+    assert!(!snapshots.is_empty());
+    for snapshot in snapshots {
+        let mut bytes = fs::read(&snapshot).unwrap();
+        bytes[0] ^= 1;
+        fs::write(snapshot, bytes).unwrap();
+    }
+    assert_eq!(node.held(), all);
+    assert!(!node.quarantine().exists());
+    let state = node.open().unwrap();
+    assert_eq!(state.note("stream/a").unwrap(), Some(b"fingerprint".to_vec()));
+    node.closed(state);
+}
+
 /// sled writes one whenever it opens a database, and takes one that is not whole for its newest.
 #[test]
 fn a_kill_while_sled_writes_its_snapshot_harms_nothing() {
