@@ -99,8 +99,10 @@ pub(super) fn remove_folder(folder: &Path) -> Result<(), BufferError> {
     };
     gone(fs::remove_dir_all(&removed))?;
     gone(fs::rename(folder, &removed))?;
+    let parent = folder.parent().unwrap_or(Path::new("."));
+    sync(parent)?;
     gone(fs::remove_dir_all(&removed))?;
-    folder.parent().map_or(Ok(()), sync)
+    sync(parent)
 }
 
 /// Goes on where a process ended that removed folders in this one.
@@ -108,7 +110,11 @@ pub(super) fn finish_removals(parent: &Path) -> Result<(), BufferError> {
     let unreadable = |error| BufferError::io("list", parent, error);
     for entry in fs::read_dir(parent).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
-        if path.extension().is_some_and(|extension| extension == REMOVED) {
+        let ours = path
+            .file_stem()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name == "state" || name.starts_with("generation-"));
+        if ours && path.extension().is_some_and(|extension| extension == REMOVED) {
             remove_folder(&path)?;
         }
     }

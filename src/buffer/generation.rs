@@ -59,16 +59,14 @@ pub(super) fn folder_of(buffer: &Path, number: u64) -> PathBuf {
 
 /// The generations in the buffer's folder, oldest first.
 pub(super) fn list(buffer: &Path) -> Result<Vec<(u64, PathBuf)>, BufferError> {
-    let entries =
-        std::fs::read_dir(buffer).map_err(|error| BufferError::io("list", buffer, error))?;
-    let mut found: Vec<_> = entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| {
-            let name = entry.file_name();
-            let number = name.to_str()?.strip_prefix("generation-")?.parse().ok()?;
-            Some((number, entry.path()))
-        })
-        .collect();
+    let unreadable = |error| BufferError::io("list", buffer, error);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(buffer).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let number = name.strip_prefix("generation-").and_then(|number| number.parse().ok());
+        found.extend(number.map(|number| (number, path)));
+    }
     found.sort_unstable();
     Ok(found)
 }

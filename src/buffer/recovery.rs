@@ -2,8 +2,10 @@
 //! There is no other way in: a start after a crash and a start after a stop are the same.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,14 +24,22 @@ pub(super) struct IdentityFile {
     pub created: Arrival,
 }
 
+/// Whoever has it may be about to end, as most commands of an operator are.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// The lock of the state directory; free again when it is dropped.
 pub(super) fn take_lock(state_dir: &Path) -> Result<File, BufferError> {
     let path = state_dir.join("lock");
     let file = File::create(&path).map_err(|error| BufferError::io("make", &path, error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(BufferError::Locked { path }),
-        Err(std::fs::TryLockError::Error(error)) => Err(BufferError::io("lock", &path, error)),
+    let began = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if began.elapsed() < LOCK_WAIT => sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => return Err(BufferError::Locked { path }),
+            Err(TryLockError::Error(error)) => return Err(BufferError::io("lock", &path, error)),
+        }
     }
 }
 

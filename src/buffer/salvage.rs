@@ -130,7 +130,7 @@ pub(super) fn open(
 fn settle(places: &Places) -> Result<(), BufferError> {
     remove(&places.trial)?;
     remove(&places.made)?;
-    if places.old.exists() {
+    if disk::exists(&places.old)? {
         remove(&places.folder)?;
         disk::rename(&places.old, &places.folder)?;
     }
@@ -138,7 +138,7 @@ fn settle(places: &Places) -> Result<(), BufferError> {
         remove(&places.draft)?;
         return disk::remove_file(&places.next);
     }
-    if !places.draft.exists() {
+    if !disk::exists(&places.draft)? {
         make_anew(places)?;
     }
     take_draft(places)
@@ -280,7 +280,7 @@ fn make(folder: &Path, step: &dyn Fn()) -> Result<StateStore, BufferError> {
 }
 
 fn remove(folder: &Path) -> Result<(), BufferError> {
-    if folder.exists() { disk::remove_folder(folder) } else { Ok(()) }
+    if disk::exists(folder)? { disk::remove_folder(folder) } else { Ok(()) }
 }
 
 /// All that sled finds in the copy, in a new database: what is put into a harmed one may be lost when it is opened again.
@@ -362,7 +362,7 @@ fn tell(places: &Places, filled: &Filled, harmed: bool) -> Result<(), BufferErro
 
 /// The draft becomes the database.
 fn take_draft(places: &Places) -> Result<(), BufferError> {
-    if places.next.exists() {
+    if disk::exists(&places.next)? {
         disk::rename(&places.next, &places.buffer.join(letter_journal::NAME))?;
     }
     (places.step)();

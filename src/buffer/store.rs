@@ -32,7 +32,7 @@ impl Store {
     /// Opens or makes the database in `folder`. Opening writes: sled mends a torn end, and takes a read that fails for
     /// one, so whatever the drive cannot read must be found before.
     pub(super) fn open(folder: &Path) -> Result<Store, BufferError> {
-        remove_snapshots(folder, |name| name.ends_with(".generating"))?;
+        remove_harmed_snapshots(folder)?;
         disk::read_through(folder)?;
         let config = sled::Config::new()
             .path(folder)
@@ -45,11 +45,6 @@ impl Store {
         loop {
             match guarded(folder, || config.open()) {
                 Err(error) if is_locked(&error) && began.elapsed() < LOCK_WAIT => sleep(LOCK_PAUSE),
-                // Without one it reads its whole log.
-                Err(error)
-                    if error.is_damage()
-                        && !is_locked(&error)
-                        && remove_snapshots(folder, |_| true)? => {}
                 opened => return Ok(Store { db: opened?, folder: folder.into() }),
             }
         }
@@ -117,24 +112,34 @@ impl Store {
     }
 }
 
-/// Removes snapshots, by which sled opens sooner; false when there is none. One that it was writing when a process ended it
-/// would take for its newest, and as one that came to harm it would let it refuse the whole database.
-fn remove_snapshots(folder: &Path, which: impl Fn(&str) -> bool) -> Result<bool, BufferError> {
+/// Removes snapshots that are not whole: for one of them sled refuses all, and it takes one that it was writing when a
+/// process ended for its newest. Without any it reads its log. A whole one stays, whatever else there is: without it sled would
+/// take harm in its log for the end of it.
+fn remove_harmed_snapshots(folder: &Path) -> Result<(), BufferError> {
     let unreadable = |error| BufferError::io("list", folder, error);
     let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(unreadable)?,
     };
-    let mut removed = false;
     for entry in entries {
         let path = entry.map_err(unreadable)?.path();
-        let name = path.file_name().and_then(|name| name.to_str());
-        if name.is_some_and(|name| name.starts_with("snap.") && which(name)) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if !name.starts_with("snap.") {
+            continue;
+        }
+        let bytes = fs::read(&path).map_err(|error| BufferError::io("read", &path, error))?;
+        if name.ends_with(".generating") || !is_whole_snapshot(&bytes) {
             disk::remove_file(&path)?;
-            removed = true;
         }
     }
-    Ok(removed)
+    Ok(())
+}
+
+/// As sled writes it: what it holds, the length of that, a check sum of it.
+fn is_whole_snapshot(snapshot: &[u8]) -> bool {
+    let Some((rest, sum)) = snapshot.split_last_chunk::<4>() else { return false };
+    let Some((held, _)) = rest.split_last_chunk::<8>() else { return false };
+    !held.is_empty() && crc32fast::hash(held) == u32::from_le_bytes(*sum)
 }
 
 /// Sled tells it in words alone.

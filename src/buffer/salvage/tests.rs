@@ -876,6 +876,38 @@ fn a_harmed_snapshot_costs_nothing() {
     node.closed(state);
 }
 
+/// Without its snapshot sled would take the harm for the end of its log, and open what was there before.
+#[test]
+fn books_do_not_go_back_when_a_bit_flips() {
+    for all in [Vec::new(), letters(3)] {
+        let node = Node::with(&all);
+        let (stream, sink) = (StreamName::parse("a").unwrap(), SinkName::parse("one").unwrap());
+        for run in 0..3 {
+            let mut state = node.open().unwrap();
+            state.count_start().unwrap();
+            for number in run * 10 + 1..=run * 10 + 10 {
+                let books = Books { delivered: number, ..Books::default() };
+                state.save_books(&stream, &sink, &books).unwrap();
+                state.put_note("stream/a", number.to_string().as_bytes()).unwrap();
+                state.flush().unwrap();
+            }
+            node.end(state, true);
+        }
+        let file = fs::read(node.state().join("db")).unwrap();
+        let used = file.iter().rposition(|byte| *byte != 0).unwrap();
+        for at in (0..used).step_by(used / 40) {
+            let node = node.copied();
+            node.change(|bytes| bytes[at] ^= 0x10);
+            let state = node.open().unwrap();
+            let books = state.books(&stream, &sink).unwrap().unwrap_or_default();
+            assert_eq!(books.delivered, 30, "{at}");
+            let note = state.note("stream/a").unwrap();
+            assert!(node.quarantine().exists() || note == Some(b"30".to_vec()), "{at}");
+            node.closed(state);
+        }
+    }
+}
+
 /// sled writes one whenever it opens a database, and takes one that is not whole for its newest.
 #[test]
 fn a_kill_while_sled_writes_its_snapshot_harms_nothing() {

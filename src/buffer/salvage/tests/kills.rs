@@ -22,6 +22,8 @@ const CALLS: [&str; 9] = [
 /// Names, to the process that is to be killed, the folder it opens.
 const FOLDER: &str = "TELEMETRY_TEST_OPENS";
 const NOTE: &str = "stream/a";
+/// Put by that process when it has opened it.
+const ANSWERED: u64 = 50;
 
 impl Node {
     /// Opens it in a process to which that is done; false when it was killed. The calls go to `trace`.
@@ -65,8 +67,14 @@ impl Node {
 /// What the process does that is killed, or sees a call fail: then it may end with an error.
 fn is_the_child() -> bool {
     let Ok(folder) = env::var(FOLDER) else { return false };
-    if let Ok(mut state) = open(Path::new(&folder), QUOTA, &|| ()) {
-        let _ = state.count_start();
+    let answered = || {
+        let mut state = open(Path::new(&folder), QUOTA, &|| ())?;
+        state.count_start()?;
+        state.put_letters(&[letter(ANSWERED, Vec::new())])?;
+        state.flush()
+    };
+    if answered().is_ok() {
+        fs::write(Path::new(&folder).join("answered"), []).unwrap();
     }
     true
 }
@@ -85,7 +93,9 @@ fn killed_at_every_call(test: &str, node: impl FnOnce() -> Node) {
             if !node.killed_at(test, call, when) {
                 break;
             }
-            assert_eq!(node.found(), expected, "{call} {when}");
+            let mut found = node.found();
+            found.0.remove(&ANSWERED);
+            assert_eq!(found, expected, "{call} {when}");
             when += 1;
             kills += 1;
         }
@@ -106,7 +116,10 @@ fn failed_at_every(test: &str, call: &str, node: impl FnOnce() -> Node) {
         if !node.failed_at(test, call, when) {
             break;
         }
-        assert_eq!(node.found(), expected, "{call} {when}");
+        let mut found = node.found();
+        let answered = node.folder.path().join("answered").exists();
+        assert!(found.0.remove(&ANSWERED) || !answered, "{call} {when}");
+        assert_eq!(found, expected, "{call} {when}");
         when += 1;
     }
     assert!(when > 8, "{when}");
@@ -151,6 +164,12 @@ fn one_with_a_letter_on_its_way_and_reads_that_fail() {
 fn one_that_sled_does_not_open_and_reads_that_fail() {
     let test = "one_that_sled_does_not_open_and_reads_that_fail";
     failed_at_every(test, "preadv", killed_and_harmed);
+}
+
+#[test]
+fn one_with_a_letter_on_its_way_and_looks_that_fail() {
+    let test = "one_with_a_letter_on_its_way_and_looks_that_fail";
+    failed_at_every(test, "statx", killed_with_one_on_its_way);
 }
 
 #[test]
