@@ -380,7 +380,7 @@ impl StateStore {
         for part in 0..parts {
             let value = value.unwrap_or_default();
             let end = ((part + 1) * PART_MAX).min(value.len());
-            let number = u16::try_from(part).map_err(|_| self.bad("a value of over 450 MB"))?;
+            let number = u16::try_from(part).map_err(|_| self.bad("a value of over 320 MB"))?;
             let key = [key, number.to_be_bytes().as_slice()].concat();
             let framed = self.framed(&key, value.len(), &value[part * PART_MAX..end]);
             batch.insert(key, framed);

@@ -169,6 +169,28 @@ impl Node {
         (node, all)
     }
 
+    /// Saves books that say so, one after the other, each synced.
+    fn run_with_books(&self, delivered: std::ops::RangeInclusive<u64>, in_order: bool) {
+        let DeadLetterKey { sink, stream, .. } = letter(1, Vec::new()).key;
+        let mut state = self.open().unwrap();
+        state.count_start().unwrap();
+        for delivered in delivered {
+            let books = Books { delivered, ..Books::default() };
+            state.save_books(&stream, &sink, &books).unwrap();
+            state.flush().unwrap();
+        }
+        self.end(state, in_order);
+    }
+
+    /// What the books say after a start.
+    fn delivered(&self) -> Option<u64> {
+        let DeadLetterKey { sink, stream, .. } = letter(1, Vec::new()).key;
+        let state = self.open().unwrap();
+        let books = state.books(&stream, &sink).unwrap();
+        self.closed(state);
+        books.map(|books| books.delivered)
+    }
+
     /// Bytes of a letter of which nothing else is there.
     fn leave_behind(&self, letter: &DeadLetter) {
         let value = encode_letter(letter).unwrap();
@@ -467,29 +489,18 @@ fn a_lost_count_or_format_is_made_again() {
 fn where_a_letter_is_missing_books_that_went_back_are_put_forward_again() {
     let all = letters(10);
     let node = Node::with(&all);
-    let (stream, sink) = (all[0].key.stream.clone(), all[0].key.sink.clone());
-    let books = |delivered| Books { delivered, ..Books::default() };
-    let run = |delivered| {
-        let mut state = node.open().unwrap();
-        state.count_start().unwrap();
-        state.save_books(&stream, &sink, &books(delivered)).unwrap();
-        state.close().unwrap();
-        node.closed(state);
-    };
     let key = join(BOOKS, &["a", "one"]);
-    run(1);
+    node.run_with_books(1..=1, true);
     let store = Store::open(&node.state()).unwrap();
     let old = store.get(&key).unwrap().unwrap();
     drop(store);
-    run(2);
+    node.run_with_books(2..=2, true);
     node.change_values(|harm| {
         harm.insert(key, old);
         harm.remove([letter_key(&all[0].key).as_slice(), &[0, 0]].concat());
     });
     assert_eq!(node.held(), all);
-    let state = node.open().unwrap();
-    assert_eq!(state.books(&stream, &sink).unwrap(), Some(books(2)));
-    node.closed(state);
+    assert_eq!(node.delivered(), Some(2));
 }
 
 #[test]
@@ -790,30 +801,19 @@ fn a_first_start_that_ended_at_any_step_is_made_again() {
 fn a_start_that_ended_at_any_step_does_not_go_on_with_older_books() {
     let all = letters(10);
     let node = Node::with(&all);
-    let (stream, sink) = (all[0].key.stream.clone(), all[0].key.sink.clone());
-    let books = |delivered| Books { delivered, ..Books::default() };
-    let run = |delivered| {
-        let mut state = node.open().unwrap();
-        state.count_start().unwrap();
-        state.save_books(&stream, &sink, &books(delivered)).unwrap();
-        state.close().unwrap();
-        node.closed(state);
-    };
     let keys = [join(BOOKS, &["a", "one"]), join(COUNT, &["one", "a"])];
-    run(1);
+    node.run_with_books(1..=1, true);
     let store = Store::open(&node.state()).unwrap();
     let old = keys.each_ref().map(|key| store.get(key).unwrap().unwrap());
     drop(store);
-    run(2);
+    node.run_with_books(2..=2, true);
     node.forget_counts();
     node.change_values(|harm| {
         keys.into_iter().zip(old).for_each(|(key, old)| harm.insert(key, old));
     });
     for (step, image) in node.ended_at_each_step().into_iter().enumerate() {
         assert_eq!(image.held(), all, "{step}");
-        let state = image.open().unwrap();
-        assert_eq!(state.books(&stream, &sink).unwrap(), Some(books(2)), "{step}");
-        image.closed(state);
+        assert_eq!(image.delivered(), Some(2), "{step}");
     }
 }
 
@@ -1016,32 +1016,18 @@ fn an_old_database_that_had_come_to_no_harm_is_there_until_the_new_one_takes_ove
 fn books_that_were_on_stable_storage_count_though_newer_ones_may_not_have_been() {
     let all = letters(10);
     let node = Node::with(&all);
-    let (stream, sink) = (all[0].key.stream.clone(), all[0].key.sink.clone());
-    let books = |delivered| Books { delivered, ..Books::default() };
     let key = join(BOOKS, &["a", "one"]);
-    let mut state = node.open().unwrap();
-    state.count_start().unwrap();
-    state.save_books(&stream, &sink, &books(1)).unwrap();
-    state.close().unwrap();
-    node.closed(state);
+    node.run_with_books(1..=1, true);
     let store = Store::open(&node.state()).unwrap();
     let old = store.get(&key).unwrap().unwrap();
     drop(store);
-    let mut state = node.open().unwrap();
-    state.count_start().unwrap();
-    for delivered in 2..=5 {
-        state.save_books(&stream, &sink, &books(delivered)).unwrap();
-        state.flush().unwrap();
-    }
-    node.end(state, false);
+    node.run_with_books(2..=5, false);
     node.change_values(|harm| {
         harm.insert(key, old);
         harm.remove([letter_key(&all[0].key).as_slice(), &[0, 0]].concat());
     });
     assert_eq!(node.held(), all);
-    let state = node.open().unwrap();
-    assert_eq!(state.books(&stream, &sink).unwrap(), Some(books(4)));
-    node.closed(state);
+    assert_eq!(node.delivered(), Some(4));
 }
 
 /// It is of a start that ended half-way, and whose database was another one.
