@@ -79,7 +79,7 @@ torture: build ## faults under load: nothing lost, doubled or stuck (ROUNDS=40, 
 	@exec $(TARGET)/debug/torture --node $(TARGET)/debug/telemetry --rounds $(ROUNDS) --seed $(SEED) \
 	  --filesystem $(FILESYSTEM) --kafka-nodes $(KAFKA_NODES) $(if $(FAULTS),--faults $(FAULTS))
 
-# Seeds are read, what is found goes to fuzz/corpus. Without the address sanitizer: unsafe code of the node are two
+# Seeds are read, what is found goes to fuzz/corpus. Without the address sanitizer: unsafe code of the node are a few
 # system calls, and the C libraries it links would have to be built with it too.
 fuzz: setup $(TOOLS)/cargo-fuzz ## finds input that must not be (FUZZ=block, DURATION=600 seconds); needs a nightly toolchain
 	@mkdir -p fuzz/corpus/$(FUZZ)

@@ -5,6 +5,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, chown};
 use std::path::Path;
 
+use rustix::fs::FallocateFlags;
+use rustix::io::{Errno, retry_on_intr};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -32,6 +34,20 @@ pub(super) fn space(folder: &Path) -> Result<Space, BufferError> {
         free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
         total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
     })
+}
+
+/// There is room for so many bytes in a folder, by what the file system says and by any quota.
+pub(super) fn has_room(folder: &Path, bytes: u64) -> Result<bool, BufferError> {
+    let path = folder.join("room");
+    let file = File::create(&path).map_err(|error| BufferError::io("make", &path, error))?;
+    let taken = retry_on_intr(|| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes));
+    fs::remove_file(&path).map_err(|error| BufferError::io("remove", &path, error))?;
+    match taken {
+        Ok(()) => Ok(true),
+        Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Ok(false),
+        Err(Errno::OPNOTSUPP) => Ok(space(folder)?.free_bytes >= bytes),
+        Err(error) => Err(BufferError::io("take room in", folder, error.into())),
+    }
 }
 
 /// With those above it; its name is on stable storage when there was only one to make.
@@ -314,6 +330,15 @@ mod tests {
         copy_folder(&from, &to).unwrap();
         let owner = |path: &Path| fs::metadata(path.join("inner")).unwrap().uid();
         assert_eq!(owner(&to), owner(&from));
+    }
+
+    #[test]
+    fn room_is_what_the_file_system_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let has = |bytes| has_room(folder.path(), bytes).unwrap();
+        let free = space(folder.path()).unwrap().free_bytes;
+        assert!(has(1 << 20) && !has(free.saturating_mul(8)));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "it is given back");
     }
 
     #[test]

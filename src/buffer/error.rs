@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use super::disk;
 use crate::domain::ErrorClass;
 
+/// What the drive fails to do says of these that it cannot read. A change that it refuses says nothing of what is there.
+const READING: [&str; 6] = ["read", "list", "open", "look for", "copy", "use the database"];
+
 /// Open failed, the disk failed, a bound was reached, or the buffer has stopped because of one of them.
 #[derive(Debug, thiserror::Error)]
 pub enum BufferError {
@@ -54,14 +57,15 @@ impl BufferError {
         ErrorClass::Standing
     }
 
-    /// The files are there and make no sense, or the drive cannot read them: trying again will not help. A full disk,
-    /// a missing permission or too many open files is no damage.
+    /// The files are there and make no sense, or the drive cannot read them: trying again will not help. A full disk, a
+    /// missing permission, too many open files or a write that fails is no damage.
     pub(super) fn is_damage(&self) -> bool {
         match self {
             BufferError::Store { .. } | BufferError::Corrupt { .. } => true,
-            BufferError::Io { source, .. } => {
+            BufferError::Io { action, source, .. } => {
                 let unreadable = [io::ErrorKind::UnexpectedEof, io::ErrorKind::InvalidData];
-                source.raw_os_error() == Some(disk::EIO) || unreadable.contains(&source.kind())
+                let failed = source.raw_os_error() == Some(disk::EIO);
+                failed && READING.contains(action) || unreadable.contains(&source.kind())
             }
             _ => false,
         }
@@ -94,6 +98,16 @@ impl BufferError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_damaged_and_what_cannot_be_changed_is_not() {
+        let failed = |action| {
+            let source = io::Error::from_raw_os_error(disk::EIO);
+            BufferError::io(action, Path::new("x"), source).is_damage()
+        };
+        assert!(failed("read") && failed("use the database"));
+        assert!(!failed("sync") && !failed("move") && !failed("write"));
+    }
 
     #[test]
     fn a_full_disk_and_a_quota_that_is_reached_are_the_same() {

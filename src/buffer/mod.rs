@@ -128,15 +128,14 @@ pub mod offline;
 mod probe;
 mod raw_state;
 mod reached;
-mod read_shim;
 mod reader;
 mod recovery;
 mod salvage;
+mod shims;
 mod state;
 mod state_store;
 mod state_value;
 mod store;
-mod sync_shim;
 mod tail;
 mod writer;
 
@@ -225,7 +224,7 @@ impl Buffer {
         let step = || board.update_buffer(|status| status.opening_steps += 1);
         let mut state = salvage::open(state_dir, settings.dead_letter_quota_bytes, &step)?;
         recovery::check_log(&state, identity)?;
-        recovery::check_shim(&mut state)?;
+        recovery::check_shims(&mut state)?;
         let cursors = Cursors::of(&state)?;
         let mut recovered = recovery::Recovery {
             buffer: &folder,

@@ -33,7 +33,7 @@ impl StoppedState {
         let lock = take_lock(state_dir)?;
         let identity = inspect::identity(&state_dir.join("buffer"))?.identity;
         let mut store = salvage::open_sound(state_dir)?;
-        recovery::check_shim(&mut store)?;
+        recovery::check_shims(&mut store)?;
         hand_over(&folder)?;
         let owner = Arc::new(Command { board, failure: OnceLock::new() });
         let (state, commands) = State::new(owner.clone());

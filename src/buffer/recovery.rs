@@ -13,7 +13,7 @@ use super::frames::Frames;
 use super::generation::{self, Contents, FORMAT, Written};
 use super::log::{Entry, Loss, Marks, gaps, set_aside};
 use super::state_store::StateStore;
-use super::{BufferError, disk, misplaced, read_shim, sync_shim};
+use super::{BufferError, disk, misplaced, shims};
 use crate::crash::crash_point;
 use crate::domain::{Arrival, LogIdentity, Runbook, Sequence, StreamName};
 
@@ -111,18 +111,14 @@ pub(super) fn check_log(state: &StateStore, identity: LogIdentity) -> Result<(),
     state.put_note(LOG, now.as_bytes())
 }
 
-/// Refuses to start with a binary whose syncs do not reach the disk, or in which sled may see a read that fails.
-pub(super) fn check_shim(state: &mut StateStore) -> Result<(), BufferError> {
-    let before = sync_shim::calls();
+/// Refuses to start with a binary whose syncs do not reach the disk, or in which sled makes light of its failures.
+pub(super) fn check_shims(state: &mut StateStore) -> Result<(), BufferError> {
     state.count_start()?;
     state.flush()?;
-    if sync_shim::calls() == before {
-        return Err(BufferError::ShimNotLive { function: "sync_file_range" });
+    match shims::not_live() {
+        Some(function) => Err(BufferError::ShimNotLive { function }),
+        None => Ok(()),
     }
-    if read_shim::calls() == 0 {
-        return Err(BufferError::ShimNotLive { function: "pread64" });
-    }
-    Ok(())
 }
 
 /// A generation as it was found.

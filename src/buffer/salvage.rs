@@ -26,6 +26,8 @@ use super::store::{FILE, Store};
 use super::{BufferError, disk, generation, lost_letters};
 use crate::domain::Runbook;
 
+/// What sled may write when it opens a database, and more.
+const OPENING_BYTES: u64 = 4 << 20;
 /// A full store must not keep a letter from being saved.
 const NO_QUOTA: u64 = u64::MAX;
 
@@ -57,6 +59,11 @@ impl<'s> Places<'s> {
             buffer,
             step,
         }
+    }
+
+    /// What a database made of this one takes at most.
+    fn largest(&self) -> u64 {
+        disk::folder_bytes(&self.folder) + OPENING_BYTES
     }
 
     fn gather(&self) -> Result<Evidence, BufferError> {
@@ -173,6 +180,7 @@ fn mend(
     trial: &StateStore,
     gaps: &Gaps,
 ) -> Result<Filled, BufferError> {
+    make_room(&places.made, places.largest())?;
     let mut draft = rewrite(trial, &places.made)?;
     (places.step)();
     let filled = evidence.fill(&mut draft, gaps)?;
@@ -182,6 +190,7 @@ fn mend(
 
 /// Makes a database of what the bytes tell, without sled.
 fn make_of_bytes(places: &Places, evidence: &Evidence) -> Result<Filled, BufferError> {
+    make_room(&places.made, places.largest())?;
     let mut draft = make(&places.made, places.step)?;
     let filled = evidence.fill(&mut draft, &Gaps::default())?;
     (places.step)();
@@ -279,6 +288,15 @@ fn make(folder: &Path, step: &dyn Fn()) -> Result<StateStore, BufferError> {
     Ok(state)
 }
 
+/// A write of sled's that the disk refuses ends the process, and so would every start.
+fn make_room(folder: &Path, bytes: u64) -> Result<(), BufferError> {
+    disk::make_folder(folder)?;
+    match disk::has_room(folder, bytes)? {
+        true => Ok(()),
+        false => Err(BufferError::DiskFull { path: folder.to_owned() }),
+    }
+}
+
 fn remove(folder: &Path) -> Result<(), BufferError> {
     if disk::exists(folder)? { disk::remove_folder(folder) } else { Ok(()) }
 }
@@ -311,6 +329,7 @@ fn look(places: &Places, evidence: &Evidence) -> Result<Found, BufferError> {
     }
     remove(&places.trial)?;
     let rehearsed = copy(places).and_then(|()| {
+        make_room(&places.trial, OPENING_BYTES)?;
         (places.step)();
         fail::fail_point!("salvage_copied");
         let mut trial = open_in_place(&places.trial, NO_QUOTA)?;

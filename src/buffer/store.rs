@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::read_shim::Opening;
+use super::shims::Opening;
 use super::{BufferError, disk};
 
 /// The file in which sled keeps all values that are not too large for it.

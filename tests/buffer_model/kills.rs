@@ -1,17 +1,23 @@
-//! Whole runs of the buffer in a process of their own, killed at one system call after the other: what was answered is
-//! there, and nothing is called damaged.
+//! Whole runs of the buffer in a process of their own, which at one system call after the other are killed, or see it fail:
+//! what was answered is there, and nothing is called damaged.
 
-use std::env;
-use std::process::Command;
+use std::process::{Command, exit};
+use std::{env, thread};
 
 use super::*;
 
 /// What changes files, or makes a change durable.
 const CALLS: [&str; 8] =
-    ["pwrite64", "write", "rename", "unlinkat", "mkdir", "ftruncate", "fsync", "fdatasync"];
+    ["pwritev", "write", "rename", "unlinkat", "mkdir", "ftruncate", "fsync", "fdatasync"];
+
+/// What is written by `write`, but for what sled writes at a start: see the starts of `buffer::salvage`.
+const WRITTEN: [&str; 4] =
+    ["ballast", "buffer/letters", "buffer/letters.draft", "buffer/marks.draft"];
 
 /// Names, to the process that is to be killed, the folder it opens.
 const FOLDER: &str = "TELEMETRY_TEST_RUNS";
+/// How that process ends that does nothing for long.
+const STUCK: i32 = 99;
 const BATCHES: u64 = 12;
 const BATCH: u64 = 20;
 /// Once this was answered, every sink has passed `PASSED`.
@@ -24,6 +30,10 @@ fn payload(sequence: u64) -> Vec<u8> {
 
 /// Says on standard output what was answered.
 async fn run_and_say(folder: &Path) {
+    thread::spawn(|| {
+        thread::sleep(PATIENCE);
+        exit(STUCK);
+    });
     let buffer = open(folder);
     let (a, sinks) = (stream("a"), [sink("one"), sink("two")]);
     let begin = buffer.durable(&a).0.0;
@@ -45,17 +55,42 @@ async fn run_and_say(folder: &Path) {
     close(&buffer).await;
 }
 
-/// What it said, and whether it was killed.
-fn killed_at(folder: &Path, test: &str, call: &str, when: usize) -> (String, bool) {
+/// What happens to one system call of a run.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Killed,
+    Failed,
+}
+
+/// What it said, and whether that happened.
+fn run_with(fate: Fate, folder: &Path, test: &str, call: &str, when: usize) -> (String, bool) {
+    let happens = match fate {
+        Fate::Killed => "signal=KILL",
+        Fate::Failed => "error=EIO",
+    };
+    // The drive fails, not the threads that wake each other by writing.
+    let written = match (fate, call) {
+        (Fate::Failed, "write") => &WRITTEN[..],
+        _ => &[],
+    };
+    let written = written.iter().map(|name| folder.join(name));
+    let trace = tempfile::NamedTempFile::new().unwrap();
     let output = Command::new("strace")
-        .args(["-f", "-o", "/dev/null", "-e", &format!("trace={call}")])
-        .args(["-e", &format!("inject={call}:signal=KILL:when={when}")])
+        .args(["-f", "-e", &format!("trace={call}"), "-o"])
+        .arg(trace.path())
+        .args(written.flat_map(|path| ["-P".into(), path]))
+        .args(["-e", &format!("inject={call}:{happens}:when={when}")])
         .arg(env::current_exe().unwrap())
         .args(["--exact", &format!("kills::{test}"), "--nocapture"])
         .env(FOLDER, folder)
         .output()
         .expect("strace is there: scripts/setup installs it");
-    (String::from_utf8(output.stdout).unwrap(), !output.status.success())
+    assert_ne!(output.status.code(), Some(STUCK), "{call} {when}: it neither went on nor ended");
+    let happened = match fate {
+        Fate::Killed => !output.status.success(),
+        Fate::Failed => fs::read_to_string(trace.path()).unwrap().contains("(INJECTED)"),
+    };
+    (String::from_utf8(output.stdout).unwrap(), happened)
 }
 
 fn all_said(text: &str, what: &str) -> impl Iterator<Item = u64> {
@@ -92,41 +127,53 @@ async fn judge_what_is_left(folder: &Path, text: &str) {
 }
 
 /// `before`: what the run before this one left, and said.
-async fn killed_at_every_call(test: &str, before: impl FnOnce(&Path) -> String) {
+async fn at_every_call(fate: Fate, test: &str, before: impl FnOnce(&Path) -> String) {
     if let Ok(folder) = env::var(FOLDER) {
         return run_and_say(Path::new(&folder)).await;
     }
     let left = tempfile::tempdir().unwrap();
     let said_before = before(left.path());
-    let mut kills = 0;
+    let mut times = 0;
     for call in CALLS {
         for when in 1.. {
             let folder = tempfile::tempdir().unwrap();
             copy(left.path(), folder.path());
-            let (text, killed) = killed_at(folder.path(), test, call, when);
+            let (text, happened) = run_with(fate, folder.path(), test, call, when);
             judge_what_is_left(folder.path(), &(said_before.clone() + &text)).await;
-            if !killed {
+            if !happened {
                 assert!(said(&text, "saved") >= BATCHES * BATCH);
                 break;
             }
-            kills += 1;
+            times += 1;
         }
     }
-    assert!(kills > 100, "{kills}");
+    assert!(times > 100, "{times}");
 }
 
 #[tokio::test]
 async fn the_first_run() {
-    killed_at_every_call("the_first_run", |_| String::new()).await;
+    at_every_call(Fate::Killed, "the_first_run", |_| String::new()).await;
+}
+
+#[tokio::test]
+async fn the_first_run_sees_calls_fail() {
+    at_every_call(Fate::Failed, "the_first_run_sees_calls_fail", |_| String::new()).await;
 }
 
 #[tokio::test]
 async fn a_run_after_one_that_was_killed() {
     let test = "a_run_after_one_that_was_killed";
-    let killed = |folder: &Path| {
-        let (text, killed) = killed_at(folder, test, "pwrite64", 10);
-        assert!(killed && said(&text, "answered") > 0, "{text}");
-        text
-    };
-    killed_at_every_call(test, killed).await;
+    at_every_call(Fate::Killed, test, |folder| killed(folder, test)).await;
+}
+
+#[tokio::test]
+async fn a_run_after_one_that_was_killed_sees_calls_fail() {
+    let test = "a_run_after_one_that_was_killed_sees_calls_fail";
+    at_every_call(Fate::Failed, test, |folder| killed(folder, test)).await;
+}
+
+fn killed(folder: &Path, test: &str) -> String {
+    let (text, killed) = run_with(Fate::Killed, folder, test, "pwritev", 10);
+    assert!(killed && said(&text, "answered") > 0, "{text}");
+    text
 }

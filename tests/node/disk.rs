@@ -71,8 +71,8 @@ fn the_first_write_or_sync_that_fails_ends_the_process_and_is_never_retried() {
     for inject in [
         "fdatasync:error=EIO:when=40",
         "fsync:error=EIO:when=20",
-        "pwrite64:error=EIO:when=60",
-        "pwrite64:error=ENOSPC:when=60",
+        "pwritev:error=EIO:when=60",
+        "pwritev:error=ENOSPC:when=60",
     ] {
         let log = folder.join("calls");
         let mut world =
@@ -126,10 +126,10 @@ fn wherever_the_space_ends_the_process_says_so_and_nothing_acknowledged_is_lost(
     let log = (1..100).map(generation).collect::<Vec<_>>();
     let mut count = 0;
     for (step, inject, files) in [
-        ("append", "pwrite64:error=ENOSPC:when=12", log),
-        ("acknowledgement", "pwrite64:error=ENOSPC:when=6", vec![state.join("buffer/reached")]),
-        ("cursor", "pwrite64:error=ENOSPC:when=6", vec![state.join("state/db")]),
-        ("open", "pwrite64:error=ENOSPC:when=1", vec![state.join("state/db")]),
+        ("append", "pwritev:error=ENOSPC:when=12", log),
+        ("acknowledgement", "pwritev:error=ENOSPC:when=6", vec![state.join("buffer/reached")]),
+        ("cursor", "pwritev:error=ENOSPC:when=6", vec![state.join("state/db")]),
+        ("open", "pwritev:error=ENOSPC:when=1", vec![state.join("state/db")]),
     ] {
         let calls = folder.join(step);
         let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config().to_owned());

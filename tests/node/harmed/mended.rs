@@ -51,22 +51,23 @@ fn a_start_without_room_for_the_new_database_ends_and_leaves_the_harmed_one_as_i
     let (mut world, all) = with_letters();
     let folder = Folder::new(None, "mended").unwrap();
     let state = world.node.config().with_file_name("state");
-    let (database, made) = (state.join("state/db"), state.join("state.made/db"));
+    let (database, made) = (state.join("state/db"), state.join("state.made"));
     flip(&database);
     let harmed = fs::read(&database).unwrap();
-    let full = tracer(&folder.join("calls"), "pwrite64:error=ENOSPC", &[made]);
-    let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config());
-    let mut node = Node::new(binary, config, world.node.http_port()).through(full);
-    node.spawn().unwrap();
-    let status = until(SOON, "it ends", || node.daemon().exit_status()).unwrap();
-    assert_eq!(status.code(), Some(1));
-    let said = node.log_text();
-    assert!(
-        said.contains(&format!("no space left at {}", state.join("state.made").display())),
-        "{said}"
-    );
-    assert!(fs::read(&database).unwrap() == harmed, "it was written to");
-    assert!(!state.join("state.made").exists() && !state.join("state.trial").exists());
+    // There is no room, and there was some a moment ago.
+    for (call, path) in [("fallocate", made.join("room")), ("pwritev", made.join("db"))] {
+        let full = tracer(&folder.join(call), &format!("{call}:error=ENOSPC"), &[path]);
+        let (binary, config) = (env!("CARGO_BIN_EXE_telemetry"), world.node.config());
+        let mut node = Node::new(binary, config, world.node.http_port()).through(full);
+        let said_before = node.log_text().len();
+        node.spawn().unwrap();
+        let status = until(SOON, "it ends", || node.daemon().exit_status()).unwrap();
+        assert_eq!(status.code(), Some(1), "{call}");
+        let said = &node.log_text()[said_before..];
+        assert!(said.contains(&format!("no space left at {}", made.display())), "{said}");
+        assert!(fs::read(&database).unwrap() == harmed, "{call}: it was written to");
+        assert!(!state.join("state.trial").exists());
+    }
     world.node.start().unwrap();
     world.node.wait_ready(SOON).unwrap();
     let (found, gone) = (letters(&world.node), lost(&world.node));
