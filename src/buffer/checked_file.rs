@@ -8,7 +8,6 @@
 //! ```
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -54,13 +53,11 @@ pub(super) fn read<T: Default>(
     path: &Path,
     decode: impl FnOnce(&str) -> Option<T>,
 ) -> Result<T, BufferError> {
-    let text = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
-        Err(error) => match BufferError::io("read", path, error) {
-            damage if damage.is_damage() => Vec::new(),
-            other => return Err(other),
-        },
+    let text = match disk::read_small(path) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Ok(T::default()),
+        Err(damage) if damage.is_damage() => Vec::new(),
+        Err(other) => return Err(other),
     };
     Ok(checked(&text).and_then(decode).unwrap_or_else(|| {
         tracing::warn!(

@@ -177,6 +177,22 @@ pub(super) fn read_through(folder: &Path) -> Result<(), BufferError> {
     Ok(())
 }
 
+/// A whole file, if it is there. A drive that fails to read it is asked again.
+pub(super) fn read_small(path: &Path) -> Result<Option<Vec<u8>>, BufferError> {
+    let mut attempts = 1;
+    loop {
+        match fs::read(path) {
+            Ok(bytes) => return Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(EIO) && attempts < READS_MAX => {
+                tracing::warn!(event = "read_failed", error = %error, path = %path.display(), "once more");
+                attempts += 1;
+            }
+            Err(error) => return Err(BufferError::io("read", path, error)),
+        }
+    }
+}
+
 /// Fills `bytes` from `offset` on, as far as the file goes. A page the drive cannot read, at no attempt, is zero.
 pub(super) fn read_what_can_be_read(
     file: &File,
@@ -247,14 +263,8 @@ pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Buff
 
 /// What [`write_json`] wrote; `None` when there is no such file, `Corrupt` when it does not match its CRC.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, BufferError> {
-    let content = match fs::read_to_string(path) {
-        Ok(content) => content,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            return Err(BufferError::corrupt(path, "not a text"));
-        }
-        Err(error) => return Err(BufferError::io("read", path, error)),
-    };
+    let Some(bytes) = read_small(path)? else { return Ok(None) };
+    let content = String::from_utf8(bytes).map_err(|_| BufferError::corrupt(path, "not a text"))?;
     let (sum, text) = content.split_once('\n').unwrap_or_default();
     let text = text.trim_end_matches('\n');
     if sum != format!("{:08x}", crc32fast::hash(text.as_bytes())) {

@@ -265,13 +265,11 @@ impl LetterRecord {
 /// Knows nothing when there is no such file.
 pub(super) fn read(buffer: &Path) -> Result<LetterRecord, BufferError> {
     let path = buffer.join(NAME);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(LetterRecord::default()),
-        Err(error) => match BufferError::io("read", &path, error) {
-            damage if damage.is_damage() => Vec::new(),
-            other => return Err(other),
-        },
+    let bytes = match disk::read_small(&path) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Ok(LetterRecord::default()),
+        Err(damage) if damage.is_damage() => Vec::new(),
+        Err(other) => return Err(other),
     };
     let record = decode(&bytes);
     if record.complete_from.is_none() {

@@ -22,7 +22,7 @@ use super::letter_journal::{self, LetterJournal};
 use super::log::set_aside;
 use super::recovery::patiently;
 use super::state_store::StateStore;
-use super::store::{FILE, Store};
+use super::store::{FILE, Store, harmed_snapshots};
 use super::{BufferError, disk, generation, lost_letters};
 use crate::domain::Runbook;
 
@@ -319,12 +319,12 @@ fn patiently_look(places: &Places, evidence: &Evidence) -> Result<Found, BufferE
     }
 }
 
-/// Lets sled open a copy where there are letters to lose.
+/// Lets sled open a copy where there are letters to lose, or where it may find nothing.
 fn look(places: &Places, evidence: &Evidence) -> Result<Found, BufferError> {
     if !evidence.raw.has_file() {
         return Ok(Found::Damaged(BufferError::corrupt(&places.folder, "its file is gone")));
     }
-    if !evidence.has_letters() {
+    if !evidence.has_letters() && harmed_snapshots(&places.folder)?.is_empty() {
         return Ok(Found::Sound(Held::default()));
     }
     remove(&places.trial)?;

@@ -110,12 +110,16 @@ pub unsafe extern "C" fn sync_file_range(fd: i32, _offset: i64, _bytes: i64, _fl
     0
 }
 
-/// Of the call that has just failed. Nothing is written from here on, also not by what would run at an orderly exit.
+/// Of the call that has just failed.
 fn end(action: &'static str, fd: i32) -> ! {
     let refused = io::Error::last_os_error();
     let path =
         fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_else(|_| PathBuf::from("its files"));
-    let error = BufferError::io(action, &path, refused);
+    end_over(&BufferError::io(action, &path, refused))
+}
+
+/// Nothing is written from here on, also not by what would run at an orderly exit.
+pub(super) fn end_over(error: &BufferError) -> ! {
     let text = "the disk refused what the buffer needs: the process ends";
     if tracing::dispatcher::has_been_set() {
         tracing::error!(

@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Deref};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::shims::Opening;
+use super::shims::{self, Opening};
 use super::{BufferError, disk};
 
 /// The file in which sled keeps all values that are not too large for it.
@@ -24,15 +24,42 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// An open sled database. Clones share it; it closes with the last one.
 #[derive(Debug, Clone)]
 pub(super) struct Store {
-    db: sled::Db,
+    db: Handle,
     folder: Arc<Path>,
+}
+
+/// Taken when it closes.
+#[derive(Debug, Clone)]
+struct Handle(Option<sled::Db>);
+
+impl Deref for Handle {
+    type Target = sled::Db;
+
+    fn deref(&self) -> &sled::Db {
+        self.0.as_ref().expect("it is open until it is dropped")
+    }
+}
+
+/// sled panics when its last sync fails.
+impl Drop for Store {
+    fn drop(&mut self) {
+        let db = self.db.0.take();
+        if let Err(error) = guarded(&self.folder, || {
+            drop(db);
+            Ok(())
+        }) {
+            shims::end_over(&error);
+        }
+    }
 }
 
 impl Store {
     /// Opens or makes the database in `folder`. Opening writes: sled mends a torn end, and takes a read that fails for
     /// one, so whatever the drive cannot read must be found before.
     pub(super) fn open(folder: &Path) -> Result<Store, BufferError> {
-        remove_harmed_snapshots(folder)?;
+        for snapshot in harmed_snapshots(folder)? {
+            disk::remove_file(&snapshot)?;
+        }
         disk::read_through(folder)?;
         let config = sled::Config::new()
             .path(folder)
@@ -45,7 +72,7 @@ impl Store {
         loop {
             match guarded(folder, || config.open()) {
                 Err(error) if is_locked(&error) && began.elapsed() < LOCK_WAIT => sleep(LOCK_PAUSE),
-                opened => return Ok(Store { db: opened?, folder: folder.into() }),
+                opened => return Ok(Store { db: Handle(Some(opened?)), folder: folder.into() }),
             }
         }
     }
@@ -112,15 +139,17 @@ impl Store {
     }
 }
 
-/// Removes snapshots that are not whole: for one of them sled refuses all, and it takes one that it was writing when a
-/// process ended for its newest. Without any it reads its log. A whole one stays, whatever else there is: without it sled would
-/// take harm in its log for the end of it.
-fn remove_harmed_snapshots(folder: &Path) -> Result<(), BufferError> {
+/// Snapshots that are not whole, which are removed: for one of them sled refuses all, and it takes one that it was writing
+/// when a process ended for its newest. Without any it reads its log; where that has begun anew since, and its first parts
+/// are written over, it finds nothing. A whole one stays, whatever else there is: without it sled would take harm in its log
+/// for the end of it.
+pub(super) fn harmed_snapshots(folder: &Path) -> Result<Vec<PathBuf>, BufferError> {
     let unreadable = |error| BufferError::io("list", folder, error);
     let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(unreadable)?,
     };
+    let mut harmed = Vec::new();
     for entry in entries {
         let path = entry.map_err(unreadable)?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -129,10 +158,10 @@ fn remove_harmed_snapshots(folder: &Path) -> Result<(), BufferError> {
         }
         let bytes = fs::read(&path).map_err(|error| BufferError::io("read", &path, error))?;
         if name.ends_with(".generating") || !is_whole_snapshot(&bytes) {
-            disk::remove_file(&path)?;
+            harmed.push(path);
         }
     }
-    Ok(())
+    Ok(harmed)
 }
 
 /// As sled writes it: what it holds, the length of that, a check sum of it.

@@ -29,11 +29,19 @@ const ANSWERED: u64 = 50;
 
 impl Node {
     /// Opens it in a process to which that is done; false when it was killed. The calls go to `trace`.
-    fn opened_under(&self, test: &str, call: &str, inject: &str, trace: &Path) -> bool {
+    fn opened_under(
+        &self,
+        test: &str,
+        call: &str,
+        inject: &str,
+        trace: &Path,
+        paths: &[&Path],
+    ) -> bool {
         let output = Command::new("strace")
             .args(["-f", "-e", &format!("trace={call}"), "-e", &format!("inject={call}:{inject}")])
             .arg("-o")
             .arg(trace)
+            .args(paths.iter().flat_map(|path| [Path::new("-P"), path]))
             .arg(env::current_exe().unwrap())
             .args(["--exact", &format!("{}::{test}", module_path!().split_once("::").unwrap().1)])
             .env(FOLDER, self.folder.path())
@@ -47,13 +55,13 @@ impl Node {
     /// False when it makes fewer of these calls.
     fn killed_at(&self, test: &str, call: &str, when: usize) -> bool {
         let inject = format!("signal=KILL:when={when}");
-        !self.opened_under(test, call, &inject, Path::new("/dev/null"))
+        !self.opened_under(test, call, &inject, Path::new("/dev/null"), &[])
     }
 
     /// False when it makes fewer of these calls.
     fn failed_at(&self, test: &str, call: &str, when: usize) -> bool {
         let trace = self.folder.path().join("trace");
-        self.opened_under(test, call, &format!("error=EIO:when={when}"), &trace);
+        self.opened_under(test, call, &format!("error=EIO:when={when}"), &trace, &[]);
         fs::read_to_string(trace).unwrap().contains("(INJECTED)")
     }
 
@@ -129,6 +137,26 @@ fn failed_at_every(test: &str, calls: &[&str], node: impl FnOnce() -> Node) {
     assert!(failures > 7, "{failures}");
 }
 
+/// The file `letters` is read once more; without it, what is missing in the database would be told by nothing.
+fn letters_that_cannot_be_read_once(test: &str, harm: impl FnOnce(&Node)) {
+    if is_the_child() {
+        return;
+    }
+    let node = killed();
+    harm(&node);
+    let expected = node.copied().found();
+    for call in ["openat", "read"] {
+        let node = node.copied();
+        let letters = node.folder.path().join("buffer/letters");
+        let trace = node.folder.path().join("trace");
+        node.opened_under(test, call, "error=EIO:when=1", &trace, &[&letters]);
+        assert_eq!(fs::read_to_string(trace).unwrap().matches("(INJECTED)").count(), 1);
+        let mut found = node.found();
+        found.0.remove(&ANSWERED);
+        assert_eq!(found, expected, "{call}");
+    }
+}
+
 /// The run before was killed too.
 fn killed() -> Node {
     let node = Node::without(&letters(12), &BTreeSet::from([3]), true, true);
@@ -180,6 +208,19 @@ fn one_with_a_letter_on_its_way_and_looks_that_fail() {
 fn one_with_a_letter_on_its_way_and_changes_that_fail() {
     let test = "one_with_a_letter_on_its_way_and_changes_that_fail";
     failed_at_every(test, &CALLS, killed_with_one_on_its_way);
+}
+
+#[test]
+fn one_that_is_gone_and_letters_that_cannot_be_read_once() {
+    let test = "one_that_is_gone_and_letters_that_cannot_be_read_once";
+    letters_that_cannot_be_read_once(test, |node| fs::remove_dir_all(node.state()).unwrap());
+}
+
+#[test]
+fn one_that_sled_does_not_open_and_letters_that_cannot_be_read_once() {
+    let test = "one_that_sled_does_not_open_and_letters_that_cannot_be_read_once";
+    let harm = |node: &Node| fs::write(node.state().join("conf"), [0xa5; 300]).unwrap();
+    letters_that_cannot_be_read_once(test, harm);
 }
 
 #[test]
