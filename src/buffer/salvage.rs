@@ -180,7 +180,7 @@ fn mend(
     trial: &StateStore,
     gaps: &Gaps,
 ) -> Result<Filled, BufferError> {
-    make_room(&places.made, places.largest())?;
+    demand_room(&places.made, places.largest())?;
     let mut draft = rewrite(trial, &places.made)?;
     (places.step)();
     let filled = evidence.fill(&mut draft, gaps)?;
@@ -190,7 +190,7 @@ fn mend(
 
 /// Makes a database of what the bytes tell, without sled.
 fn make_of_bytes(places: &Places, evidence: &Evidence) -> Result<Filled, BufferError> {
-    make_room(&places.made, places.largest())?;
+    demand_room(&places.made, places.largest())?;
     let mut draft = make(&places.made, places.step)?;
     let filled = evidence.fill(&mut draft, &Gaps::default())?;
     (places.step)();
@@ -288,12 +288,14 @@ fn make(folder: &Path, step: &dyn Fn()) -> Result<StateStore, BufferError> {
     Ok(state)
 }
 
-/// A write of sled's that the disk refuses ends the process, and so would every start.
-fn make_room(folder: &Path, bytes: u64) -> Result<(), BufferError> {
+/// Makes a folder in which there is room for a database. A write of sled's that the disk refuses ends the process: without
+/// asking before, every start without room would end so.
+fn demand_room(folder: &Path, bytes: u64) -> Result<(), BufferError> {
     disk::make_folder(folder)?;
-    match disk::has_room(folder, bytes)? {
-        true => Ok(()),
-        false => Err(BufferError::DiskFull { path: folder.to_owned() }),
+    if disk::has_room(folder, bytes)? {
+        Ok(())
+    } else {
+        Err(BufferError::DiskFull { path: folder.to_owned() })
     }
 }
 
@@ -329,7 +331,7 @@ fn look(places: &Places, evidence: &Evidence) -> Result<Found, BufferError> {
     }
     remove(&places.trial)?;
     let rehearsed = copy(places).and_then(|()| {
-        make_room(&places.trial, OPENING_BYTES)?;
+        demand_room(&places.trial, OPENING_BYTES)?;
         (places.step)();
         fail::fail_point!("salvage_copied");
         let mut trial = open_in_place(&places.trial, NO_QUOTA)?;
