@@ -1,5 +1,6 @@
 //! The buffer against a model of three lines: a list of payloads per stream, of which every sink sees each once.
 
+mod calls;
 #[path = "buffer_model/kills.rs"]
 mod kills;
 

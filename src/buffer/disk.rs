@@ -40,9 +40,9 @@ pub(super) fn space(folder: &Path) -> Result<Space, BufferError> {
 pub(super) fn has_room(folder: &Path, bytes: u64) -> Result<bool, BufferError> {
     let path = folder.join("room");
     let file = File::create(&path).map_err(|error| BufferError::io("make", &path, error))?;
-    let taken = retry_on_intr(|| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes));
+    // Before it is large: what a kill leaves behind takes no room.
     fs::remove_file(&path).map_err(|error| BufferError::io("remove", &path, error))?;
-    match taken {
+    match retry_on_intr(|| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)) {
         Ok(()) => Ok(true),
         Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Ok(false),
         Err(Errno::OPNOTSUPP) => Ok(space(folder)?.free_bytes >= bytes),

@@ -1,23 +1,9 @@
-//! Whole runs of the buffer in a process of their own, which at one system call after the other are killed, or see it fail:
-//! what was answered is there, and nothing is called damaged.
-
-use std::process::{Command, exit};
-use std::{env, thread};
+//! Whole runs of the buffer in a process of their own, which are killed at one system call after the other, or see it
+//! fail: what was answered is there, and nothing is called damaged.
 
 use super::*;
+use crate::calls::{self, Fate, Kind};
 
-/// What changes files, or makes a change durable.
-const CALLS: [&str; 8] =
-    ["pwritev", "write", "rename", "unlinkat", "mkdir", "ftruncate", "fsync", "fdatasync"];
-
-/// What is written by `write`, but for what sled writes at a start: see the starts of `buffer::salvage`.
-const WRITTEN: [&str; 4] =
-    ["ballast", "buffer/letters", "buffer/letters.draft", "buffer/marks.draft"];
-
-/// Names, to the process that is to be killed, the folder it opens.
-const FOLDER: &str = "TELEMETRY_TEST_RUNS";
-/// How that process ends that does nothing for long.
-const STUCK: i32 = 99;
 const BATCHES: u64 = 12;
 const BATCH: u64 = 20;
 /// Once this was answered, every sink has passed `PASSED`.
@@ -30,10 +16,6 @@ fn payload(sequence: u64) -> Vec<u8> {
 
 /// Says on standard output what was answered.
 async fn run_and_say(folder: &Path) {
-    thread::spawn(|| {
-        thread::sleep(PATIENCE);
-        exit(STUCK);
-    });
     let buffer = open(folder);
     let (a, sinks) = (stream("a"), [sink("one"), sink("two")]);
     let begin = buffer.durable(&a).0.0;
@@ -53,44 +35,6 @@ async fn run_and_say(folder: &Path) {
         println!("saved {last}");
     }
     close(&buffer).await;
-}
-
-/// What happens to one system call of a run.
-#[derive(Debug, Clone, Copy)]
-enum Fate {
-    Killed,
-    Failed,
-}
-
-/// What it said, and whether that happened.
-fn run_with(fate: Fate, folder: &Path, test: &str, call: &str, when: usize) -> (String, bool) {
-    let happens = match fate {
-        Fate::Killed => "signal=KILL",
-        Fate::Failed => "error=EIO",
-    };
-    // The drive fails, not the threads that wake each other by writing.
-    let written = match (fate, call) {
-        (Fate::Failed, "write") => &WRITTEN[..],
-        _ => &[],
-    };
-    let written = written.iter().map(|name| folder.join(name));
-    let trace = tempfile::NamedTempFile::new().unwrap();
-    let output = Command::new("strace")
-        .args(["-f", "-e", &format!("trace={call}"), "-o"])
-        .arg(trace.path())
-        .args(written.flat_map(|path| ["-P".into(), path]))
-        .args(["-e", &format!("inject={call}:{happens}:when={when}")])
-        .arg(env::current_exe().unwrap())
-        .args(["--exact", &format!("kills::{test}"), "--nocapture"])
-        .env(FOLDER, folder)
-        .output()
-        .expect("strace is there: scripts/setup installs it");
-    assert_ne!(output.status.code(), Some(STUCK), "{call} {when}: it neither went on nor ended");
-    let happened = match fate {
-        Fate::Killed => !output.status.success(),
-        Fate::Failed => fs::read_to_string(trace.path()).unwrap().contains("(INJECTED)"),
-    };
-    (String::from_utf8(output.stdout).unwrap(), happened)
 }
 
 fn all_said(text: &str, what: &str) -> impl Iterator<Item = u64> {
@@ -126,54 +70,72 @@ async fn judge_what_is_left(folder: &Path, text: &str) {
     close(&buffer).await;
 }
 
-/// `before`: what the run before this one left, and said.
-async fn at_every_call(fate: Fate, test: &str, before: impl FnOnce(&Path) -> String) {
-    if let Ok(folder) = env::var(FOLDER) {
-        return run_and_say(Path::new(&folder)).await;
+/// The same run at each of its calls. `before` makes what the run finds, and tells what was said of that.
+async fn at_every(
+    (kind, fate): (Kind, Fate),
+    test: &str,
+    before: impl FnOnce(&str, &Path) -> String,
+) {
+    if let Some(folder) = calls::folder() {
+        return run_and_say(&folder).await;
     }
+    let test = format!("kills::{test}");
     let left = tempfile::tempdir().unwrap();
-    let said_before = before(left.path());
-    let mut times = 0;
-    for call in CALLS {
-        for when in 1.. {
-            let folder = tempfile::tempdir().unwrap();
-            copy(left.path(), folder.path());
-            let (text, happened) = run_with(fate, folder.path(), test, call, when);
-            judge_what_is_left(folder.path(), &(said_before.clone() + &text)).await;
-            if !happened {
-                assert!(said(&text, "saved") >= BATCHES * BATCH);
-                break;
-            }
-            times += 1;
-        }
+    let said_before = before(&test, left.path());
+    for call in 1.. {
+        let folder = tempfile::tempdir().unwrap();
+        copy(left.path(), folder.path());
+        let run = calls::run(&test, folder.path(), (kind, fate), call);
+        judge_what_is_left(folder.path(), &(said_before.clone() + &run.said)).await;
+        let Some(hit) = run.hit else {
+            assert!(said(&run.said, "saved") >= BATCHES * BATCH);
+            assert!(call > if kind == Kind::Change { 250 } else { 100 }, "{call}");
+            break;
+        };
+        println!("{call} {hit}");
     }
-    assert!(times > 100, "{times}");
+}
+
+fn nothing(_: &str, _: &Path) -> String {
+    String::new()
+}
+
+fn one_that_was_killed(test: &str, folder: &Path) -> String {
+    let run = calls::run(test, folder, (Kind::Change, Fate::Killed), 150);
+    assert!(run.hit.is_some() && said(&run.said, "answered") > 0, "{}", run.said);
+    run.said
 }
 
 #[tokio::test]
-async fn the_first_run() {
-    at_every_call(Fate::Killed, "the_first_run", |_| String::new()).await;
+async fn the_first_run_is_killed() {
+    at_every((Kind::Change, Fate::Killed), "the_first_run_is_killed", nothing).await;
 }
 
 #[tokio::test]
-async fn the_first_run_sees_calls_fail() {
-    at_every_call(Fate::Failed, "the_first_run_sees_calls_fail", |_| String::new()).await;
+async fn the_first_run_sees_changes_fail() {
+    at_every((Kind::Change, Fate::Failed), "the_first_run_sees_changes_fail", nothing).await;
 }
 
 #[tokio::test]
-async fn a_run_after_one_that_was_killed() {
-    let test = "a_run_after_one_that_was_killed";
-    at_every_call(Fate::Killed, test, |folder| killed(folder, test)).await;
+async fn the_second_run_is_killed() {
+    let test = "the_second_run_is_killed";
+    at_every((Kind::Change, Fate::Killed), test, one_that_was_killed).await;
 }
 
 #[tokio::test]
-async fn a_run_after_one_that_was_killed_sees_calls_fail() {
-    let test = "a_run_after_one_that_was_killed_sees_calls_fail";
-    at_every_call(Fate::Failed, test, |folder| killed(folder, test)).await;
+async fn the_second_run_sees_changes_fail() {
+    let test = "the_second_run_sees_changes_fail";
+    at_every((Kind::Change, Fate::Failed), test, one_that_was_killed).await;
 }
 
-fn killed(folder: &Path, test: &str) -> String {
-    let (text, killed) = run_with(Fate::Killed, folder, test, "pwritev", 10);
-    assert!(killed && said(&text, "answered") > 0, "{text}");
-    text
+#[tokio::test]
+async fn the_second_run_sees_reads_fail() {
+    let test = "the_second_run_sees_reads_fail";
+    at_every((Kind::Read, Fate::Failed), test, one_that_was_killed).await;
+}
+
+#[tokio::test]
+async fn the_second_run_sees_looks_fail() {
+    let test = "the_second_run_sees_looks_fail";
+    at_every((Kind::Look, Fate::Failed), test, one_that_was_killed).await;
 }

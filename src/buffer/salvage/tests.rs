@@ -1,5 +1,7 @@
 //! Databases that come to harm, and starts that end half-way: what is there afterwards, and what is told.
 
+#[path = "../../../tests/calls/mod.rs"]
+mod calls;
 mod kills;
 
 use std::collections::BTreeSet;
