@@ -40,7 +40,12 @@ pub fn statements(schema: &str) -> Vec<String> {
         format!(
             "CREATE TABLE IF NOT EXISTS {seen} (\
              sink text NOT NULL, key text NOT NULL, seen_at timestamptz NOT NULL, \
-             PRIMARY KEY (sink, key)) WITH (fillfactor = 70)"
+             log text, sequence bigint, PRIMARY KEY (sink, key)) WITH (fillfactor = 70)"
+        ),
+        // Tables of the first versions lack them.
+        format!(
+            "ALTER TABLE {seen} ADD COLUMN IF NOT EXISTS log text, \
+             ADD COLUMN IF NOT EXISTS sequence bigint"
         ),
     ]
 }

@@ -3,22 +3,41 @@
 //! 1. only values that are present take part; null never erases;
 //! 2. a row changes only when a value becomes different, and then `updated_at` is the arrival of that message;
 //! 3. a message older than the newest one *seen* for its key changes nothing. A message that changes nothing still
-//!    moves "newest seen", so `updated_at` cannot stand in for it.
+//!    moves "newest seen", so `updated_at` cannot stand in for it. In one log the sequence says which is older: a wall
+//!    clock that is set back must not hold a row for as long as it was ahead. Between two logs only the arrival can.
 //!
 //! The result is what one transaction per message would have left behind, at the price of one write per row.
 
 use std::collections::BTreeMap;
 
 use super::encode::Cell;
-use crate::domain::Arrival;
+use crate::domain::{Arrival, Sequence};
 
 /// One message for a latest-state table.
 #[derive(Debug, Clone)]
 pub struct Message {
     pub key: String,
+    pub sequence: Sequence,
     pub arrival: Arrival,
     /// One per mapped column, the key among them.
     pub cells: Vec<Cell<'static>>,
+}
+
+/// The newest message of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    pub arrival: Arrival,
+    /// `None` in another log.
+    pub sequence: Option<Sequence>,
+}
+
+impl Seen {
+    fn is_newer_than(&self, message: &Message) -> bool {
+        match self.sequence {
+            Some(sequence) => message.sequence < sequence,
+            None => message.arrival < self.arrival,
+        }
+    }
 }
 
 /// A row and what is known of its key.
@@ -26,7 +45,7 @@ pub struct Message {
 pub struct Row {
     /// Values of the mapped columns; `None` when the table has no such row.
     pub cells: Option<Vec<Cell<'static>>>,
-    pub seen: Option<Arrival>,
+    pub seen: Option<Seen>,
     /// Set by the fold: arrival of the last message that changed something.
     pub updated_at: Option<Arrival>,
     /// Set by the fold: a message moved `seen`.
@@ -53,12 +72,13 @@ pub fn fold<'m>(
     for message in messages {
         fail::fail_point!(&format!("fold_{}", message.key));
         let row = rows.entry(message.key.clone()).or_default();
-        if row.seen.is_some_and(|seen| message.arrival < seen) {
+        if row.seen.is_some_and(|seen| seen.is_newer_than(message)) {
             folded.stale += 1;
             continue;
         }
-        row.seen_moved |= row.seen != Some(message.arrival);
-        row.seen = Some(message.arrival);
+        let seen = Seen { arrival: message.arrival, sequence: Some(message.sequence) };
+        row.seen_moved |= row.seen != Some(seen);
+        row.seen = Some(seen);
         if apply(row, fixed, message) {
             row.updated_at = Some(message.arrival);
         } else {
@@ -92,9 +112,15 @@ mod tests {
 
     const FREE: [bool; 3] = [false; 3];
 
-    fn message(key: &str, arrival: i64, values: &[Option<i64>]) -> Message {
+    fn message(key: &str, sequence: u64, values: &[Option<i64>]) -> Message {
         let cells = values.iter().map(|value| value.map_or(Cell::Null, Cell::Int8)).collect();
-        Message { key: key.to_owned(), arrival: Arrival(arrival), cells }
+        let arrival = arrival_of(sequence);
+        Message { key: key.to_owned(), sequence: Sequence(sequence), arrival, cells }
+    }
+
+    /// The clock is set back again and again.
+    fn arrival_of(sequence: u64) -> Arrival {
+        Arrival(1000 - sequence as i64)
     }
 
     fn values(row: &Row) -> Vec<Option<i64>> {
@@ -111,7 +137,7 @@ mod tests {
         let messages = [message("a", 1, &[Some(1), Some(2)]), message("a", 2, &[None, Some(3)])];
         assert_eq!(fold(&mut rows, &FREE, &messages), Folded::default());
         assert_eq!(values(&rows["a"]), [Some(1), Some(3)]);
-        assert_eq!(rows["a"].updated_at, Some(Arrival(2)));
+        assert_eq!(rows["a"].updated_at, Some(arrival_of(2)));
     }
 
     #[test]
@@ -125,7 +151,19 @@ mod tests {
         ];
         assert_eq!(fold(&mut rows, &FREE, &messages), Folded { unchanged: 1, stale: 1 });
         assert_eq!(values(&rows["a"]), [Some(3)]);
-        assert_eq!(rows["a"].seen, Some(Arrival(9)));
+        assert_eq!(rows["a"].seen.unwrap().sequence, Some(Sequence(9)));
+    }
+
+    #[test]
+    fn of_another_log_only_the_arrival_says_what_is_older() {
+        let mut rows = Rows::new();
+        let seen = Some(Seen { arrival: arrival_of(5), sequence: None });
+        rows.insert("a".to_owned(), Row { seen, ..Row::default() });
+        let older = message("a", 6, &[Some(1)]);
+        assert_eq!(fold(&mut rows, &FREE, [&older]), Folded { unchanged: 0, stale: 1 });
+        let messages = [message("a", 4, &[Some(2)]), message("a", 6, &[Some(3)])];
+        assert_eq!(fold(&mut rows, &FREE, &messages), Folded::default());
+        assert_eq!(values(&rows["a"]), [Some(3)], "it is this log's now");
     }
 
     #[test]
@@ -139,18 +177,19 @@ mod tests {
     /// What one transaction per message would do, written down as plainly as the rule.
     #[derive(Default, Clone)]
     struct Naive {
-        rows: BTreeMap<String, (Vec<Option<i64>>, i64)>,
-        seen: BTreeMap<String, i64>,
+        rows: BTreeMap<String, (Vec<Option<i64>>, Arrival)>,
+        seen: BTreeMap<String, u64>,
         folded: Folded,
     }
 
     impl Naive {
-        fn take(&mut self, key: &str, arrival: i64, values: &[Option<i64>]) {
-            if self.seen.get(key).is_some_and(|seen| arrival < *seen) {
+        fn take(&mut self, key: &str, sequence: u64, values: &[Option<i64>]) {
+            if self.seen.get(key).is_some_and(|seen| sequence < *seen) {
                 self.folded.stale += 1;
                 return;
             }
-            self.seen.insert(key.to_owned(), arrival);
+            self.seen.insert(key.to_owned(), sequence);
+            let arrival = arrival_of(sequence);
             let Some((row, updated_at)) = self.rows.get_mut(key) else {
                 self.rows.insert(key.to_owned(), (values.to_vec(), arrival));
                 return;
@@ -170,12 +209,12 @@ mod tests {
         #[test]
         fn a_folded_batch_leaves_what_single_messages_would(
             messages in prop::collection::vec(
-                ("[abc]", 0i64..20, prop::array::uniform3(prop::option::of(0i64..3))), 0..60),
+                ("[abc]", 0u64..20, prop::array::uniform3(prop::option::of(0i64..3))), 0..60),
             cut in 0usize..60,
         ) {
             let mut naive = Naive::default();
             let mut rows = Rows::new();
-            let mut updated: BTreeMap<String, i64> = BTreeMap::new();
+            let mut updated: BTreeMap<String, Arrival> = BTreeMap::new();
             let mut total = Folded::default();
             let cut = cut.min(messages.len());
             for batch in [&messages[..cut], &messages[cut..]] {
@@ -187,7 +226,7 @@ mod tests {
                 // As the table would hand the rows to the next batch.
                 for (key, row) in &mut rows {
                     if let Some(at) = row.updated_at.take() {
-                        updated.insert(key.clone(), at.0);
+                        updated.insert(key.clone(), at);
                     }
                 }
             }
@@ -198,7 +237,8 @@ mod tests {
             for (key, (expected, updated_at)) in &naive.rows {
                 prop_assert_eq!(&values(&rows[key]), expected);
                 prop_assert_eq!(updated[key], *updated_at);
-                prop_assert_eq!(rows[key].seen.map(|seen| seen.0), naive.seen.get(key).copied());
+                let seen = rows[key].seen.and_then(|seen| seen.sequence).map(|sequence| sequence.0);
+                prop_assert_eq!(seen, naive.seen.get(key).copied());
             }
         }
     }

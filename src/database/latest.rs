@@ -9,10 +9,10 @@ use super::bookkeeping;
 use super::catalog::{ColumnType, PlannedColumn};
 use super::encode::{Cell, convert};
 use super::error::{DatabaseError, postgres};
-use super::fold::{Folded, Message, Row, Rows, fold};
+use super::fold::{Folded, Message, Row, Rows, Seen, fold};
 use super::sql::{Timestamptz, qualified, quoted};
 use crate::config::TableSettings;
-use crate::domain::{Arrival, SinkName, StreamName};
+use crate::domain::{Arrival, LogIdentity, Record, Sequence, SinkName, StreamName};
 use crate::mapping::{Column, Fault, Value};
 
 /// Keys of one statement at most: parameters and locks stay small.
@@ -31,6 +31,7 @@ pub struct LatestPlan {
     /// Columns that are set when a row is made and never again.
     fixed: Vec<bool>,
     scope: String,
+    log: String,
     select: String,
     select_seen: String,
     upsert: String,
@@ -41,6 +42,7 @@ pub struct LatestPlan {
 pub struct LatestTable<'a> {
     pub schema: &'a str,
     pub table: &'a TableSettings,
+    pub log: LogIdentity,
     pub stream: &'a StreamName,
     pub sink: &'a SinkName,
     pub mapped: &'a [Column],
@@ -81,7 +83,8 @@ impl LatestPlan {
                 names.join(", ")
             ),
             select_seen: format!(
-                "SELECT key, seen_at FROM {seen} WHERE sink = $1 AND key = ANY($2)"
+                "SELECT key, seen_at, CASE WHEN log = $3 THEN sequence END FROM {seen} \
+                 WHERE sink = $1 AND key = ANY($2)"
             ),
             upsert: format!(
                 "INSERT INTO {table} AS present ({}) SELECT * FROM unnest({}) \
@@ -91,11 +94,15 @@ impl LatestPlan {
                 sets.join(", ")
             ),
             upsert_seen: format!(
-                "INSERT INTO {seen} AS present (sink, key, seen_at) \
-                 SELECT $1, * FROM unnest($2::text[], $3::timestamptz[]) \
-                 ON CONFLICT (sink, key) DO UPDATE SET seen_at = EXCLUDED.seen_at \
-                 WHERE present.seen_at < EXCLUDED.seen_at"
+                "INSERT INTO {seen} AS present (sink, key, log, seen_at, sequence) \
+                 SELECT $1, key, $3, seen_at, sequence \
+                 FROM unnest($2::text[], $4::timestamptz[], $5::bigint[]) AS new (key, seen_at, sequence) \
+                 ON CONFLICT (sink, key) DO UPDATE \
+                 SET log = EXCLUDED.log, seen_at = EXCLUDED.seen_at, sequence = EXCLUDED.sequence \
+                 WHERE CASE WHEN present.log = EXCLUDED.log THEN present.sequence < EXCLUDED.sequence \
+                 ELSE present.seen_at <= EXCLUDED.seen_at END"
             ),
+            log: of.log.to_string(),
             scope: format!("{}/{}", of.stream, of.sink),
             columns,
             key,
@@ -107,7 +114,7 @@ impl LatestPlan {
     pub fn message(
         &self,
         values: &[Value<'_>],
-        arrival: Arrival,
+        record: &Record<'_>,
     ) -> Result<Option<Message>, Fault> {
         let mut cells = Vec::with_capacity(values.len());
         for (value, column) in values.iter().zip(&self.columns) {
@@ -122,8 +129,9 @@ impl LatestPlan {
             .iter()
             .enumerate()
             .any(|(index, cell)| index != self.key && !self.fixed[index] && !cell.is_null());
-        let key = cells.get(self.key).and_then(Cell::key_text);
-        Ok(key.filter(|_| says_something).map(|key| Message { key, arrival, cells }))
+        let key = cells.get(self.key).and_then(Cell::key_text).filter(|_| says_something);
+        let (sequence, arrival) = (record.sequence, record.arrival);
+        Ok(key.map(|key| Message { key, sequence, arrival, cells }))
     }
 
     /// Reads, folds and writes the messages inside an open transaction.
@@ -179,7 +187,11 @@ impl LatestPlan {
         rows: &mut Rows,
     ) -> Result<(), DatabaseError> {
         let of_keys = [(&keys as _, Type::TEXT_ARRAY)];
-        let of_seen = [(&self.scope as _, Type::TEXT), (&keys as _, Type::TEXT_ARRAY)];
+        let of_seen = [
+            (&self.scope as _, Type::TEXT),
+            (&keys as _, Type::TEXT_ARRAY),
+            (&self.log as _, Type::TEXT),
+        ];
         let (current, seen) = tokio::join!(
             client.query_typed(&self.select, &of_keys),
             client.query_typed(&self.select_seen, &of_seen),
@@ -202,7 +214,9 @@ impl LatestPlan {
         for row in &seen {
             let key: String = row.try_get(0).map_err(unreadable)?;
             let Timestamptz(micros) = row.try_get(1).map_err(unreadable)?;
-            rows.entry(key).or_default().seen = Some(Arrival(micros));
+            let sequence: Option<i64> = row.try_get(2).map_err(unreadable)?;
+            let sequence = sequence.map(|sequence| Sequence(sequence as u64));
+            rows.entry(key).or_default().seen = Some(Seen { arrival: Arrival(micros), sequence });
         }
         Ok(())
     }
@@ -234,13 +248,19 @@ impl LatestPlan {
         client: &Client,
         rows: &[(&String, &Row)],
     ) -> Result<(), DatabaseError> {
-        let keys: Vec<&str> = rows.iter().map(|(key, _)| key.as_str()).collect();
-        let seen: Vec<Option<Timestamptz>> =
-            rows.iter().map(|(_, row)| row.seen.map(Timestamptz::from)).collect();
+        let (mut keys, mut arrivals, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
+        for (key, row) in rows {
+            let Some(Seen { arrival, sequence: Some(sequence) }) = row.seen else { continue };
+            keys.push(key.as_str());
+            arrivals.push(Timestamptz::from(arrival));
+            sequences.push(sequence.0 as i64);
+        }
         let parameters = [
             (&self.scope as _, Type::TEXT),
             (&keys as _, Type::TEXT_ARRAY),
-            (&seen as _, Type::TIMESTAMPTZ_ARRAY),
+            (&self.log as _, Type::TEXT),
+            (&arrivals as _, Type::TIMESTAMPTZ_ARRAY),
+            (&sequences as _, Type::INT8_ARRAY),
         ];
         client
             .query_typed(&self.upsert_seen, &parameters)

@@ -232,7 +232,7 @@ fn map_or_panic(
             Ok(()) => Mapped::Row,
             Err(fault) => Mapped::Dead(fault),
         },
-        Plan::Latest(plan) => match plan.message(values, record.arrival) {
+        Plan::Latest(plan) => match plan.message(values, record) {
             Ok(Some(message)) => {
                 batch.messages.push(message);
                 Mapped::Row

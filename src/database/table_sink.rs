@@ -122,6 +122,7 @@ impl TableSink {
                 let table = LatestTable {
                     schema,
                     table: &self.table,
+                    log: self.log,
                     stream: &self.stream.name,
                     sink: &self.table.sink,
                     mapped: mapper.columns(),

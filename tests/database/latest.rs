@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use telemetry::buffer::Incoming;
+use telemetry::database::{ReplayOutcome, replay};
 use telemetry::domain::Reason;
 use telemetry::observe::SinkState;
 
@@ -27,13 +28,50 @@ fn partial_equal_and_older_messages_leave_the_row_as_the_rule_says() {
         bench.feed("heatpump", vec![heatpump(r#""d50": 21.0, "d51": 2"#, 9)]).await;
         running.drained().await;
         assert_eq!(settings(), ["21 2 2026-03-14 07:21:05.412909+00"]);
-        // Older than the newest one seen, though newer than `updated_at`.
-        bench.feed("heatpump", vec![heatpump(r#""d50": 25"#, 5)]).await;
         // No setting at all is no settings message.
         bench.feed("heatpump", vec![heatpump(r#""d0": 3"#, 10)]).await;
         let books = running.drained().await;
         assert_eq!(settings(), ["21 2 2026-03-14 07:21:05.412909+00"]);
-        assert_eq!((books.delivered, books.unchanged, books.stale, books.filtered), (4, 1, 1, 1));
+        assert_eq!((books.delivered, books.unchanged, books.stale, books.filtered), (3, 1, 0, 1));
+        running.stop().await;
+        // Another log has seen a newer one: which is older, only the arrival says.
+        bench.rows(
+            "UPDATE homelab_settings.telemetry_latest_seen \
+             SET log = 'another', seen_at = seen_at + interval '1s'",
+        );
+        let running = bench.start("heatpump", "settings");
+        bench.feed("heatpump", vec![heatpump(r#""d50": 25"#, 5)]).await;
+        let books = running.drained().await;
+        assert_eq!(settings(), ["21 2 2026-03-14 07:21:05.412909+00"]);
+        assert_eq!((books.delivered, books.stale), (4, 1));
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_clock_that_was_ahead_holds_no_row_and_a_letter_from_then_is_older() {
+    local(async {
+        let bench = Bench::new().await;
+        let running = bench.start("plug", "power_plugs");
+        let plugs = || bench.rows("SELECT plug_id, status FROM power_plugs ORDER BY 1");
+        let hour = 3_600_000_000;
+        let state = |state: &str, micros| {
+            let payload = format!(r#"{{"POWER": "{state}"}}"#);
+            message("tele/desk/STATE", payload, at(micros))
+        };
+        bench.feed("plug", vec![state("ON", hour), message("tele//STATE", "{}", at(hour))]).await;
+        running.drained().await;
+        bench.feed("plug", vec![state("OFF", 1)]).await;
+        let books = running.drained().await;
+        assert_eq!(plugs(), ["desk f"]);
+        assert_eq!((books.delivered, books.stale), (2, 0));
+        let mut letter = bench.letters().await.remove(0);
+        letter.topic = "tele/desk/STATE".to_owned();
+        letter.payload = br#"{"POWER": "ON"}"#.to_vec();
+        let sink = bench.sink("plug", "power_plugs");
+        assert_eq!(replay(&sink, &letter).await.unwrap(), ReplayOutcome::Delivered);
+        assert_eq!(plugs(), ["desk f"], "what was received after it stays");
+        assert_eq!(running.drained().await.stale, 1);
         running.stop().await;
     });
 }

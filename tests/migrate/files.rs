@@ -144,6 +144,20 @@ async fn without_a_folder_only_the_nodes_own_tables_are_made() {
     assert_eq!(database.rows(tables), own);
 }
 
+/// Before it knew by the sequence what is newer.
+#[tokio::test]
+async fn what_latest_rows_have_seen_is_kept_when_a_first_version_is_replaced() {
+    let database = TestDatabase::new();
+    database.rows(
+        "CREATE TABLE telemetry_latest_seen (sink text, key text, seen_at timestamptz NOT NULL, \
+         PRIMARY KEY (sink, key)); \
+         INSERT INTO telemetry_latest_seen VALUES ('plug/power_plugs', 'desk', 'epoch')",
+    );
+    database.apply().await.unwrap();
+    let rows = "SELECT key, log IS NULL, sequence IS NULL FROM telemetry_latest_seen";
+    assert_eq!(database.rows(rows), ["desk t t"]);
+}
+
 #[tokio::test]
 async fn a_run_that_is_given_up_leaves_no_lock_and_no_half_of_a_file() {
     let database = TestDatabase::new();

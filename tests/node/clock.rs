@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use rig::eventually;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::world::{Changes, SOON, World};
 
@@ -37,7 +37,7 @@ fn an_hour_forward_and_back_is_told_once_each_and_stops_nothing() {
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
     ];
     let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
-    let world = World::start(Changes { environment, ..Changes::default() });
+    let world = World::start(Changes { environment, kafka: true, ..Changes::default() });
     let publisher = world.publisher();
     let jumps = |direction: &str| {
         let line = format!("telemetry_clock_jumps_total{{direction=\"{direction}\"}} ");
@@ -47,6 +47,13 @@ fn an_hour_forward_and_back_is_told_once_each_and_stops_nothing() {
     };
     assert_eq!((jumps("forward"), jumps("backward")), ("0".to_owned(), "0".to_owned()));
     let mut count = 0;
+    let desk = |state: &str| {
+        publisher.publish("plug", "tele/desk/STATE", json!({"POWER": state}).to_string());
+        let on = (state == "ON").to_string();
+        let row = "SELECT status::text FROM power_plugs WHERE plug_id = 'desk'";
+        let newest = || world.postgres.value("homelab_settings", row).is_ok_and(|is| is == on);
+        eventually(SOON, "the newest state, whatever the clock says", newest);
+    };
     let mut deliver = || {
         for _ in 0..50 {
             publisher.publish("energy", "saveeye/telemetry", reading(count));
@@ -56,14 +63,19 @@ fn an_hour_forward_and_back_is_told_once_each_and_stops_nothing() {
         eventually(SOON, "its rows", || world.count("telemetry", "energy_consumption") == count);
     };
     deliver();
+    desk("OFF");
+    let healthy = || world.node.get("/health").unwrap().json().unwrap()["state"] == "healthy";
+    eventually(SOON, "its topics are there", healthy);
     set("+3600");
     eventually(SOON, "the jump is counted", || jumps("forward") == "1");
     let health = world.node.get("/health").unwrap().json().unwrap();
     assert_eq!(health["state"], "healthy", "no stream is an hour silent: {}", health["because"]);
     deliver();
+    desk("ON");
     set("+0");
     eventually(SOON, "the way back too", || jumps("backward") == "1");
     deliver();
+    desk("OFF");
     assert_eq!(jumps("forward"), "1");
     let log = world.node.log_text();
     assert_eq!(log.matches("clock_jumped").count(), 2, "{log}");
@@ -72,6 +84,13 @@ fn an_hour_forward_and_back_is_told_once_each_and_stops_nothing() {
     let hours =
         "SELECT count(*) FROM energy_consumption WHERE time > now() + interval '30 minutes'";
     assert_eq!(world.postgres.value("telemetry", hours).unwrap(), "50");
+    let records = world.kafka_records("homelab-energy-realtime");
+    let total = |record: &rig::Record| {
+        let value: Value = serde_json::from_slice(&record.value).unwrap();
+        value["fields"]["active_energy_total"].as_u64().unwrap()
+    };
+    let totals: Vec<u64> = records.iter().map(total).collect();
+    assert_eq!(totals, (0..count).collect::<Vec<u64>>(), "as they were received");
     let health = world.node.get("/health").unwrap().json().unwrap();
     assert_eq!(health["state"], "healthy", "{health:#}");
     let restarts = health["parts"].as_object().unwrap().values().map(|part| &part["restarts"]);
