@@ -173,3 +173,47 @@ fn the_template_unit_differs_from_the_unit_in_its_instance_alone() {
         .replace("Directory=telemetry", "Directory=telemetry@%i");
     assert_eq!(unit("telemetry@.service").trim(), one.trim());
 }
+
+/// `node clock` is short for `cargo test --test node clock`, which runs what has that in its name: nothing, without a word,
+/// where it is spelt wrong.
+#[test]
+fn every_proof_that_the_guarantees_name_is_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/guarantees.md")).unwrap();
+    let mut proofs = 0;
+    for quoted in text.split('`').skip(1).step_by(2) {
+        let mut words = quoted.split_whitespace().peekable();
+        while words.next_if(|word| ["cargo", "test", "--test"].contains(word)).is_some() {}
+        let Some(names) = words.next().and_then(|target| test_names(root, target)) else {
+            continue;
+        };
+        let filters: Vec<&str> = words.filter(|word| *word != "--").collect();
+        assert!(filters.len() < 2 || quoted.contains(" -- "), "`{quoted}`: cargo refuses a second");
+        for filter in filters {
+            assert!(names.iter().any(|name| name.contains(filter)), "`{quoted}` runs no test");
+            proofs += 1;
+        }
+    }
+    assert!(proofs > 50, "{proofs}");
+}
+
+/// The functions of a target of `cargo test`, behind their modules; `None` when it is no target.
+fn test_names(root: &Path, target: &str) -> Option<Vec<String>> {
+    let folder = match target {
+        "--lib" => root.join("src"),
+        target => root.join("tests").join(target),
+    };
+    let mut files: Vec<_> =
+        Some(folder.with_extension("rs")).into_iter().filter(|file| file.is_file()).collect();
+    if folder.is_dir() {
+        sources(&folder, &mut files);
+    }
+    let names = files.iter().flat_map(|file| {
+        let text = fs::read_to_string(file).unwrap();
+        let module = file.strip_prefix(&folder).unwrap_or(Path::new("")).with_extension("");
+        let module = module.display().to_string().replace('/', "::");
+        let behind = |function: &str| format!("{module}::{}", function.split('(').next().unwrap());
+        text.split("fn ").skip(1).map(behind).collect::<Vec<_>>()
+    });
+    Some(names.collect()).filter(|names: &Vec<String>| !names.is_empty())
+}
