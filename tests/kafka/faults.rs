@@ -144,7 +144,10 @@ async fn an_authorization_refused_once_leaves_no_hole() {
 
 #[tokio::test]
 async fn a_producer_in_its_fatal_state_is_replaced() {
-    survives(RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER).await;
+    let stage = survives(RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER).await;
+    let view = stage.board.sink(&stream_name("energy"), &sink_name());
+    let climate = stage.board.sink(&stream_name("climate"), &sink_name());
+    assert!(view.meters.retries.get() + climate.meters.retries.get() > 0, "it was fatal");
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Kafka away, killed, robbed of a topic and told to take less: nothing is lost, nothing overtakes, and the tables do not notice.
 
+use std::time::{Duration, Instant};
+
 use rig::{Kafka, KafkaOptions, eventually};
 
 use crate::site::{STREAM, Site};
@@ -7,6 +9,8 @@ use crate::world::SOON;
 
 const TOPIC: &str = "readings";
 const ENSURE: &str = "ensure = { partitions = 2, replication = 1, retention_days = 1 }";
+/// As the site sets it.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_kafka_that_comes_late_and_is_killed_under_load_loses_nothing() {
@@ -36,6 +40,29 @@ fn a_kafka_that_comes_late_and_is_killed_under_load_loses_nothing() {
     site.world.node.start().unwrap();
     site.world.subscribed();
     kafka.restart().unwrap();
+    site.assert_topic_is_whole(&kafka);
+}
+
+/// Its connections stay: nobody is told that it is away, and the producer that waits for it may be renewed meanwhile.
+#[test]
+fn a_kafka_that_stands_still_longer_than_its_timeouts_loses_nothing() {
+    let kafka = Kafka::start().unwrap();
+    let mut site = Site::start(&kafka.bootstrap(), TOPIC, "", ENSURE);
+    site.publish(1_000);
+    site.assert_topic_is_whole(&kafka);
+
+    kafka.freeze();
+    let since = Instant::now();
+    site.publish(3_000);
+    site.assert_table_follows();
+    site.says("waiting", &[]);
+    eventually(MESSAGE_TIMEOUT * 3, "the whole of it", || {
+        since.elapsed() > MESSAGE_TIMEOUT * 5 / 2
+    });
+    site.publish(500);
+    site.assert_table_follows();
+    kafka.thaw();
+    site.publish(500);
     site.assert_topic_is_whole(&kafka);
 }
 
