@@ -60,6 +60,9 @@ fn a_server_frozen_for_longer_than_the_statement_timeout_gets_each_row_once() {
         let mut bench = Bench::on(Arc::new(Postgres::start().unwrap())).await;
         impatient(&mut bench);
         let running = at_work(&bench).await;
+        let sessions =
+            || bench.rows("SELECT pid FROM pg_stat_activity WHERE application_name = 'telemetry'");
+        let before = sessions();
         bench.cluster.freeze();
         bench.feed("energy", next_hundred()).await;
         let trouble = running.reaches(SinkState::Waiting).await.trouble.unwrap();
@@ -67,6 +70,8 @@ fn a_server_frozen_for_longer_than_the_statement_timeout_gets_each_row_once() {
         assert_eq!(running.sink.dependency().status().up, Some(false));
         bench.cluster.thaw();
         assert_eq!(running.drained().await.delivered, 200);
+        let kept = || sessions().iter().any(|session| before.contains(session));
+        eventually("the session that did not answer is gone", || !kept()).await;
         assert_once_each(&bench, 200).await;
         running.stop().await;
     });
@@ -414,6 +419,29 @@ fn a_locked_cursor_is_waited_for_and_leaves_no_sessions_behind() {
         other.batch_execute("COMMIT").await.unwrap();
         running.drained().await;
         assert_once_each(&bench, 200).await;
+        running.stop().await;
+    });
+}
+
+#[test]
+fn a_connection_cut_in_the_middle_of_a_copy_leaves_no_row_behind() {
+    const ROWS: usize = 5_000;
+    local(async {
+        let mut bench = Bench::new().await;
+        bench.feed("energy", energies(ROWS as i64)).await;
+        let proxy = Proxy::start(bench.cluster.port()).unwrap();
+        bench.settings.databases["telemetry"].port = proxy.port();
+        // A third of what so many rows take.
+        proxy.set(Link::Cutting(300_000));
+        let mut sink = bench.sink("energy", "energy_consumption");
+        Arc::make_mut(&mut sink.table).batch_rows_max = ROWS;
+        let running = bench.run(sink);
+        let cut_off = || running.sink.view().meters.error(ErrorClass::Transient).get();
+        eventually("it is cut off", || cut_off() > 0).await;
+        assert_eq!(bench.rows("SELECT count(*) FROM energy_consumption"), ["0"]);
+        proxy.set(Link::Fine);
+        running.drained().await;
+        assert_once_each(&bench, ROWS).await;
         running.stop().await;
     });
 }

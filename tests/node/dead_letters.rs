@@ -75,8 +75,16 @@ fn a_letter_is_corrected_checked_and_delivered_at_its_original_time() {
     let key = |index: usize| found[index]["letter"].as_str().unwrap().to_owned();
 
     let shown = printed(&dlq(&world, &["show", &key(0)]));
-    for word in ["current mapping", "energy_consumption: dead", "active_power_total", "wrong_type"]
-    {
+    let payload = energy("\"1\"", 1);
+    for word in [
+        "current mapping",
+        "energy_consumption: dead",
+        "active_power_total",
+        "wrong_type",
+        key(0).as_str(),
+        "saveeye/telemetry",
+        payload.as_str(),
+    ] {
         assert!(shown.contains(word), "{word} in\n{shown}");
     }
 

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rig::eventually;
+use rig::{Publisher, eventually};
 use serde_json::json;
 
 use crate::world::{Changes, SOON, World};
@@ -23,14 +23,13 @@ fn terminate(world: &mut World) {
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
 }
 
-#[test]
-fn a_stop_under_load_ends_in_time_and_loses_nothing() {
-    /// Messages a second.
-    const RATE: u64 = 2000;
-    let mut world = World::start(Changes { flooded: true, ..Changes::default() });
-    let publisher = world.publisher();
+/// Messages a second.
+const RATE: u64 = 2000;
+
+/// Publishes while `play` lasts; how many.
+fn under_load(publisher: &Publisher, play: impl FnOnce()) -> u64 {
     let ended = AtomicBool::new(false);
-    let count = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let load = scope.spawn(|| {
             let (mut count, begun) = (0, Instant::now());
             while !ended.load(Ordering::Relaxed) {
@@ -42,18 +41,14 @@ fn a_stop_under_load_ends_in_time_and_loses_nothing() {
             }
             count
         });
-        eventually(SOON, "the load arrives", || {
-            world.books("energy", "energy_consumption", "delivered") > RATE
-        });
-        let started = Instant::now();
-        let status = world.node.stop(STOP_LIMIT).unwrap();
-        assert!(status.success(), "{status} after {:?}", started.elapsed());
+        play();
         ended.store(true, Ordering::Relaxed);
         load.join().unwrap()
-    });
-    publisher.flush(SOON).unwrap();
-    world.node.start().unwrap();
-    world.subscribed();
+    })
+}
+
+/// Each message is a row, once.
+fn assert_all_rows(world: &World, count: u64) {
     eventually(SOON, "all rows", || world.count("telemetry", "energy_consumption") >= count);
     world.drained(SOON);
     let distinct = "SELECT count(DISTINCT active_energy_total) FROM energy_consumption";
@@ -62,31 +57,49 @@ fn a_stop_under_load_ends_in_time_and_loses_nothing() {
 }
 
 #[test]
+fn a_stop_under_load_ends_in_time_and_loses_nothing() {
+    let mut world = World::start(Changes { flooded: true, ..Changes::default() });
+    let publisher = world.publisher();
+    let count = under_load(&publisher, || {
+        eventually(SOON, "the load arrives", || {
+            world.books("energy", "energy_consumption", "delivered") > RATE
+        });
+        let started = Instant::now();
+        let status = world.node.stop(STOP_LIMIT).unwrap();
+        assert!(status.success(), "{status} after {:?}", started.elapsed());
+    });
+    publisher.flush(SOON).unwrap();
+    world.node.start().unwrap();
+    world.subscribed();
+    assert_all_rows(&world, count);
+}
+
+#[test]
 fn a_second_signal_ends_a_drain_at_once_and_what_is_pending_stays() {
-    let mut world = World::start(Changes::default());
+    let mut world = World::start(Changes { flooded: true, ..Changes::default() });
     world.postgres.freeze();
     let publisher = world.publisher();
-    for count in 0..100 {
-        publisher.publish("energy", "saveeye/telemetry", reading(count));
-    }
-    publisher.flush(SOON).unwrap();
-    eventually(SOON, "all are kept", || {
-        let streams = world.node.streams().unwrap_or_default();
-        streams["streams"][0]["status"]["sequence"] == 100
+    let count = under_load(&publisher, || {
+        eventually(SOON, "the load is kept", || {
+            let streams = world.node.streams().unwrap_or_default();
+            streams["streams"][0]["status"]["sequence"].as_u64() > Some(RATE)
+        });
+        terminate(&mut world);
+        eventually(SOON, "it drains", || world.node.log_text().contains("node_stopping"));
+        let ready = world.node.get("/health/ready").unwrap();
+        assert_eq!(ready.status, 503);
+        assert!(ready.body.contains("the node is stopping"), "{}", ready.body);
+        let second = Instant::now();
+        terminate(&mut world);
+        let status = world.node.daemon().wait(STOP_LIMIT).unwrap();
+        assert!(status.success(), "{status}");
+        assert!(second.elapsed() < Duration::from_secs(5), "{:?}", second.elapsed());
     });
-    terminate(&mut world);
-    eventually(SOON, "it drains", || world.node.log_text().contains("node_stopping"));
-    let ready = world.node.get("/health/ready").unwrap();
-    assert!(ready.status == 503 && ready.body.contains("the node is stopping"), "{}", ready.body);
-    let second = Instant::now();
-    terminate(&mut world);
-    let status = world.node.daemon().wait(STOP_LIMIT).unwrap();
-    assert!(status.success(), "{status}");
-    assert!(second.elapsed() < Duration::from_secs(10), "{:?}", second.elapsed());
+    publisher.flush(SOON).unwrap();
     world.postgres.thaw();
     world.node.start().unwrap();
-    eventually(SOON, "all rows", || world.count("telemetry", "energy_consumption") == 100);
-    world.drained(SOON);
+    world.subscribed();
+    assert_all_rows(&world, count);
 }
 
 #[test]

@@ -32,12 +32,14 @@ pub enum Link {
     Slow(usize),
     /// The first bytes, wherever the client sends them, arrive as the second.
     Replacing(&'static [u8], &'static [u8]),
+    /// Carries so many bytes of what a client sends, and ends that connection by a reset.
+    Cutting(usize),
 }
 
 impl Link {
     fn carries(self, direction: Direction) -> bool {
         match (self, direction) {
-            (Link::Fine | Link::Slow(_) | Link::Replacing(..), _) => true,
+            (Link::Fine | Link::Slow(_) | Link::Replacing(..) | Link::Cutting(_), _) => true,
             (Link::BlackHole, _) => false,
             (Link::SilentToServer, direction) => direction == Direction::ToClient,
             (Link::SilentToClient, direction) => direction == Direction::ToServer,
@@ -136,6 +138,7 @@ async fn pump(
     mut weather: watch::Receiver<Weather>,
 ) -> std::io::Result<()> {
     let mut bytes = vec![0; PIECE_BYTES];
+    let mut carried = 0;
     loop {
         let link = weather.borrow_and_update().link;
         let piece = match link {
@@ -153,6 +156,13 @@ async fn pump(
             return to.shutdown().await;
         }
         match link {
+            Link::Cutting(limit) if direction == Direction::ToServer => {
+                carried += count;
+                if carried > limit {
+                    return Err(std::io::ErrorKind::ConnectionReset.into());
+                }
+                to.write_all(&bytes[..count]).await?;
+            }
             Link::Replacing(what, by) if direction == Direction::ToServer => {
                 to.write_all(&replaced(&bytes[..count], what, by)).await?;
             }
