@@ -43,7 +43,7 @@ pub static FAULTS: &[Fault] = &[
     at("crash-kafka-letters-kept", "a dead letter is durable, the topic's cursor before it"),
     at("crash-begin", "a transaction is about to begin"),
     at("crash-copying", "the rows are sent, their COPY not ended"),
-    at("crash-copied", "the rows are copied, the transaction open"),
+    at("crash-copied", "the COPY is answered, the commit on its way"),
     at("crash-latest-written", "latest rows are written, the transaction open"),
     at("crash-cursor", "the cursor is about to move"),
     at("crash-committed", "the commit is answered"),
