@@ -28,6 +28,8 @@ pub struct Verdict {
     pub stuck: Vec<String>,
     /// The node says that the disk lost something. No fault harms what a file holds on stable storage.
     pub alarms: Vec<String>,
+    /// Acknowledged messages that are at every place where their kind belongs.
+    pub delivered: u64,
     pub dead: u64,
     pub repeated: u64,
     /// Handed to the node twice by a broker that had been cut off, in the stream that declares no message id.
@@ -152,8 +154,14 @@ impl<'a> Sink<'a> {
         sink
     }
 
-    /// Takes out what belongs to `message`; what is left in the end is foreign.
-    fn judge(&mut self, message: &Message, entry: &Entry, cut: bool, verdict: &mut Verdict) {
+    /// Takes out what belongs to `message`; what is left in the end is foreign. Whether it is where it belongs.
+    fn judge(
+        &mut self,
+        message: &Message,
+        entry: &Entry,
+        cut: bool,
+        verdict: &mut Verdict,
+    ) -> bool {
         let there = self.there.remove(&message.number).unwrap_or_default();
         let dead = self.dead.remove(&message.number).unwrap_or_default();
         let name = || format!("{}: {:?} {}", self.title(), message.kind, message.number);
@@ -182,6 +190,7 @@ impl<'a> Sink<'a> {
             verdict.changed.push(name());
         }
         verdict.dead += dead.len() as u64;
+        right > 0
     }
 
     fn title(&self) -> String {
@@ -212,7 +221,11 @@ pub fn judge(published: &Published<'_>, found: &Found, fresh: &[(&str, Reading)]
         for (message, entry) in published.messages.iter().zip(published.entries) {
             if message.stream.name == stream.name {
                 let cut = published.broker_was_cut;
-                sinks.iter_mut().for_each(|sink| sink.judge(message, entry, cut, &mut verdict));
+                let mut everywhere = entry.acked;
+                for sink in &mut sinks {
+                    everywhere &= sink.judge(message, entry, cut, &mut verdict);
+                }
+                verdict.delivered += u64::from(everywhere);
             }
         }
         sinks.iter().for_each(|sink| sink.leftovers(&mut verdict));

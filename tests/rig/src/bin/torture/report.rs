@@ -1,7 +1,8 @@
 //! What a run prints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -13,15 +14,38 @@ use crate::round::Outcome;
 pub struct Report {
     rounds: u64,
     sum: Outcome,
-    /// By fault: how often it was taken. Every fault of the list is here.
-    taken: BTreeMap<&'static str, u64>,
+    /// By fault. Every fault of the list is here.
+    tallies: BTreeMap<&'static str, Tally>,
     failed: bool,
+}
+
+/// What the rounds that took one fault came to. A round counts for each fault it took, so a column has no sum.
+#[derive(Default)]
+struct Tally {
+    taken: u64,
+    rounds: u64,
+    acked: u64,
+    delivered: u64,
+    lost: usize,
+    doubled: usize,
+    recovery: Duration,
+}
+
+impl Tally {
+    fn add(&mut self, outcome: &Outcome) {
+        self.rounds += 1;
+        self.acked += outcome.acked;
+        self.delivered += outcome.verdict.delivered;
+        self.lost += outcome.verdict.lost.len();
+        self.doubled += outcome.verdict.doubled.len();
+        self.recovery = self.recovery.max(outcome.recovery);
+    }
 }
 
 impl Report {
     pub fn new(faults: &[&'static Fault]) -> Self {
-        let taken = faults.iter().map(|fault| (fault.name, 0)).collect();
-        Self { rounds: 0, sum: Outcome::default(), taken, failed: false }
+        let tallies = faults.iter().map(|fault| (fault.name, Tally::default())).collect();
+        Self { rounds: 0, sum: Outcome::default(), tallies, failed: false }
     }
 
     /// Prints the round's line; false when it did not hold.
@@ -37,9 +61,6 @@ impl Report {
                 return false;
             }
         };
-        for name in &outcome.taken {
-            *self.taken.entry(name).or_default() += 1;
-        }
         println!(
             "seed {seed:<6} {:>5} acked  {:>5.1} s to recover  {names}",
             outcome.acked,
@@ -50,8 +71,18 @@ impl Report {
             self.failed = true;
             println!("FAILED\n{}", outcome.verdict);
         }
+        self.tally(&outcome);
         self.sum.add(outcome);
         held
+    }
+
+    fn tally(&mut self, outcome: &Outcome) {
+        for name in &outcome.taken {
+            self.tallies.entry(name).or_default().taken += 1;
+        }
+        for name in outcome.taken.iter().collect::<BTreeSet<_>>() {
+            self.tallies.entry(name).or_default().add(outcome);
+        }
     }
 
     pub fn held(&self) -> bool {
@@ -60,7 +91,7 @@ impl Report {
 
     /// Of the list: what no round has taken so far.
     pub fn never_taken(&self) -> Vec<&'static str> {
-        let never = self.taken.iter().filter(|(_, times)| **times == 0);
+        let never = self.tallies.iter().filter(|(_, tally)| tally.taken == 0);
         never.map(|(name, _)| *name).collect()
     }
 
@@ -68,15 +99,30 @@ impl Report {
     pub fn demand_all(&mut self) {
         self.failed |= !self.never_taken().is_empty();
     }
+
+    fn table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:<30} {:>5} {:>6} {:>7} {:>9} {:>4} {:>7} {:>10}",
+            "fault", "taken", "rounds", "acked", "delivered", "lost", "doubled", "recovery_s"
+        )?;
+        for (name, tally) in self.tallies.iter().filter(|(_, tally)| tally.taken > 0) {
+            let Tally { taken, rounds, acked, delivered, lost, doubled, recovery } = tally;
+            let seconds = recovery.as_secs_f64();
+            writeln!(
+                f,
+                "{name:<30} {taken:>5} {rounds:>6} {acked:>7} {delivered:>9} {lost:>4} {doubled:>7} {seconds:>10.1}"
+            )?;
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Outcome { acked, recovery, overlapped, verdict, .. } = &self.sum;
-        writeln!(f, "\n{:<30} taken", "fault")?;
-        for (name, times) in self.taken.iter().filter(|(_, times)| **times > 0) {
-            writeln!(f, "{name:<30} {times:>5}")?;
-        }
+        writeln!(f)?;
+        self.table(f)?;
         let never = self.never_taken();
         if !never.is_empty() {
             writeln!(f, "never taken: {}", never.join(", "))?;
@@ -95,5 +141,40 @@ impl fmt::Display for Report {
             verdict.repeated,
             verdict.made_twice,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::faults;
+    use crate::oracle::Verdict;
+
+    fn outcome(taken: &[&'static str], acked: u64, seconds: u64, lost: u64) -> Outcome {
+        let verdict = Verdict {
+            delivered: acked - lost,
+            lost: (0..lost).map(|number| number.to_string()).collect(),
+            dead: 3,
+            ..Verdict::default()
+        };
+        let recovery = Duration::from_secs(seconds);
+        Outcome { acked, recovery, taken: taken.to_vec(), verdict, ..Outcome::default() }
+    }
+
+    #[test]
+    fn each_fault_has_the_sums_of_the_rounds_that_took_it() {
+        let mut report = Report::new(&faults::chosen("node-", 1).unwrap());
+        assert!(report.enter(7, &[], Ok(outcome(&["node-kill", "node-stop"], 1_000, 2, 0))));
+        assert!(!report.enter(8, &[], Ok(outcome(&["node-kill", "node-kill"], 500, 4, 2))));
+        let expected = "
+fault                          taken rounds   acked delivered lost doubled recovery_s
+node-kill                          3      2    1500      1498    2       0        4.0
+node-stop                          1      1    1000      1000    0       0        2.0
+never taken: node-freeze, node-kill-in-start, node-kill-twice
+taken while another lasted: 0
+
+rounds=2 acked=1500 lost=2 doubled=0 reordered=0 dead=6 slowest_recovery_s=4.0
+(repeated to Kafka under the same telemetry-id 0, made twice by a broker that was cut off 0)";
+        assert_eq!(report.to_string(), expected);
     }
 }

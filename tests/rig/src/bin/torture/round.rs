@@ -43,6 +43,7 @@ impl Outcome {
         sum.lost.extend(new.lost);
         sum.doubled.extend(new.doubled);
         sum.reordered.extend(new.reordered);
+        sum.delivered += new.delivered;
         sum.dead += new.dead;
         sum.repeated += new.repeated;
         sum.made_twice += new.made_twice;
