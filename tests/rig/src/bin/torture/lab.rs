@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use rig::{
-    Disk, FileSystem, Homelab, KafkaCluster, KafkaOptions, Mosquitto, MosquittoOptions, Node,
-    PASSWORD, Postgres, PostgresOptions, Proxy, Streams, free_port, until,
+    Disk, Homelab, KafkaCluster, KafkaOptions, Mosquitto, MosquittoOptions, Node, PASSWORD,
+    Postgres, PostgresOptions, Proxy, Streams, free_port, until,
 };
 
 use crate::faults::Fault;
@@ -25,7 +25,7 @@ const TOLD_COLUMNS: usize = 240;
 /// Everything a fault can lay hands on. Fields are dropped, and so ended, from the first to the last.
 pub struct Lab {
     pub node: Node,
-    /// The node's own; `None` where the system does not let us have one.
+    /// The node's own; `None` where it was not asked for or the system does not let us have one.
     pub disk: Option<Disk>,
     pub to_broker: Proxy,
     pub to_database: Proxy,
@@ -51,7 +51,7 @@ impl Lab {
     pub fn open(
         folder: &Path,
         binary: &Path,
-        filesystem: FileSystem,
+        disk: Option<Disk>,
         kafka_nodes: usize,
     ) -> Result<Self> {
         let at = |name: &str| Some(folder.join(name));
@@ -69,7 +69,6 @@ impl Lab {
         let to_broker = Proxy::start(mosquitto.port())?;
         let to_database = Proxy::start(postgres.port())?;
         let http_port = free_port();
-        let disk = own_disk(folder, filesystem);
         let state = disk.as_ref().map_or_else(|| folder.to_owned(), Disk::mount_point);
         let mut homelab = configuration(&state.join("state"), http_port)?;
         homelab.broker(to_broker.port());
@@ -150,16 +149,6 @@ fn own_databases(homelab: &mut Homelab, postgres: &Postgres) -> Result<()> {
         postgres.execute("postgres", &format!("ALTER DATABASE {dbname} OWNER TO {ROLE}"))?;
     }
     Ok(())
-}
-
-fn own_disk(folder: &Path, filesystem: FileSystem) -> Option<Disk> {
-    match Disk::open(&folder.join("disk"), filesystem) {
-        Ok(disk) => Some(disk),
-        Err(error) => {
-            println!("No disk of the node's own, so no power cuts: {error:#}");
-            None
-        }
-    }
 }
 
 fn shortened(lines: &str) -> String {

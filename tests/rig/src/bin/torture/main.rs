@@ -6,67 +6,48 @@ mod chronicle;
 mod collect;
 mod faults;
 mod lab;
+mod options;
 mod oracle;
 mod plan;
 mod report;
 mod round;
 mod traffic;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use rig::{Disk, FileSystem, on_signal, target};
+use rig::{Disk, on_signal, target};
 
 use faults::Fault;
 use lab::Lab;
+use options::Options;
 use report::Report;
 use round::Run;
 
 /// Faults whose moment did not come in the rounds that should have taken them.
 const FURTHER_ROUNDS_MAX: u64 = 20;
 
-/// Rounds of faults under load, and whether anything was lost, doubled, reordered or stuck.
-#[derive(Debug, Parser)]
-struct Options {
-    /// The node's binary; only a build with fail points can take the crashes.
-    #[arg(long)]
-    node: PathBuf,
-    #[arg(long, default_value = "40")]
-    rounds: u64,
-    /// Of the first round; each further one has the next number.
-    #[arg(long, default_value = "1")]
-    seed: u64,
-    /// Only faults whose name is or contains one of these, separated by commas.
-    #[arg(long, default_value = "")]
-    faults: String,
-    /// What the node's state is on.
-    #[arg(long, value_enum, default_value = "ext4")]
-    filesystem: FileSystem,
-    /// Kafka brokers; of three, each has every record, and the leaders of topics come and go.
-    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u8).range(1..=3))]
-    kafka_nodes: u8,
-    /// Print the list of faults and end.
-    #[arg(long)]
-    list: bool,
+fn main() -> ExitCode {
+    ExitCode::from(status(run(&Options::parse())))
 }
 
-fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+/// As the shell sees it: 0 only when every round held.
+fn status(outcome: Result<bool>) -> u8 {
+    match outcome {
+        Ok(held) => u8::from(!held),
         Err(error) => {
             eprintln!("torture: {error:#}");
-            ExitCode::FAILURE
+            1
         }
     }
 }
 
 /// Whether every round held.
 fn run(options: &Options) -> Result<bool> {
-    let mut faults = faults::chosen(&options.faults, options.kafka_nodes.into())?;
+    let (faults, left_out) = chosen(options)?;
     if options.list {
         faults.iter().for_each(|fault| println!("{:<28} {}", fault.name, fault.meaning));
         return Ok(true);
@@ -87,23 +68,58 @@ fn run(options: &Options) -> Result<bool> {
     }
     let began = Instant::now();
     println!("Private servers below {}", folder.display());
-    let lab = Lab::open(&folder, &options.node, options.filesystem, options.kafka_nodes.into())?;
-    if lab.disk.is_none() {
-        faults.retain(|fault| !fault.needs_disk());
-    }
+    let disk = own_disk(options, &folder, &faults)?;
+    let lab = Lab::open(&folder, &options.node, disk, options.kafka_nodes.into())?;
     let mut run = Run::new(lab)?;
-    let mut report = Report::new(&faults);
+    let mut report = Report::new(&faults, &left_out);
     rounds(options, &faults, &mut run, &mut report);
-    let held = report.held();
-    if !held {
-        println!("the folder of the run: {}", folder.display());
-    }
     run.end();
     println!("{report}\n{:.0} s", began.elapsed().as_secs_f64());
-    if held {
-        std::fs::remove_dir_all(&folder).context("remove the run's folder")?;
+    leave(&folder, report.held())?;
+    Ok(report.held())
+}
+
+/// The faults of the run, and of those asked for the ones it goes without.
+fn chosen(options: &Options) -> Result<(Vec<&'static Fault>, Vec<&'static Fault>)> {
+    let all = faults::chosen(&options.faults, options.kafka_nodes.into())?;
+    let (faults, left_out): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|fault| !(options.without_disk && fault.needs_disk()));
+    if faults.is_empty() {
+        bail!("without a disk of the node's own there is nothing to take of {:?}", options.faults);
     }
-    Ok(held)
+    Ok((faults, left_out))
+}
+
+/// Where the system does not let us have one, a run that takes no fault of it goes on; any other would promise more
+/// than it did.
+fn own_disk(options: &Options, folder: &Path, faults: &[&'static Fault]) -> Result<Option<Disk>> {
+    if options.without_disk {
+        return Ok(None);
+    }
+    let error = match Disk::open(&folder.join("disk"), options.filesystem) {
+        Ok(disk) => return Ok(Some(disk)),
+        Err(error) => error,
+    };
+    let of_disk = faults.iter().filter(|fault| fault.needs_disk()).map(|fault| fault.name);
+    let of_disk: Vec<_> = of_disk.collect();
+    if of_disk.is_empty() {
+        println!("No disk of the node's own: {error:#}");
+        return Ok(None);
+    }
+    Err(error.context(format!(
+        "without a disk of the node's own (root, loop devices) these would never be taken: {}; \
+         `make torture DISK=no` goes without them",
+        of_disk.join(", ")
+    )))
+}
+
+/// What is needed to look into a failure stays.
+fn leave(folder: &Path, held: bool) -> Result<()> {
+    if held {
+        return std::fs::remove_dir_all(folder).context("remove the run's folder");
+    }
+    println!("the folder of the run: {}", folder.display());
+    Ok(())
 }
 
 /// Without them no crash would ever come, and the run would not say so before its end.
@@ -157,20 +173,45 @@ fn round(
     let held = report.enter(seed, &plan, outcome);
     if !held {
         println!("{}", run.story());
-        println!("again: {}", command(options, seed, words));
+        println!("again: {}", options.again(seed, words));
     }
     held
 }
 
-fn command(options: &Options, seed: u64, words: &str) -> String {
-    let list = if words.is_empty() { String::new() } else { format!(" FAULTS={words}") };
-    let filesystem = match options.filesystem {
-        FileSystem::Ext4 => "",
-        FileSystem::Xfs => " FILESYSTEM=xfs",
-    };
-    let nodes = match options.kafka_nodes {
-        1 => String::new(),
-        nodes => format!(" KAFKA_NODES={nodes}"),
-    };
-    format!("make torture ROUNDS=1 SEED={seed}{list}{filesystem}{nodes}")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_run_that_held_ends_with_0_and_without_its_folder() {
+        let parent = rig::Folder::new(None, "torture-leave").unwrap();
+        for (held, expected) in [(false, 1), (true, 0)] {
+            let folder = parent.join("run");
+            std::fs::create_dir_all(&folder).unwrap();
+            leave(&folder, held).unwrap();
+            assert_eq!((status(Ok(held)), folder.exists()), (expected, !held));
+        }
+        assert_eq!(status(Err(anyhow::anyhow!("no server"))), 1);
+    }
+
+    #[test]
+    fn only_who_says_so_goes_without_the_faults_of_the_disk() {
+        let options = |more: &[&str]| {
+            let words = ["torture", "--node", "telemetry"];
+            Options::parse_from(words.iter().chain(more))
+        };
+        let (faults, left_out) = chosen(&options(&[])).unwrap();
+        assert!(left_out.is_empty() && faults.iter().any(|fault| fault.needs_disk()));
+        let (faults, left_out) = chosen(&options(&["--without-disk"])).unwrap();
+        assert!(!faults.iter().any(|fault| fault.needs_disk()));
+        assert!(left_out.len() > 4 && left_out.iter().all(|fault| fault.needs_disk()));
+        assert!(chosen(&options(&["--without-disk", "--faults", "power"])).is_err());
+        // A folder below a file: there no disk can be made, whoever runs this test.
+        let nowhere = Path::new("/dev/null/torture");
+        let all = options(&[]);
+        let refused = own_disk(&all, nowhere, &chosen(&all).unwrap().0).unwrap_err();
+        assert!(format!("{refused:#}").contains("power-cut, power-cut-twice"), "{refused:#}");
+        let others = options(&["--faults", "node"]);
+        assert!(own_disk(&others, nowhere, &chosen(&others).unwrap().0).unwrap().is_none());
+    }
 }

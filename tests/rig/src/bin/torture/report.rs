@@ -16,6 +16,8 @@ pub struct Report {
     sum: Outcome,
     /// By fault. Every fault of the list is here.
     tallies: BTreeMap<&'static str, Tally>,
+    /// Those the run was told to go without.
+    left_out: Vec<&'static str>,
     failed: bool,
 }
 
@@ -43,9 +45,10 @@ impl Tally {
 }
 
 impl Report {
-    pub fn new(faults: &[&'static Fault]) -> Self {
+    pub fn new(faults: &[&'static Fault], left_out: &[&'static Fault]) -> Self {
         let tallies = faults.iter().map(|fault| (fault.name, Tally::default())).collect();
-        Self { rounds: 0, sum: Outcome::default(), tallies, failed: false }
+        let left_out = left_out.iter().map(|fault| fault.name).collect();
+        Self { rounds: 0, sum: Outcome::default(), tallies, left_out, failed: false }
     }
 
     /// Prints the round's line; false when it did not hold.
@@ -127,6 +130,10 @@ impl fmt::Display for Report {
         if !never.is_empty() {
             writeln!(f, "never taken: {}", never.join(", "))?;
         }
+        if !self.left_out.is_empty() {
+            let names = self.left_out.join(", ");
+            writeln!(f, "never taken, for want of a disk of the node's own: {names}")?;
+        }
         writeln!(f, "taken while another lasted: {overlapped}")?;
         write!(
             f,
@@ -150,6 +157,10 @@ mod tests {
     use crate::faults;
     use crate::oracle::Verdict;
 
+    fn chosen(words: &str) -> Vec<&'static Fault> {
+        faults::chosen(words, 1).unwrap()
+    }
+
     fn outcome(taken: &[&'static str], acked: u64, seconds: u64, lost: u64) -> Outcome {
         let verdict = Verdict {
             delivered: acked - lost,
@@ -163,7 +174,7 @@ mod tests {
 
     #[test]
     fn each_fault_has_the_sums_of_the_rounds_that_took_it() {
-        let mut report = Report::new(&faults::chosen("node-", 1).unwrap());
+        let mut report = Report::new(&chosen("node-"), &[]);
         assert!(report.enter(7, &[], Ok(outcome(&["node-kill", "node-stop"], 1_000, 2, 0))));
         assert!(!report.enter(8, &[], Ok(outcome(&["node-kill", "node-kill"], 500, 4, 2))));
         let expected = "
@@ -176,5 +187,40 @@ taken while another lasted: 0
 rounds=2 acked=1500 lost=2 doubled=0 reordered=0 dead=6 slowest_recovery_s=4.0
 (repeated to Kafka under the same telemetry-id 0, made twice by a broker that was cut off 0)";
         assert_eq!(report.to_string(), expected);
+    }
+
+    #[test]
+    fn one_bad_round_fails_the_run_whatever_comes_after_it() {
+        let bad = Verdict { stuck: vec!["energy".to_owned()], ..Verdict::default() };
+        let bad = Outcome { verdict: bad, ..Outcome::default() };
+        for outcome in [Ok(bad), Err(anyhow::anyhow!("the node ended by itself"))] {
+            let mut report = Report::new(&chosen("node-kill"), &[]);
+            assert!(report.held());
+            assert!(!report.enter(1, &[], outcome));
+            assert!(report.enter(2, &[], Ok(outcome_of("node-kill"))));
+            assert!(!report.held());
+            assert!(report.to_string().contains("rounds=2"));
+        }
+    }
+
+    fn outcome_of(fault: &'static str) -> Outcome {
+        outcome(&[fault], 1, 1, 0)
+    }
+
+    #[test]
+    fn a_fault_never_taken_is_named_and_fails_the_run_unless_it_was_left_out() {
+        let mut report = Report::new(&chosen("node-kill-twice,node-stop"), &chosen("power-cut"));
+        report.enter(1, &[], Ok(outcome_of("node-stop")));
+        assert_eq!(report.never_taken(), ["node-kill-twice"]);
+        let text = report.to_string();
+        assert!(text.contains("\nnever taken: node-kill-twice\n"), "{text}");
+        let left_out = "\nnever taken, for want of a disk of the node's own: power-cut\n";
+        assert!(text.contains(left_out), "{text}");
+        report.demand_all();
+        assert!(!report.held());
+        let mut report = Report::new(&chosen("node-stop"), &chosen("power-cut"));
+        report.enter(1, &[], Ok(outcome_of("node-stop")));
+        report.demand_all();
+        assert!(report.held());
     }
 }
