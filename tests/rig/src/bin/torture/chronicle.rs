@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use anyhow::{Context, Result, bail};
-use rig::{Follower, KafkaCluster, Record};
+use rig::{Follower, Record};
 
 use crate::collect::Reading;
 use crate::traffic::{STREAMS, Stream};
 
 /// Everything read so far.
+#[derive(Default)]
 pub struct Chronicle {
-    follower: Follower,
     /// By topic, the stream whose it is.
     streams: HashMap<String, &'static Stream>,
     /// By `telemetry-id`: the content.
@@ -27,20 +27,10 @@ pub struct Chronicle {
 }
 
 impl Chronicle {
-    /// # Errors
-    /// When a topic does not exist.
-    pub fn new(kafka: &KafkaCluster, topics: &[String]) -> Result<Self> {
-        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-        Ok(Self {
-            follower: kafka.follow(&names)?,
-            streams: topics.iter().cloned().zip(&STREAMS).collect(),
-            contents: HashMap::new(),
-            newest: HashMap::new(),
-            fresh: Vec::new(),
-            reordered: Vec::new(),
-            changed: Vec::new(),
-            repeated: 0,
-        })
+    /// The topics of the streams, in their order.
+    pub fn new(topics: &[&str]) -> Self {
+        let names = topics.iter().map(|topic| (*topic).to_owned());
+        Self { streams: names.zip(&STREAMS).collect(), ..Self::default() }
     }
 
     /// Forgets what only the last round's judgement needed.
@@ -53,8 +43,8 @@ impl Chronicle {
 
     /// # Errors
     /// When Kafka does not answer, or a record is none of the node's.
-    pub fn read_on(&mut self) -> Result<()> {
-        for (topic, record) in self.follower.read()? {
+    pub fn read_on(&mut self, follower: &mut Follower) -> Result<()> {
+        for (topic, record) in follower.read()? {
             self.enter(&topic, &record).with_context(|| {
                 let value = String::from_utf8_lossy(&record.value);
                 format!("a record of {topic}, offset {}: {value}", record.offset)
@@ -117,4 +107,76 @@ fn reading(stream: &Stream, record: &Record) -> Result<Reading> {
         number: number as u64,
         value: value.map(|value| value as u32),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of the plug p1, as the node would write it under this sequence.
+    fn record(sequence: u64, value: u32) -> Record {
+        let json = serde_json::json!({
+            "ts": "2026-03-14T07:21:05Z",
+            "tags": {"plug_id": "p1"},
+            "fields": {"uptime_seconds": sequence, "wifi_rssi": value},
+        });
+        Record {
+            key: Some(b"p1".to_vec()),
+            value: json.to_string().into_bytes(),
+            headers: vec![("telemetry-id".to_owned(), id(sequence).into_bytes())],
+            timestamp: Some(1),
+            partition: 0,
+            offset: 0,
+        }
+    }
+
+    fn id(sequence: u64) -> String {
+        format!("homelab-1/plug/{sequence}")
+    }
+
+    fn chronicle(records: &[Record]) -> Chronicle {
+        let mut chronicle = Chronicle::new(&["energy", "indoor", "heatpump", "plugs"]);
+        for record in records {
+            chronicle.enter("plugs", record).unwrap();
+        }
+        chronicle
+    }
+
+    #[test]
+    fn records_in_order_are_each_fresh_and_the_last_is_the_newest() {
+        let chronicle = chronicle(&[record(1, 7), record(2, 8)]);
+        assert_eq!((chronicle.fresh.len(), chronicle.count("plug")), (2, 2));
+        assert_eq!(chronicle.newest("plug").map(|last| last.number).collect::<Vec<_>>(), [2]);
+        assert!(chronicle.reordered.is_empty() && chronicle.changed.is_empty());
+        assert_eq!(chronicle.repeated, 0);
+    }
+
+    #[test]
+    fn a_record_that_comes_after_a_later_one_of_its_device_is_reordered() {
+        let chronicle = chronicle(&[record(2, 8), record(1, 7)]);
+        let told = format!("{} came after sequence 2 of the same device", id(1));
+        assert_eq!(chronicle.reordered, [told]);
+    }
+
+    #[test]
+    fn a_repeat_is_no_new_record_and_must_say_the_same() {
+        let again = chronicle(&[record(1, 7), record(2, 8), record(1, 7)]);
+        assert_eq!((again.fresh.len(), again.repeated), (2, 1));
+        assert!(again.changed.is_empty() && again.reordered.is_empty());
+        let other = chronicle(&[record(1, 7), record(1, 8)]);
+        assert_eq!(other.changed, [format!("{} came again with another content", id(1))]);
+        let mut later = record(1, 7);
+        later.timestamp = Some(2);
+        assert_eq!(chronicle(&[record(1, 7), later]).changed.len(), 1);
+    }
+
+    #[test]
+    fn a_record_that_is_none_of_the_nodes_is_an_error() {
+        let mut chronicle = chronicle(&[]);
+        let without_id = Record { headers: Vec::new(), ..record(1, 7) };
+        let of_another = Record { key: Some(b"p2".to_vec()), ..record(1, 7) };
+        assert!(chronicle.enter("plugs", &without_id).is_err());
+        assert!(chronicle.enter("plugs", &of_another).is_err());
+        assert!(chronicle.enter("elsewhere", &record(1, 7)).is_err());
+    }
 }

@@ -2,16 +2,19 @@
 //! lets everything come to rest, and then compares every message the broker acknowledged with what is in PostgreSQL,
 //! in Kafka and among the dead letters.
 
+mod books;
 mod chronicle;
 mod collect;
 mod faults;
 mod lab;
+mod latest;
 mod options;
 mod oracle;
 mod plan;
 mod report;
 mod round;
 mod traffic;
+mod verdict;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};

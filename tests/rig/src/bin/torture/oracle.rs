@@ -2,76 +2,12 @@
 //! and nothing that nobody published.
 
 use std::collections::HashMap;
-use std::fmt;
 
-use rig::{Entry, SinkState, StreamState, Streams};
+use rig::Entry;
 
 use crate::collect::{Found, Reading};
-use crate::traffic::{Kind, Message, STREAMS, Stream, Table, number_in};
-
-const SHOWN: usize = 5;
-
-/// What is wrong, by how; all empty = nothing.
-#[derive(Debug, Clone, Default)]
-pub struct Verdict {
-    pub lost: Vec<String>,
-    pub doubled: Vec<String>,
-    pub reordered: Vec<String>,
-    /// Other content than was published.
-    pub changed: Vec<String>,
-    /// Dead though good, or there though it should not be.
-    pub misjudged: Vec<String>,
-    /// Nobody published it.
-    pub foreign: Vec<String>,
-    /// The node's own books say something else than what is there.
-    pub books: Vec<String>,
-    pub stuck: Vec<String>,
-    /// The node says that the disk lost something. No fault harms what a file holds on stable storage.
-    pub alarms: Vec<String>,
-    /// Acknowledged messages that are at every place where their kind belongs.
-    pub delivered: u64,
-    pub dead: u64,
-    pub repeated: u64,
-    /// Handed to the node twice by a broker that had been cut off, in the stream that declares no message id.
-    pub made_twice: u64,
-}
-
-impl Verdict {
-    fn kinds(&self) -> [(&'static str, &Vec<String>); 9] {
-        [
-            ("lost", &self.lost),
-            ("doubled", &self.doubled),
-            ("reordered", &self.reordered),
-            ("changed", &self.changed),
-            ("misjudged", &self.misjudged),
-            ("foreign", &self.foreign),
-            ("books", &self.books),
-            ("stuck", &self.stuck),
-            ("alarms", &self.alarms),
-        ]
-    }
-
-    pub fn holds(&self) -> bool {
-        self.kinds().iter().all(|(_, found)| found.is_empty())
-    }
-
-    /// What is missing may still be on its way; everything else stays as it is.
-    pub fn may_mend(&self) -> bool {
-        self.kinds()[1..7].iter().all(|(_, found)| found.is_empty())
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (kind, found) in self.kinds().iter().filter(|(_, found)| !found.is_empty()) {
-            writeln!(f, "{kind} ({}):", found.len())?;
-            for what in found.iter().take(SHOWN) {
-                writeln!(f, "  {what}")?;
-            }
-        }
-        Ok(())
-    }
-}
+use crate::traffic::{Kind, Message, STREAMS, Stream, number_in};
+use crate::verdict::Verdict;
 
 /// Lines of the node's log that send the operator to the page of lost data.
 pub fn alarms(log: &str) -> Vec<String> {
@@ -233,88 +169,6 @@ pub fn judge(published: &Published<'_>, found: &Found, fresh: &[(&str, Reading)]
     verdict
 }
 
-/// A row per device says what the device's newest record says.
-pub fn judge_latest<'a>(
-    table: &Table,
-    rows: &[Reading],
-    newest: impl Iterator<Item = &'a Reading>,
-    verdict: &mut Verdict,
-) {
-    let mut by_device: HashMap<&str, &Reading> = HashMap::new();
-    for row in rows {
-        if by_device.insert(&row.device, row).is_some() {
-            verdict.doubled.push(format!("{}: two rows of {}", table.name, row.device));
-        }
-    }
-    for last in newest {
-        match by_device.remove(last.device.as_str()) {
-            None => verdict.lost.push(format!("{}: the row of {}", table.name, last.device)),
-            Some(row) if row != last => {
-                verdict.changed.push(format!("{}: {row:?} instead of {last:?}", table.name));
-            }
-            Some(_) => {}
-        }
-    }
-    verdict.foreign.extend(by_device.keys().map(|device| format!("{}: {device}", table.name)));
-}
-
-/// The node says that everything has come through: else why it has not.
-pub fn at_rest(streams: &Streams) -> Option<String> {
-    if streams.streams.len() < STREAMS.len() {
-        return Some("not every stream is shown".to_owned());
-    }
-    streams.streams.iter().find_map(|stream| {
-        let idle = |sink: &&SinkState| stream.pending(sink) == Some(0);
-        let busy = stream.sinks.iter().find(|sink| !idle(sink));
-        let unsubscribed = !stream.status.subscribed;
-        let trouble = stream.status.trouble.clone().unwrap_or_default();
-        match busy {
-            Some(sink) => Some(busy_text(stream, sink)),
-            None => unsubscribed.then(|| format!("{} is not subscribed: {trouble}", stream.name)),
-        }
-    })
-}
-
-fn busy_text(stream: &StreamState, sink: &SinkState) -> String {
-    let status = &sink.status;
-    format!(
-        "{}/{} is {}: {:?} of {} pending; {}",
-        stream.name,
-        sink.sink,
-        status.state,
-        stream.pending(sink),
-        stream.status.sequence,
-        status.trouble.as_deref().unwrap_or("no trouble")
-    )
-}
-
-/// At any moment: what no book accounts for.
-pub fn unbalanced(streams: &Streams) -> Vec<String> {
-    let sinks = streams
-        .streams
-        .iter()
-        .flat_map(|stream| stream.sinks.iter().map(move |sink| (stream.name.as_str(), sink)));
-    let wrong = sinks.filter(|(_, sink)| sink.difference.is_some_and(|number| number != 0));
-    wrong.map(|(stream, sink)| format!("{stream}/{}: {:?}", sink.sink, sink.status.books)).collect()
-}
-
-/// What a sink says it delivered, beside what is there.
-pub fn compare_books(
-    streams: &Streams,
-    stream: &str,
-    sink: &str,
-    there: u64,
-    verdict: &mut Verdict,
-) {
-    let state = streams.stream(stream).and_then(|state| state.sink(sink));
-    let delivered = state.map(|sink| sink.books().delivered);
-    if delivered != Some(there) {
-        verdict
-            .books
-            .push(format!("{stream}/{sink} says {delivered:?} delivered, {there} are there"));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -382,14 +236,15 @@ mod tests {
         let kinds = [Reading, Poison, Malformed, Filtered];
         let verdict = verdict(&kinds, &[1], &[1, 2], letters);
         assert!(verdict.holds(), "{verdict}");
-        assert_eq!(verdict.dead, 3);
+        assert_eq!((verdict.dead, verdict.delivered), (3, 4));
     }
 
     #[test]
     fn what_is_missing_twice_there_unknown_or_in_the_wrong_place_is_told() {
         use Kind::Reading;
         let two = [Reading, Reading];
-        assert_eq!(verdict(&two, &[1], &[1, 2], Vec::new()).lost.len(), 1);
+        let one_lost = verdict(&two, &[1], &[1, 2], Vec::new());
+        assert_eq!((one_lost.lost.len(), one_lost.delivered), (1, 1));
         assert_eq!(verdict(&two, &[1, 2], &[1], Vec::new()).lost.len(), 1);
         assert_eq!(verdict(&two, &[1, 2, 2], &[1, 2], Vec::new()).doubled.len(), 1);
         assert_eq!(verdict(&two, &[1, 2, 3], &[1, 2], Vec::new()).foreign.len(), 1);
@@ -414,5 +269,29 @@ mod tests {
             Found { rows: [("energy_consumption", vec![wrong])].into(), ..Found::default() };
         let verdict = judge(&published, &found, &[("energy", reading(1))]);
         assert_eq!(verdict.changed.len(), 1, "{verdict}");
+    }
+
+    /// One reading of the stream came to Kafka and into its table twice.
+    fn two_copies(stream: &'static Stream, broker_was_cut: bool, resent: bool) -> Verdict {
+        let messages = [Message { stream, ..message(1, Kind::Reading) }];
+        let entries = [Entry { resent, ..entry(&messages[0]) }];
+        let published =
+            Published { messages: &messages, entries: &entries, broker_was_cut, replayed: false };
+        let rows = [(stream.tables[0].name, vec![reading(1), reading(1)])].into();
+        let fresh = [(stream.name, reading(1)), (stream.name, reading(1))];
+        judge(&published, &Found { rows, ..Found::default() }, &fresh)
+    }
+
+    #[test]
+    fn copies_are_the_brokers_only_in_the_stream_that_keeps_repeats_and_with_a_cause() {
+        let [keeps, knows_again] = [&STREAMS[0], &STREAMS[1]];
+        for (cut, resent) in [(true, false), (false, true)] {
+            let verdict = two_copies(keeps, cut, resent);
+            assert!(verdict.holds(), "{verdict}");
+            assert_eq!(verdict.made_twice, 2);
+            assert_eq!(two_copies(knows_again, cut, resent).doubled.len(), 2);
+        }
+        let verdict = two_copies(keeps, false, false);
+        assert_eq!((verdict.doubled.len(), verdict.made_twice), (2, 0));
     }
 }

@@ -155,7 +155,7 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
     use crate::faults;
-    use crate::oracle::Verdict;
+    use crate::verdict::Verdict;
 
     fn chosen(words: &str) -> Vec<&'static Fault> {
         faults::chosen(words, 1).unwrap()

@@ -7,14 +7,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rand::Rng;
 use rand::rngs::StdRng;
-use rig::Streams;
+use rig::{Follower, Streams};
 
+use crate::books;
 use crate::chronicle::Chronicle;
 use crate::collect::{self, Found};
 use crate::lab::Lab;
-use crate::oracle::{self, KAFKA, Published, Verdict};
+use crate::latest;
+use crate::oracle::{self, KAFKA, Published};
 use crate::plan::{self, Step};
 use crate::traffic::{Load, STREAMS};
+use crate::verdict::Verdict;
 
 /// After the last fault everything must have come to rest within this time: the promise of liveness.
 pub const RECOVER_WITHIN: Duration = Duration::from_secs(30);
@@ -53,6 +56,7 @@ impl Outcome {
 /// All rounds of one run, over the same servers.
 pub struct Run {
     lab: Lab,
+    follower: Follower,
     chronicle: Chronicle,
     round: u64,
     /// By append table: the rows of the rounds before, and those of all rounds as last seen.
@@ -66,9 +70,12 @@ impl Run {
     /// # Errors
     /// When Kafka does not answer.
     pub fn new(lab: Lab) -> Result<Self> {
-        let chronicle = Chronicle::new(&lab.kafka, &lab.topics)?;
+        let topics: Vec<&str> = lab.topics.iter().map(String::as_str).collect();
+        let follower = lab.kafka.follow(&topics)?;
+        let chronicle = Chronicle::new(&topics);
         Ok(Self {
             lab,
+            follower,
             chronicle,
             round: 0,
             rows_before: BTreeMap::new(),
@@ -167,11 +174,11 @@ impl Run {
 
     fn look(&mut self, published: &Published<'_>) -> Result<Verdict> {
         let streams = Streams::of(&self.lab.node)?;
-        let unbalanced = oracle::unbalanced(&streams);
-        if let Some(why) = oracle::at_rest(&streams) {
+        let unbalanced = books::unbalanced(&streams);
+        if let Some(why) = books::at_rest(&streams) {
             return Ok(Verdict { stuck: vec![why], books: unbalanced, ..Verdict::default() });
         }
-        self.chronicle.read_on()?;
+        self.chronicle.read_on(&mut self.follower)?;
         let found = collect::found(self.round, &self.lab.postgres, &self.lab.node)?;
         let mut verdict = oracle::judge(published, &found, &self.chronicle.fresh);
         verdict.books = unbalanced;
@@ -198,7 +205,7 @@ impl Run {
                 if table.latest {
                     let newest = self.chronicle.newest(stream.name);
                     let newest = newest.filter(|last| last.device.starts_with(&prefix));
-                    oracle::judge_latest(table, rows, newest, verdict);
+                    latest::judge(table, rows, newest, verdict);
                     continue;
                 }
                 let total = found.totals.get(table.name).copied().unwrap_or_default();
@@ -218,10 +225,10 @@ impl Run {
         let streams = Streams::of(&self.lab.node)?;
         for stream in &STREAMS {
             let records = self.chronicle.count(stream.name);
-            oracle::compare_books(&streams, stream.name, KAFKA, records, verdict);
+            books::compare(&streams, stream.name, KAFKA, records, verdict);
             for table in stream.tables.iter().filter(|table| !table.latest) {
                 let rows = found.totals.get(table.name).copied().unwrap_or_default();
-                oracle::compare_books(&streams, stream.name, table.name, rows, verdict);
+                books::compare(&streams, stream.name, table.name, rows, verdict);
             }
         }
         Ok(())
