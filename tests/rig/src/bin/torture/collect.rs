@@ -22,6 +22,8 @@ pub struct Letter {
     /// STREAM/SINK/SEQUENCE
     pub letter: String,
     pub payload: String,
+    pub reason: String,
+    pub sqlstate: Option<String>,
 }
 
 impl Letter {
@@ -29,12 +31,18 @@ impl Letter {
         let mut parts = self.letter.split('/');
         parts.next() == Some(stream) && parts.next() == Some(sink)
     }
+
+    /// The reason, and what the database said of it.
+    pub fn cause(&self) -> (&str, Option<&str>) {
+        (&self.reason, self.sqlstate.as_deref())
+    }
 }
 
 /// One round's findings outside Kafka.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// By table.
+    /// By table: the round's, or every row of a table of the latest state, where rows of earlier rounds must stand as
+    /// they stood.
     pub rows: BTreeMap<&'static str, Vec<Reading>>,
     /// By append table: rows of all rounds.
     pub totals: BTreeMap<&'static str, u64>,
@@ -56,10 +64,10 @@ pub fn found(round: u64, postgres: &Postgres, node: &Node) -> Result<Found> {
 
 fn rows(round: u64, postgres: &Postgres, table: &Table) -> Result<Vec<Reading>> {
     let [device, number, value] = table.columns;
-    let sql = format!(
-        "SELECT {device}, {number}::bigint, {value}::bigint FROM {} WHERE {device} LIKE 'r{round}-%'",
-        table.name
-    );
+    let which =
+        if table.latest { String::new() } else { format!("WHERE {device} LIKE 'r{round}-%'") };
+    let sql =
+        format!("SELECT {device}, {number}::bigint, {value}::bigint FROM {} {which}", table.name);
     let rows = postgres.query(table.database, &sql)?;
     rows.into_iter()
         .map(|row| {

@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 
-use rig::Entry;
+use rig::{Books, Entry};
 
-use crate::collect::{Found, Reading};
-use crate::traffic::{Kind, Message, STREAMS, Stream, number_in};
+use crate::books::Accounts;
+use crate::collect::{Found, Letter, Reading};
+use crate::traffic::{Kind, Message, STREAMS, Stream, Table, number_in};
 use crate::verdict::Verdict;
 
 /// Lines of the node's log that send the operator to the page of lost data.
@@ -24,6 +25,8 @@ enum Fate {
     There,
     Dead,
     Nowhere,
+    /// In the row of its device, until the next message takes its place: judged by what that row says in the end.
+    InTheLatest,
 }
 
 fn fate_in_table(kind: Kind) -> Fate {
@@ -42,11 +45,28 @@ fn fate_in_mended_table(kind: Kind) -> Fate {
     }
 }
 
+fn fate_in_latest_table(kind: Kind) -> Fate {
+    match fate_in_table(kind) {
+        Fate::There => Fate::InTheLatest,
+        other => other,
+    }
+}
+
 fn fate_in_kafka(kind: Kind) -> Fate {
     match kind {
         Kind::Reading | Kind::Poison | Kind::Incomplete => Fate::There,
         Kind::Malformed => Fate::Dead,
         Kind::Filtered => Fate::Nowhere,
+    }
+}
+
+/// Why a message of this kind is a dead letter: the reason, and what the database said of it.
+fn cause(kind: Kind) -> Option<(&'static str, Option<&'static str>)> {
+    match kind {
+        Kind::Malformed => Some(("not_json", None)),
+        // A check violation.
+        Kind::Poison => Some(("database_refused", Some("23514"))),
+        Kind::Reading | Kind::Filtered | Kind::Incomplete => None,
     }
 }
 
@@ -64,28 +84,37 @@ pub struct Published<'a> {
 /// Copies of each message at one sink.
 struct Sink<'a> {
     stream: &'static Stream,
-    name: &'a str,
+    name: &'static str,
     fate: fn(Kind) -> Fate,
+    /// What the node's books are to say of the messages judged so far.
+    account: Books,
     /// By number.
     there: HashMap<u64, Vec<&'a Reading>>,
-    dead: HashMap<u64, Vec<&'a str>>,
+    dead: HashMap<u64, Vec<&'a Letter>>,
 }
 
 impl<'a> Sink<'a> {
     fn new(
         stream: &'static Stream,
-        name: &'a str,
+        name: &'static str,
         fate: fn(Kind) -> Fate,
         there: impl Iterator<Item = &'a Reading>,
         found: &'a Found,
     ) -> Self {
-        let mut sink = Sink { stream, name, fate, there: HashMap::new(), dead: HashMap::new() };
+        let mut sink = Sink {
+            stream,
+            name,
+            fate,
+            account: Books::default(),
+            there: HashMap::new(),
+            dead: HashMap::new(),
+        };
         for reading in there {
             sink.there.entry(reading.number).or_default().push(reading);
         }
         for letter in found.letters.iter().filter(|letter| letter.is_of(stream.name, name)) {
             let number = number_in(&letter.payload).unwrap_or_default();
-            sink.dead.entry(number).or_default().push(&letter.payload);
+            sink.dead.entry(number).or_default().push(letter);
         }
         sink
     }
@@ -104,7 +133,9 @@ impl<'a> Sink<'a> {
         let (right, wrong) = match (self.fate)(message.kind) {
             Fate::There => (there.len(), dead.len()),
             Fate::Dead => (dead.len(), there.len()),
-            Fate::Nowhere => (usize::from(entry.acked), there.len() + dead.len()),
+            Fate::Nowhere | Fate::InTheLatest => {
+                (usize::from(entry.acked), there.len() + dead.len())
+            }
         };
         if wrong > 0 {
             verdict.misjudged.push(name());
@@ -122,8 +153,15 @@ impl<'a> Sink<'a> {
             let value = (message.kind != Kind::Incomplete).then_some(message.value);
             reading.device == message.device && reading.value == value
         };
-        if !there.iter().all(content) || dead.iter().any(|payload| *payload != message.payload) {
+        if !there.iter().all(content) || dead.iter().any(|letter| letter.payload != message.payload)
+        {
             verdict.changed.push(name());
+        }
+        if let Some(cause) = cause(message.kind).filter(|_| wrong == 0) {
+            let of_another = dead.iter().filter(|letter| letter.cause() != cause);
+            verdict.misjudged.extend(
+                of_another.map(|letter| format!("{}, dead of {:?}", name(), letter.cause())),
+            );
         }
         verdict.dead += dead.len() as u64;
         right > 0
@@ -145,15 +183,7 @@ pub const KAFKA: &str = "kafka";
 pub fn judge(published: &Published<'_>, found: &Found, fresh: &[(&str, Reading)]) -> Verdict {
     let mut verdict = Verdict::default();
     for stream in &STREAMS {
-        let records = fresh.iter().filter(|(of, _)| *of == stream.name).map(|(_, record)| record);
-        let kafka = Sink::new(stream, KAFKA, fate_in_kafka, records, found);
-        let append = stream.tables.iter().filter(|table| !table.latest);
-        let tables = append.map(|table| {
-            let rows = found.rows.get(table.name).into_iter().flatten();
-            let fate = if published.replayed { fate_in_mended_table } else { fate_in_table };
-            Sink::new(stream, table.name, fate, rows, found)
-        });
-        let mut sinks: Vec<Sink<'_>> = std::iter::once(kafka).chain(tables).collect();
+        let mut sinks = sinks(stream, published, found, fresh);
         for (message, entry) in published.messages.iter().zip(published.entries) {
             if message.stream.name == stream.name {
                 let cut = published.broker_was_cut;
@@ -166,13 +196,42 @@ pub fn judge(published: &Published<'_>, found: &Found, fresh: &[(&str, Reading)]
         }
         sinks.iter().for_each(|sink| sink.leftovers(&mut verdict));
     }
+    let homeless = found.letters.iter().filter(|letter| !has_a_sink(letter));
+    verdict.foreign.extend(homeless.map(|letter| letter.letter.clone()));
     verdict
+}
+
+fn sinks<'a>(
+    stream: &'static Stream,
+    published: &Published<'_>,
+    found: &'a Found,
+    fresh: &'a [(&str, Reading)],
+) -> Vec<Sink<'a>> {
+    let records = fresh.iter().filter(|(of, _)| *of == stream.name).map(|(_, record)| record);
+    let kafka = Sink::new(stream, KAFKA, fate_in_kafka, records, found);
+    let tables = stream.tables.iter().map(|table: &Table| {
+        if table.latest {
+            return Sink::new(stream, table.name, fate_in_latest_table, std::iter::empty(), found);
+        }
+        let rows = found.rows.get(table.name).into_iter().flatten();
+        let fate = if published.replayed { fate_in_mended_table } else { fate_in_table };
+        Sink::new(stream, table.name, fate, rows, found)
+    });
+    std::iter::once(kafka).chain(tables).collect()
+}
+
+fn has_a_sink(letter: &Letter) -> bool {
+    STREAMS.iter().any(|stream| {
+        let tables = stream.tables.iter().map(|table| table.name);
+        tables.chain([KAFKA]).any(|sink| letter.is_of(stream.name, sink))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::collect::Letter;
+    use crate::books::Accounts;
+use crate::collect::Letter;
 
     #[test]
     fn a_line_that_tells_of_lost_data_is_an_alarm() {
@@ -205,7 +264,13 @@ mod tests {
 
     fn letter(sink: &str, number: u64) -> Letter {
         let payload = format!("{{\"number\":{number},");
-        Letter { letter: format!("energy/{sink}/9"), payload }
+        let reason = "not_json".to_owned();
+        Letter { letter: format!("energy/{sink}/9"), payload, reason, sqlstate: None }
+    }
+
+    fn refused(number: u64) -> Letter {
+        let (reason, sqlstate) = ("database_refused".to_owned(), Some("23514".to_owned()));
+        Letter { reason, sqlstate, ..letter("energy_consumption", number) }
     }
 
     fn verdict(kinds: &[Kind], rows: &[u64], records: &[u64], letters: Vec<Letter>) -> Verdict {
@@ -228,11 +293,7 @@ mod tests {
     #[test]
     fn each_kind_has_its_place() {
         use Kind::{Filtered, Malformed, Poison, Reading};
-        let letters = vec![
-            letter("energy_consumption", 2),
-            letter("energy_consumption", 3),
-            letter(KAFKA, 3),
-        ];
+        let letters = vec![refused(2), letter("energy_consumption", 3), letter(KAFKA, 3)];
         let kinds = [Reading, Poison, Malformed, Filtered];
         let verdict = verdict(&kinds, &[1], &[1, 2], letters);
         assert!(verdict.holds(), "{verdict}");
@@ -293,5 +354,43 @@ mod tests {
         }
         let verdict = two_copies(keeps, false, false);
         assert_eq!((verdict.doubled.len(), verdict.made_twice), (2, 0));
+    }
+
+    #[test]
+    fn a_letter_that_is_missing_of_another_reason_or_of_no_sink_is_told() {
+        use Kind::{Malformed, Poison, Reading};
+        let both = || vec![letter("energy_consumption", 1), letter(KAFKA, 1)];
+        assert!(verdict(&[Malformed], &[], &[], both()).holds());
+        let missing = verdict(&[Malformed], &[], &[], vec![letter(KAFKA, 1)]);
+        assert_eq!(missing.lost, ["energy/energy_consumption: Malformed 1"]);
+        let mut letters = both();
+        letters[1].reason = "too_deep".to_owned();
+        assert_eq!(verdict(&[Malformed], &[], &[], letters).misjudged.len(), 1);
+        let other = Letter { sqlstate: Some("23505".to_owned()), ..refused(1) };
+        assert_eq!(verdict(&[Poison], &[], &[1], vec![other]).misjudged.len(), 1);
+        let elsewhere = vec![letter("no_such", 1)];
+        assert_eq!(verdict(&[Reading], &[1], &[1], elsewhere).foreign, ["energy/no_such/9"]);
+    }
+
+    #[test]
+    fn letters_of_the_latest_tables_are_looked_at_too() {
+        let message = Message { stream: &STREAMS[3], ..message(1, Kind::Malformed) };
+        let verdict = |sinks: &[&str]| {
+            let letters = sinks
+                .iter()
+                .map(|sink| Letter { letter: format!("plug/{sink}/9"), ..letter(sink, 1) });
+            let found = Found { letters: letters.collect(), ..Found::default() };
+            let (messages, entries) = ([message.clone()], [entry(&message)]);
+            let published = Published {
+                messages: &messages,
+                entries: &entries,
+                broker_was_cut: false,
+                replayed: false,
+            };
+            judge(&published, &found, &[])
+        };
+        assert!(verdict(&[KAFKA, "power_plugs"]).holds());
+        assert_eq!(verdict(&[KAFKA]).lost, ["plug/power_plugs: Malformed 1"]);
+        assert_eq!(verdict(&[KAFKA, "power_plugs", "power_plugs"]).doubled.len(), 1);
     }
 }
