@@ -50,6 +50,8 @@ pub struct SinkStatus {
     pub books: Option<Books>,
     /// Microseconds since 1970.
     pub newest_delivered: Option<i64>,
+    /// That wait for a person.
+    pub dead_letters: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]

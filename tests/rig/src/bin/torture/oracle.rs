@@ -81,6 +81,34 @@ pub struct Published<'a> {
     pub replayed: bool,
 }
 
+/// One message before its judges.
+struct Case<'a> {
+    message: &'a Message,
+    entry: &'a Entry,
+    broker_was_cut: bool,
+    /// As far as is known, how often the node kept it. Of what leaves no trace at a sink, that many are in its books.
+    copies: usize,
+}
+
+impl Case<'_> {
+    fn is_said_by(&self, there: &[&Reading], dead: &[&Letter]) -> bool {
+        let Message { device, value, kind, payload, .. } = self.message;
+        let value = (*kind != Kind::Incomplete).then_some(*value);
+        there.iter().all(|reading| reading.device == *device && reading.value == value)
+            && dead.iter().all(|letter| letter.payload == *payload)
+    }
+}
+
+/// Where the books count a message of this kind.
+fn entry_of(books: &mut Books, fate: Fate, kind: Kind) -> &mut u64 {
+    match fate {
+        Fate::There | Fate::InTheLatest => &mut books.delivered,
+        Fate::Dead => &mut books.dead_lettered,
+        Fate::Nowhere if kind == Kind::Incomplete => &mut books.incomplete,
+        Fate::Nowhere => &mut books.filtered,
+    }
+}
+
 /// Copies of each message at one sink.
 struct Sink<'a> {
     stream: &'static Stream,
@@ -119,23 +147,17 @@ impl<'a> Sink<'a> {
         sink
     }
 
-    /// Takes out what belongs to `message`; what is left in the end is foreign. Whether it is where it belongs.
-    fn judge(
-        &mut self,
-        message: &Message,
-        entry: &Entry,
-        cut: bool,
-        verdict: &mut Verdict,
-    ) -> bool {
+    /// Takes out what belongs to the message; what is left in the end is foreign. How many copies are where they belong.
+    fn judge(&mut self, case: &Case<'_>, verdict: &mut Verdict) -> usize {
+        let Case { message, entry, .. } = *case;
         let there = self.there.remove(&message.number).unwrap_or_default();
         let dead = self.dead.remove(&message.number).unwrap_or_default();
         let name = || format!("{}: {:?} {}", self.title(), message.kind, message.number);
-        let (right, wrong) = match (self.fate)(message.kind) {
+        let fate = (self.fate)(message.kind);
+        let (right, wrong) = match fate {
             Fate::There => (there.len(), dead.len()),
             Fate::Dead => (dead.len(), there.len()),
-            Fate::Nowhere | Fate::InTheLatest => {
-                (usize::from(entry.acked), there.len() + dead.len())
-            }
+            Fate::Nowhere | Fate::InTheLatest => (case.copies, there.len() + dead.len()),
         };
         if wrong > 0 {
             verdict.misjudged.push(name());
@@ -144,27 +166,22 @@ impl<'a> Sink<'a> {
             verdict.lost.push(name());
         }
         if right > 1 {
-            match self.stream.keeps_repeats && (cut || entry.resent) {
+            match self.stream.keeps_repeats && (case.broker_was_cut || entry.resent) {
                 true => verdict.made_twice += 1,
                 false => verdict.doubled.push(format!("{}, {right} times", name())),
             }
         }
-        let content = |reading: &&Reading| {
-            let value = (message.kind != Kind::Incomplete).then_some(message.value);
-            reading.device == message.device && reading.value == value
-        };
-        if !there.iter().all(content) || dead.iter().any(|letter| letter.payload != message.payload)
-        {
+        if !case.is_said_by(&there, &dead) {
             verdict.changed.push(name());
         }
         if let Some(cause) = cause(message.kind).filter(|_| wrong == 0) {
             let of_another = dead.iter().filter(|letter| letter.cause() != cause);
-            verdict.misjudged.extend(
-                of_another.map(|letter| format!("{}, dead of {:?}", name(), letter.cause())),
-            );
+            let told = of_another.map(|letter| format!("{}, dead of {:?}", name(), letter.cause()));
+            verdict.misjudged.extend(told);
         }
         verdict.dead += dead.len() as u64;
-        right > 0
+        *entry_of(&mut self.account, fate, message.kind) += right as u64;
+        right
     }
 
     fn title(&self) -> String {
@@ -179,26 +196,42 @@ impl<'a> Sink<'a> {
 
 pub const KAFKA: &str = "kafka";
 
-/// Judges one round; `fresh` is what came to Kafka in it.
-pub fn judge(published: &Published<'_>, found: &Found, fresh: &[(&str, Reading)]) -> Verdict {
+/// Judges one round; `fresh` is what came to Kafka in it. Gives the verdict, and what the books are to say of the round.
+pub fn judge(
+    published: &Published<'_>,
+    found: &Found,
+    fresh: &[(&str, Reading)],
+) -> (Verdict, Accounts) {
     let mut verdict = Verdict::default();
+    let mut accounts = Accounts::default();
     for stream in &STREAMS {
         let mut sinks = sinks(stream, published, found, fresh);
         for (message, entry) in published.messages.iter().zip(published.entries) {
             if message.stream.name == stream.name {
-                let cut = published.broker_was_cut;
-                let mut everywhere = entry.acked;
-                for sink in &mut sinks {
-                    everywhere &= sink.judge(message, entry, cut, &mut verdict);
-                }
-                verdict.delivered += u64::from(everywhere);
+                let (broker_was_cut, copies) = (published.broker_was_cut, entry.acked.into());
+                let case = Case { message, entry, broker_was_cut, copies };
+                verdict.delivered += u64::from(at_every_sink(case, &mut sinks, &mut verdict));
             }
         }
         sinks.iter().for_each(|sink| sink.leftovers(&mut verdict));
+        for sink in sinks {
+            accounts.add(stream.name, sink.name, sink.account);
+        }
     }
     let homeless = found.letters.iter().filter(|letter| !has_a_sink(letter));
     verdict.foreign.extend(homeless.map(|letter| letter.letter.clone()));
-    verdict
+    (verdict, accounts)
+}
+
+/// Kafka comes first, for it shows most: how often the node kept the message.
+fn at_every_sink(mut case: Case<'_>, sinks: &mut [Sink<'_>], verdict: &mut Verdict) -> bool {
+    let mut everywhere = case.entry.acked;
+    for sink in sinks {
+        let right = sink.judge(&case, verdict);
+        everywhere &= right > 0;
+        case.copies = case.copies.max(right);
+    }
+    everywhere
 }
 
 fn sinks<'a>(
@@ -230,8 +263,6 @@ fn has_a_sink(letter: &Letter) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::books::Accounts;
-use crate::collect::Letter;
 
     #[test]
     fn a_line_that_tells_of_lost_data_is_an_alarm() {
@@ -287,7 +318,7 @@ use crate::collect::Letter;
         let rows = [("energy_consumption", rows)].into();
         let found = Found { rows, letters, ..Found::default() };
         let fresh: Vec<_> = records.iter().map(|number| ("energy", reading(*number))).collect();
-        judge(&published, &found, &fresh)
+        judge(&published, &found, &fresh).0
     }
 
     #[test]
@@ -328,7 +359,7 @@ use crate::collect::Letter;
         };
         let found =
             Found { rows: [("energy_consumption", vec![wrong])].into(), ..Found::default() };
-        let verdict = judge(&published, &found, &[("energy", reading(1))]);
+        let verdict = judge(&published, &found, &[("energy", reading(1))]).0;
         assert_eq!(verdict.changed.len(), 1, "{verdict}");
     }
 
@@ -340,7 +371,7 @@ use crate::collect::Letter;
             Published { messages: &messages, entries: &entries, broker_was_cut, replayed: false };
         let rows = [(stream.tables[0].name, vec![reading(1), reading(1)])].into();
         let fresh = [(stream.name, reading(1)), (stream.name, reading(1))];
-        judge(&published, &Found { rows, ..Found::default() }, &fresh)
+        judge(&published, &Found { rows, ..Found::default() }, &fresh).0
     }
 
     #[test]
@@ -387,10 +418,57 @@ use crate::collect::Letter;
                 broker_was_cut: false,
                 replayed: false,
             };
-            judge(&published, &found, &[])
+            judge(&published, &found, &[]).0
         };
         assert!(verdict(&[KAFKA, "power_plugs"]).holds());
         assert_eq!(verdict(&[KAFKA]).lost, ["plug/power_plugs: Malformed 1"]);
         assert_eq!(verdict(&[KAFKA, "power_plugs", "power_plugs"]).doubled.len(), 1);
+    }
+
+    #[test]
+    fn the_books_are_to_count_each_kind_at_its_place_and_each_copy() {
+        let kinds =
+            [Kind::Reading, Kind::Incomplete, Kind::Poison, Kind::Malformed, Kind::Filtered];
+        let messages: Vec<_> =
+            kinds.iter().zip(1..).map(|(kind, number)| message(number, *kind)).collect();
+        let entries: Vec<_> = messages.iter().map(entry).collect();
+        let published = Published {
+            messages: &messages,
+            entries: &entries,
+            broker_was_cut: true,
+            replayed: false,
+        };
+        let rows = [("energy_consumption", vec![reading(1)])].into();
+        let letters = vec![refused(3), letter("energy_consumption", 4), letter(KAFKA, 4)];
+        let found = Found { rows, letters, ..Found::default() };
+        let incomplete = || ("energy", Reading { value: None, ..reading(2) });
+        let fresh = [("energy", reading(1)), incomplete(), incomplete(), ("energy", reading(3))];
+        let (verdict, accounts) = judge(&published, &found, &fresh);
+        assert!(verdict.holds(), "{verdict}");
+        let table = Books {
+            delivered: 1,
+            incomplete: 2,
+            dead_lettered: 2,
+            filtered: 1,
+            ..Books::default()
+        };
+        assert_eq!(accounts.of("energy", "energy_consumption"), table);
+        let kafka = Books { delivered: 4, dead_lettered: 1, filtered: 1, ..Books::default() };
+        assert_eq!(accounts.of("energy", KAFKA), kafka);
+    }
+
+    #[test]
+    fn a_latest_table_counts_every_message_as_delivered() {
+        let messages = [Message { stream: &STREAMS[3], ..message(1, Kind::Reading) }];
+        let entries = [entry(&messages[0])];
+        let published = Published {
+            messages: &messages,
+            entries: &entries,
+            broker_was_cut: false,
+            replayed: false,
+        };
+        let (verdict, accounts) = judge(&published, &Found::default(), &[("plug", reading(1))]);
+        assert!(verdict.holds(), "{verdict}");
+        assert_eq!(accounts.of("plug", "power_plugs").delivered, 1);
     }
 }

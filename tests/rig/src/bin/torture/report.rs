@@ -123,7 +123,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Outcome { acked, recovery, overlapped, verdict, .. } = &self.sum;
+        let Outcome { acked, recovery, overlapped, asked, verdict, .. } = &self.sum;
         writeln!(f)?;
         self.table(f)?;
         let never = self.never_taken();
@@ -135,6 +135,7 @@ impl fmt::Display for Report {
             writeln!(f, "never taken, for want of a disk of the node's own: {names}")?;
         }
         writeln!(f, "taken while another lasted: {overlapped}")?;
+        writeln!(f, "books asked for beside a fault: {asked}")?;
         write!(
             f,
             "\nrounds={} acked={acked} lost={} doubled={} reordered={} dead={} slowest_recovery_s={:.1}\n\
@@ -183,6 +184,7 @@ node-kill                          3      2    1500      1498    2       0      
 node-stop                          1      1    1000      1000    0       0        2.0
 never taken: node-freeze, node-kill-in-start, node-kill-twice
 taken while another lasted: 0
+books asked for beside a fault: 0
 
 rounds=2 acked=1500 lost=2 doubled=0 reordered=0 dead=6 slowest_recovery_s=4.0
 (repeated to Kafka under the same telemetry-id 0, made twice by a broker that was cut off 0)";

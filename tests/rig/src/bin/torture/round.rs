@@ -9,12 +9,13 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rig::{Follower, Streams};
 
-use crate::books;
+use crate::books::{self, Accounts};
 use crate::chronicle::Chronicle;
 use crate::collect::{self, Found};
+use crate::faults::Fault;
 use crate::lab::Lab;
 use crate::latest;
-use crate::oracle::{self, KAFKA, Published};
+use crate::oracle::{self, Published};
 use crate::plan::{self, Step};
 use crate::traffic::{Load, STREAMS};
 use crate::verdict::Verdict;
@@ -34,6 +35,10 @@ pub struct Outcome {
     pub taken: Vec<&'static str>,
     /// Faults that happened while another lasted.
     pub overlapped: u64,
+    /// How often the node was asked for its books just before or after a fault, and answered.
+    pub asked: u64,
+    /// What no book accounted for then.
+    pub unbalanced: Vec<String>,
     pub verdict: Verdict,
 }
 
@@ -42,6 +47,7 @@ impl Outcome {
         self.acked += other.acked;
         self.recovery = self.recovery.max(other.recovery);
         self.overlapped += other.overlapped;
+        self.asked += other.asked;
         let (sum, new) = (&mut self.verdict, other.verdict);
         sum.lost.extend(new.lost);
         sum.doubled.extend(new.doubled);
@@ -62,6 +68,9 @@ pub struct Run {
     /// By append table: the rows of the rounds before, and those of all rounds as last seen.
     rows_before: BTreeMap<&'static str, u64>,
     rows: BTreeMap<&'static str, u64>,
+    /// What the books are to say of the rounds before, and of all rounds as last judged.
+    accounts_before: Accounts,
+    accounts: Accounts,
     /// How much of the node's log was looked at.
     log_bytes: usize,
 }
@@ -80,6 +89,8 @@ impl Run {
             round: 0,
             rows_before: BTreeMap::new(),
             rows: BTreeMap::new(),
+            accounts_before: Accounts::default(),
+            accounts: Accounts::default(),
             log_bytes: 0,
         })
     }
@@ -117,6 +128,7 @@ impl Run {
             published.replayed = true;
             outcome.verdict = self.settle(&published, Instant::now())?;
         }
+        outcome.verdict.books.append(&mut outcome.unbalanced);
         if outcome.verdict.holds() {
             let log = self.lab.node.log_text();
             outcome.verdict.alarms = oracle::alarms(&log[self.log_bytes..]);
@@ -125,6 +137,7 @@ impl Run {
         if outcome.verdict.holds() {
             collect::purge_letters(&self.lab.node)?;
             self.rows_before.clone_from(&self.rows);
+            self.accounts_before.clone_from(&self.accounts);
         }
         Ok(outcome)
     }
@@ -146,13 +159,24 @@ impl Run {
     fn take(&mut self, step: &Step, dice: &mut StdRng, outcome: &mut Outcome) -> Result<()> {
         let fault = step.fault;
         self.lab.meanwhile.waiting = step.meanwhile;
+        self.ask_for_the_books("before", fault, outcome);
         let done = (fault.take)(fault, &mut self.lab, dice);
+        self.ask_for_the_books("after", fault, outcome);
         if done.with_context(|| format!("fault {}", fault.name))? {
             outcome.taken.push(fault.name);
         }
         outcome.overlapped += self.lab.meanwhile.taken.len() as u64;
         outcome.taken.append(&mut self.lab.meanwhile.taken);
         Ok(())
+    }
+
+    /// They balance at any moment, also before it is killed and after it was started. A node that does not answer just
+    /// now has not failed in that.
+    fn ask_for_the_books(&self, when: &str, fault: &Fault, outcome: &mut Outcome) {
+        let Ok(streams) = Streams::of(&self.lab.node) else { return };
+        outcome.asked += 1;
+        let wrong = books::unbalanced(&streams).into_iter();
+        outcome.unbalanced.extend(wrong.map(|what| format!("{when} {}: {what}", fault.name)));
     }
 
     /// Looks until everything is in its place, or the time is over, or something cannot mend any more.
@@ -180,7 +204,7 @@ impl Run {
         }
         self.chronicle.read_on(&mut self.follower)?;
         let found = collect::found(self.round, &self.lab.postgres, &self.lab.node)?;
-        let mut verdict = oracle::judge(published, &found, &self.chronicle.fresh);
+        let (mut verdict, accounts) = oracle::judge(published, &found, &self.chronicle.fresh);
         verdict.books = unbalanced;
         verdict.reordered.clone_from(&self.chronicle.reordered);
         verdict.changed.extend(self.chronicle.changed.iter().cloned());
@@ -190,7 +214,8 @@ impl Run {
             self.judge_tables(&found, &mut verdict);
         }
         if verdict.holds() {
-            self.judge_books(&found, &mut verdict)?;
+            self.accounts = self.accounts_before.clone().and(&accounts);
+            books::compare(&Streams::of(&self.lab.node)?, &self.accounts, &accounts, &mut verdict);
         }
         self.rows = found.totals;
         Ok(verdict)
@@ -216,19 +241,6 @@ impl Run {
                 }
             }
         }
-    }
-
-    fn judge_books(&self, found: &Found, verdict: &mut Verdict) -> Result<()> {
-        let streams = Streams::of(&self.lab.node)?;
-        for stream in &STREAMS {
-            let records = self.chronicle.count(stream.name);
-            books::compare(&streams, stream.name, KAFKA, records, verdict);
-            for table in stream.tables.iter().filter(|table| !table.latest) {
-                let rows = found.totals.get(table.name).copied().unwrap_or_default();
-                books::compare(&streams, stream.name, table.name, rows, verdict);
-            }
-        }
-        Ok(())
     }
 
     pub fn story(&mut self) -> String {
