@@ -194,6 +194,15 @@ impl Homelab {
             .collect()
     }
 
+    /// The names of a stream's fields in their order, and whether each is a tag.
+    pub fn fields(&self, stream: &str) -> Vec<(String, bool)> {
+        let fields = self.document.get("streams").and_then(|all| all.get(stream)?.get("fields"));
+        let fields = fields.and_then(Item::as_table_like);
+        let is_tag = |item: &Item| item.get("tag").and_then(Item::as_bool).unwrap_or_default();
+        let fields = fields.into_iter().flat_map(|all| all.iter());
+        fields.map(|(name, item)| (name.to_owned(), is_tag(item))).collect()
+    }
+
     /// A stream's Kafka topic.
     pub fn topic(&self, stream: &str) -> Option<&str> {
         self.text(&["streams", stream, "kafka", "topic"])

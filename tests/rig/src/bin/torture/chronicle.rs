@@ -9,6 +9,14 @@ use rig::{Follower, Record};
 use crate::collect::Reading;
 use crate::traffic::{STREAMS, Stream};
 
+/// A record that came for the first time.
+pub struct Fresh {
+    pub stream: &'static str,
+    pub reading: Reading,
+    /// The whole of it.
+    pub text: String,
+}
+
 /// Everything read so far.
 #[derive(Default)]
 pub struct Chronicle {
@@ -18,8 +26,8 @@ pub struct Chronicle {
     contents: HashMap<String, u64>,
     /// By stream and key: the sequence of the newest record, and what it said.
     newest: HashMap<(&'static str, String), (u64, Reading)>,
-    /// Of the running round, by stream: each record once.
-    pub fresh: Vec<(&'static str, Reading)>,
+    /// Of the running round: each record once.
+    pub fresh: Vec<Fresh>,
     pub reordered: Vec<String>,
     pub changed: Vec<String>,
     /// Records that came again under the same `telemetry-id`.
@@ -80,7 +88,8 @@ impl Chronicle {
         {
             self.reordered.push(format!("{id} came after sequence {before} of the same device"));
         }
-        self.fresh.push((stream.name, reading));
+        let text = String::from_utf8(record.value.clone()).context("it is no text")?;
+        self.fresh.push(Fresh { stream: stream.name, reading, text });
         Ok(())
     }
 
@@ -100,6 +109,7 @@ fn reading(stream: &Stream, record: &Record) -> Result<Reading> {
         device: device.to_owned(),
         number: number as u64,
         value: value.map(|value| value as u32),
+        time: json["ts"].as_str().context("no ts")?.to_owned(),
     })
 }
 

@@ -14,6 +14,8 @@ pub struct Reading {
     pub device: String,
     pub number: u64,
     pub value: Option<u32>,
+    /// Of its arrival at the node, in UTC, to the microsecond.
+    pub time: String,
 }
 
 /// A dead letter, as `telemetry dlq list --json` prints it.
@@ -24,6 +26,8 @@ pub struct Letter {
     pub payload: String,
     pub reason: String,
     pub sqlstate: Option<String>,
+    /// As a reading's time.
+    pub arrival: String,
 }
 
 impl Letter {
@@ -66,17 +70,24 @@ fn rows(round: u64, postgres: &Postgres, table: &Table) -> Result<Vec<Reading>> 
     let [device, number, value] = table.columns;
     let which =
         if table.latest { String::new() } else { format!("WHERE {device} LIKE 'r{round}-%'") };
-    let sql =
-        format!("SELECT {device}, {number}::bigint, {value}::bigint FROM {} {which}", table.name);
+    let time =
+        format!("to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')", table.time);
+    let sql = format!(
+        "SELECT {device}, {number}::bigint, {value}::bigint, {time} FROM {} {which}",
+        table.name
+    );
     let rows = postgres.query(table.database, &sql)?;
     rows.into_iter()
         .map(|row| {
-            let [Some(device), Some(number), value] = &row[..] else { bail!("a row {row:?}") };
+            let [Some(device), Some(number), value, Some(time)] = &row[..] else {
+                bail!("a row {row:?}")
+            };
             let value = value.as_deref().map(str::parse).transpose();
             Ok(Reading {
                 device: device.clone(),
                 number: number.parse().context("a row's number")?,
                 value: value.context("a row's value")?,
+                time: time.clone(),
             })
         })
         .collect()

@@ -10,6 +10,7 @@ use rig::{
     Postgres, PostgresOptions, Proxy, Streams, free_port, until,
 };
 
+use crate::exact::Shapes;
 use crate::faults::Fault;
 use crate::traffic::{POISON, STREAMS};
 
@@ -33,6 +34,7 @@ pub struct Lab {
     pub postgres: Postgres,
     pub mosquitto: Mosquitto,
     pub topics: Vec<String>,
+    pub shapes: Shapes,
     /// Of the running round: closed by whoever needs the broker to be at rest.
     pub gate: Arc<Mutex<()>>,
     pub meanwhile: Meanwhile,
@@ -92,6 +94,7 @@ impl Lab {
             postgres,
             mosquitto,
             topics,
+            shapes: Shapes::of(&homelab),
             gate: Arc::default(),
             meanwhile: Meanwhile::default(),
         };

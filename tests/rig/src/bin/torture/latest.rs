@@ -37,7 +37,8 @@ mod tests {
     use crate::traffic::STREAMS;
 
     fn reading(device: &str, number: u64, value: u32) -> Reading {
-        Reading { device: device.to_owned(), number, value: Some(value) }
+        let time = "2026-03-14T07:21:05.412908Z".to_owned();
+        Reading { device: device.to_owned(), number, value: Some(value), time }
     }
 
     fn verdict(rows: &[Reading]) -> Verdict {
@@ -63,6 +64,8 @@ mod tests {
         assert_eq!(stale.changed.len(), 1, "{stale}");
         let mixed = verdict(&[reading("r1-0", 8, 9), other.clone()]);
         assert_eq!(mixed.changed.len(), 1, "{mixed}");
+        let later = Reading { time: "2026-03-14T07:21:06.000000Z".to_owned(), ..one.clone() };
+        assert_eq!(verdict(&[later, other.clone()]).changed.len(), 1);
         let foreign = verdict(&[one, other, reading("r1-7", 1, 1)]);
         assert_eq!(foreign.foreign, ["settings: r1-7"]);
     }

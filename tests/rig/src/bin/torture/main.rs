@@ -5,6 +5,8 @@
 mod books;
 mod chronicle;
 mod collect;
+mod exact;
+mod fate;
 mod faults;
 mod lab;
 mod latest;

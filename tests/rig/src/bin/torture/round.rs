@@ -128,6 +128,12 @@ impl Run {
             published.replayed = true;
             outcome.verdict = self.settle(&published, Instant::now())?;
         }
+        self.close(&mut outcome)?;
+        Ok(outcome)
+    }
+
+    /// The last judgements, and what the next round must know of this one.
+    fn close(&mut self, outcome: &mut Outcome) -> Result<()> {
         outcome.verdict.books.append(&mut outcome.unbalanced);
         if outcome.verdict.holds() {
             let log = self.lab.node.log_text();
@@ -139,7 +145,7 @@ impl Run {
             self.rows_before.clone_from(&self.rows);
             self.accounts_before.clone_from(&self.accounts);
         }
-        Ok(outcome)
+        Ok(())
     }
 
     fn break_things(
@@ -214,6 +220,8 @@ impl Run {
             self.judge_tables(&found, &mut verdict);
         }
         if verdict.holds() {
+            let fresh = &self.chronicle.fresh;
+            self.lab.shapes.judge(published.messages, fresh, &mut verdict);
             self.accounts = self.accounts_before.clone().and(&accounts);
             books::compare(&Streams::of(&self.lab.node)?, &self.accounts, &accounts, &mut verdict);
         }

@@ -9,7 +9,7 @@ use rand::Rng;
 use rand::distr::Alphanumeric;
 use rand::rngs::StdRng;
 use rig::Publisher;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// The value the table refuses.
 pub const POISON: u32 = 666;
@@ -46,6 +46,8 @@ pub struct Table {
     pub latest: bool,
     /// Columns of device, number and value.
     pub columns: [&'static str; 3],
+    /// Column of the arrival.
+    pub time: &'static str,
 }
 
 pub static STREAMS: [Stream; 4] = [
@@ -57,6 +59,7 @@ pub static STREAMS: [Stream; 4] = [
             database: "telemetry",
             latest: false,
             columns: ["device_serial", "active_energy_total", "active_power_total"],
+            time: "time",
         }],
         record: [
             "/tags/device_serial",
@@ -72,6 +75,7 @@ pub static STREAMS: [Stream; 4] = [
             database: "telemetry",
             latest: false,
             columns: ["device_id", "uptime", "temperature_c"],
+            time: "time",
         }],
         record: ["/tags/device_id", "/fields/uptime", "/fields/temperature_c"],
     },
@@ -84,12 +88,14 @@ pub static STREAMS: [Stream; 4] = [
                 database: "telemetry",
                 latest: false,
                 columns: ["device_id", "runtime_compressor", "outdoor_temp"],
+                time: "time",
             },
             Table {
                 name: "settings",
                 database: "homelab_settings",
                 latest: true,
                 columns: ["device_id", "mode", "curve"],
+                time: "updated_at",
             },
         ],
         record: ["/tags/device_id", "/fields/runtime_compressor", "/fields/outdoor_temp"],
@@ -102,6 +108,7 @@ pub static STREAMS: [Stream; 4] = [
             database: "homelab_settings",
             latest: true,
             columns: ["plug_id", "uptime_seconds", "wifi_rssi"],
+            time: "updated_at",
         }],
         record: ["/tags/plug_id", "/fields/uptime_seconds", "/fields/wifi_rssi"],
     },
@@ -148,6 +155,23 @@ impl Message {
         let padding = dice.sample_iter(Alphanumeric).take(PADDING).map(char::from).collect();
         let payload = payload(stream.name, &device, number, value, kind, padding);
         Message { number, stream, device, value, kind, payload }
+    }
+
+    /// What a record says in the member of this name; null where the message said nothing of it.
+    pub fn says(&self, member: &str) -> Value {
+        let [device, number, value] = self.stream.record;
+        let is = |pointer: &str| pointer.rsplit('/').next() == Some(member);
+        match (self.stream.name, member) {
+            _ if is(device) => self.device.clone().into(),
+            _ if is(number) => self.number.into(),
+            _ if is(value) && self.kind == Kind::Incomplete => Value::Null,
+            _ if is(value) => self.value.into(),
+            ("temperature_indoor", "location") => "indoor".into(),
+            ("heatpump", "mode") => self.number.into(),
+            ("heatpump", "curve") => self.value.into(),
+            ("plug", "status") => self.value.is_multiple_of(2).into(),
+            _ => Value::Null,
+        }
     }
 
     pub fn topic(&self) -> String {
