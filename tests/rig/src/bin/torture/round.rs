@@ -30,7 +30,7 @@ const PAUSE_MAX_MS: u64 = 300;
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub acked: u64,
-    /// From the end of faults and publishing until everything was in its place.
+    /// From the end of faults and publishing until everything was in its place; of what is taken at rest, from its end.
     pub recovery: Duration,
     pub taken: Vec<&'static str>,
     /// Faults that happened while another lasted.
@@ -126,7 +126,9 @@ impl Run {
             }
             self.take(step, &mut dice, &mut outcome)?;
             published.replayed = true;
-            outcome.verdict = self.settle(&published, Instant::now())?;
+            let rest = Instant::now();
+            outcome.verdict = self.settle(&published, rest)?;
+            outcome.recovery = outcome.recovery.max(rest.elapsed());
         }
         self.close(&mut outcome)?;
         Ok(outcome)
