@@ -12,6 +12,7 @@ mod doctor_database;
 mod doctor_machine;
 mod harmed;
 mod kill;
+mod manager;
 mod neighbours;
 mod outages;
 mod parts;

@@ -1,10 +1,10 @@
 //! What the service manager is told, read at its end of the socket.
 
-use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use rig::{Folder, Signal, eventually};
 
+use crate::manager::Manager;
 use crate::world::{Changes, SOON, World};
 
 /// `drain_timeout_seconds` of the example, and what may pass after it.
@@ -12,37 +12,6 @@ const STOP_LIMIT: Duration = Duration::from_secs(20 + 5);
 
 /// Of a sync that does not return.
 const HANG: Duration = Duration::from_secs(20);
-
-struct Manager {
-    socket: UnixDatagram,
-    heard: Vec<String>,
-}
-
-impl Manager {
-    fn listen(path: &std::path::Path) -> Self {
-        let socket = UnixDatagram::bind(path).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        Manager { socket, heard: Vec::new() }
-    }
-
-    fn collect(&mut self) {
-        let mut buffer = [0; 4096];
-        while let Ok(length) = self.socket.recv(&mut buffer) {
-            self.heard.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
-        }
-    }
-
-    /// Waits until it has heard this; messages before it are forgotten.
-    #[track_caller]
-    fn hears(&mut self, words: &str) -> String {
-        eventually(SOON, format!("the service manager hears {words}"), || {
-            self.collect();
-            self.heard.iter().any(|message| message.contains(words))
-        });
-        let place = self.heard.iter().position(|message| message.contains(words)).unwrap();
-        self.heard.drain(..=place).next_back().unwrap()
-    }
-}
 
 #[test]
 fn a_disk_that_hangs_is_told_and_does_not_feed_the_watchdog() {
