@@ -10,7 +10,7 @@ use rustix::io::{Errno, retry_on_intr};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::BufferError;
+use super::{BufferError, threads};
 
 /// How often something is read before it is called unreadable.
 pub(super) const READS_MAX: u32 = 3;
@@ -273,6 +273,9 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, B
     serde_json::from_str(text).map(Some).map_err(|error| BufferError::corrupt(path, error))
 }
 
+/// Synced at a time: the slowest of drives manages that within the shortest time after which a thread counts as hung.
+const BALLAST_STEP_BYTES: u64 = 8 << 20;
+
 /// Gives the ballast up when the disk is too full for sled to open a database.
 pub(super) fn release_ballast(path: &Path, ballast_bytes: u64) -> Result<(), BufferError> {
     let folder = path.parent().unwrap_or(Path::new("."));
@@ -301,8 +304,14 @@ pub(super) fn restore_ballast(
     }
     let write = || -> io::Result<()> {
         let mut file = File::create(path)?;
-        io::copy(&mut io::Read::take(io::repeat(0), ballast_bytes), &mut file)?;
-        file.sync_all()
+        let mut left = ballast_bytes;
+        while left > 0 {
+            let step = left.min(BALLAST_STEP_BYTES);
+            left -= io::copy(&mut io::Read::take(io::repeat(0), step), &mut file)?;
+            file.sync_all()?;
+            threads::beat();
+        }
+        Ok(())
     };
     write().map_err(|error| BufferError::io("write", path, error))
 }

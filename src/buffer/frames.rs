@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use super::frame::{self, Frame, HEAD_BYTES, MAGIC, Owner};
 use super::generation::{self, HEADER_KEY, Header, Source, Visit};
 use super::store::FILE;
-use super::{BufferError, disk};
+use super::{BufferError, disk, threads};
 use crate::domain::{Sequence, StreamName};
 
 /// Bytes searched at a time: many times the longest frame.
@@ -164,6 +164,7 @@ impl Source for Frames {
         for place in &places[begin..] {
             // It was whole when the file was searched; now it is a hole as any other.
             let value = self.value(place)?.unwrap_or_default();
+            threads::beat();
             if visit(place.first, place.part, &value).is_break() {
                 break;
             }
@@ -193,6 +194,7 @@ pub(super) fn search(
     let mut begin = 0;
     while begin < length {
         let filled = read(&mut window, begin)?;
+        threads::beat();
         if filled == 0 {
             break;
         }

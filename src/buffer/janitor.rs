@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::log::{Log, lock, set_aside};
-use super::{BufferError, disk};
+use super::{BufferError, disk, threads};
 use crate::crash::crash_point;
 use crate::domain::Runbook;
 
@@ -18,6 +18,7 @@ pub(super) fn run(log: &Log) {
     let mut warned = 0;
     let mut shown: Option<Instant> = None;
     while log.stopped().is_none() {
+        threads::set_work_waiting(true);
         fail::fail_point!("buffer_janitor");
         if let Err(error) = tidy(log) {
             return log.fail(&error);
@@ -29,13 +30,14 @@ pub(super) fn run(log: &Log) {
             }
             show(log, &mut warned);
         }
+        threads::set_work_waiting(false);
         log.news.wait(ROUND);
     }
 }
 
 fn tidy(log: &Log) -> Result<(), BufferError> {
     {
-        let mut handles = lock(&log.handles);
+        let mut handles = log.handles();
         let retired = std::mem::take(&mut lock(&log.index).retired);
         drop(retired);
         handles.close_idle();
@@ -54,7 +56,7 @@ fn tidy(log: &Log) -> Result<(), BufferError> {
             );
         })?;
         crash_point("crash_drop_noted");
-        lock(&log.handles).forget(number);
+        log.handles().forget(number);
         if entry.contents.harmed {
             let lost = BufferError::corrupt(&entry.folder, "some of its records are lost");
             set_aside(&entry.folder, &log.quarantine_folder(), &lost)?;
@@ -65,6 +67,7 @@ fn tidy(log: &Log) -> Result<(), BufferError> {
         crash_point("crash_dropped");
         tracing::debug!(event = "generation_dropped", generation = number, bytes = entry.bytes);
         log.space.ring();
+        threads::beat();
     }
 }
 

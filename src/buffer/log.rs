@@ -16,6 +16,7 @@ use super::reached::Reached;
 use super::reader::Handles;
 use super::state::Owner;
 use super::tail::Tail;
+use super::threads::{self, Threads};
 use super::writer::BLOCK_SHARE_MIN;
 use super::{APPEND_QUEUE_BATCHES, BufferError, LostLetters, disk, lost_letters};
 use crate::config::BufferSettings;
@@ -24,7 +25,6 @@ use crate::domain::{
     StreamName,
 };
 use crate::observe::{Board, Edge, EdgeMeter, StreamView};
-use crate::part::Progress;
 
 /// Every critical section leaves its value whole, so a panic elsewhere does not spoil it.
 pub(super) fn lock<T>(cell: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -304,10 +304,10 @@ pub(super) struct Log {
     pub marks: Mutex<Marks>,
     pub reached: Reached,
     pub tail: Mutex<Tail>,
+    /// See [`Log::handles`].
     pub handles: Mutex<Handles>,
     pub failure: watch::Sender<Option<String>>,
-    /// Of the writer.
-    pub progress: Progress,
+    pub threads: Threads,
     /// Asked to close: the writer keeps what it has, unless it is full.
     pub draining: AtomicBool,
     /// The writer has ended: so does everyone.
@@ -359,6 +359,11 @@ impl Log {
         lock(&self.index).configure(streams);
         // What a sink that is gone held back may go.
         self.news.ring();
+    }
+
+    /// Kept by whoever reads, for as long as that takes.
+    pub(super) fn handles(&self) -> MutexGuard<'_, Handles> {
+        threads::yield_to(|| lock(&self.handles))
     }
 
     pub(super) fn ballast(&self) -> PathBuf {
@@ -511,7 +516,7 @@ impl Log {
         let Some(entry) = index.generations.remove(&number) else { return };
         index.quarantined += 1;
         drop(index);
-        lock(&self.handles).forget(number);
+        self.handles().forget(number);
         if let Err(error) = set_aside(&entry.folder, &self.quarantine_folder(), error) {
             return self.fail(&error);
         }

@@ -137,6 +137,7 @@ mod state_store;
 mod state_value;
 mod store;
 mod tail;
+mod threads;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -144,7 +145,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock, mpsc};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -159,6 +160,7 @@ pub use lost_letters::LostLetters;
 pub use probe::{Load, probe};
 pub use reader::{Chunk, Reader};
 pub use state::{DeadLetterFilter, State};
+pub use threads::Stall;
 pub use writer::Appender;
 
 use crate::config::BufferSettings;
@@ -167,10 +169,10 @@ use crate::domain::{
     StreamName,
 };
 use crate::observe::{Board, Edge};
-use crate::part::Progress;
 use log::{Bell, Index, Log, StreamCell, lock};
 use recovery::Recovered;
 use state_store::StateStore;
+use threads::{Threads, spawn};
 
 /// Batches a stream may have waiting at the writer; a stream that finds it full stops reading its socket.
 pub const APPEND_QUEUE_BATCHES: usize = 16;
@@ -263,7 +265,7 @@ impl Buffer {
             )),
             handles: Mutex::new(reader::Handles::new()),
             failure: watch::Sender::new(None),
-            progress: Progress::default(),
+            threads: Threads::default(),
             draining: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             full: Incident::default(),
@@ -331,6 +333,8 @@ impl Buffer {
     /// The newest kept records of a stream, oldest first, at most `count`: what a broker may send again with DUP.
     /// Blocking; called once when a stream starts, on a blocking thread. The first block may hold some more.
     pub fn recent(&self, stream: &StreamName, count: usize) -> Result<Vec<Block>, BufferError> {
+        let _entered = self.log.threads.enter("buffer-recent");
+        threads::set_work_waiting(true);
         let cell = self.cell(stream);
         let durable = cell.durable.borrow().0;
         let held = self.oldest(stream).0.saturating_sub(1);
@@ -384,9 +388,9 @@ impl Buffer {
         self.state.clone()
     }
 
-    /// How long the writer has had something to write and got nothing written; a full buffer is no stall.
-    pub fn stalled_for(&self) -> Option<Duration> {
-        self.log.progress.stalled_for()
+    /// The thread that has had work for longest and got nothing done; a full buffer is no stall.
+    pub fn stalled(&self) -> Option<Stall> {
+        self.log.threads.stalled()
     }
 
     /// What the disk has lost since the log began, oldest notice first.
@@ -428,7 +432,7 @@ impl Buffer {
         for thread in threads {
             let _ = thread.join();
         }
-        lock(&self.log.handles).close_all();
+        self.log.handles().close_all();
         let mut index = lock(&self.log.index);
         index.current = None;
         index.retired.clear();
@@ -485,24 +489,4 @@ fn index(
         retired: Vec::new(),
         generation_bytes,
     }
-}
-
-/// A thread whose panic stops the buffer: nobody else would notice that nothing is answered any more.
-fn spawn(
-    log: &Arc<Log>,
-    name: &str,
-    body: impl FnOnce(&Log) + Send + 'static,
-) -> Result<JoinHandle<()>, BufferError> {
-    let log = log.clone();
-    let named = name.to_owned();
-    let guarded = move || {
-        let run = std::panic::AssertUnwindSafe(|| body(&log));
-        if std::panic::catch_unwind(run).is_err() {
-            log.fail(&BufferError::Stopped { reason: format!("its thread {named} panicked") });
-        }
-    };
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(guarded)
-        .map_err(|error| BufferError::io("start a thread for", Path::new(name), error))
 }

@@ -10,7 +10,7 @@ use tokio::sync::{oneshot, watch};
 use super::frames::Frames;
 use super::generation::{self, Stretch};
 use super::log::{Log, Place, StreamCell, lock};
-use super::{Block, BufferError};
+use super::{Block, BufferError, threads};
 use crate::domain::{Durable, Sequence, SequenceRange};
 
 /// Sealed generations open at a time: some bytes of memory for each part of a block in them.
@@ -132,8 +132,10 @@ impl Reader {
 /// The reading thread: until it is sent `None` or every asker is gone.
 pub(super) fn run(log: &Log, requests: &mpsc::Receiver<Option<Request>>) {
     while let Ok(Some(request)) = requests.recv() {
+        threads::set_work_waiting(true);
         fail::fail_point!("buffer_reader");
         let found = fetch(log, &request.cell, request.position, request.bytes_max);
+        threads::set_work_waiting(false);
         // The asker may have been stopped meanwhile.
         let _ = request.answer.send(found);
     }
@@ -151,6 +153,7 @@ pub(super) fn fetch(
         if let Some(stopped) = log.stopped() {
             return Err(stopped);
         }
+        threads::beat();
         let durable = cell.durable.borrow().0;
         if position >= durable {
             return Ok(Chunk::default());
@@ -176,7 +179,7 @@ pub(super) fn fetch(
             Err(error) if error.is_damage() && tried != Some(number) => {
                 tracing::warn!(event = "read_failed", generation = number, error = %error,
                     "a generation could not be read: once more");
-                lock(&log.handles).forget(number);
+                log.handles().forget(number);
                 tried = Some(number);
             }
             Err(BufferError::Misplaced { path, number }) => {
@@ -199,7 +202,7 @@ fn read(
     wanted: SequenceRange,
     bytes_max: usize,
 ) -> Result<Option<Stretch>, BufferError> {
-    let mut handles = lock(&log.handles);
+    let mut handles = log.handles();
     handles.used = Instant::now();
     let (held, folder) = {
         let index = lock(&log.index);
@@ -226,7 +229,7 @@ fn found_hole(
     once_more: bool,
 ) -> Result<(), BufferError> {
     let SequenceRange { first, last } = hole;
-    let mut handles = lock(&log.handles);
+    let mut handles = log.handles();
     let (written, folder) = {
         let index = lock(&log.index);
         let Some(entry) = index.generations.get(&number) else { return Ok(()) };

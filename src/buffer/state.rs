@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::BufferError;
 use super::state_store::StateStore;
+use super::{BufferError, threads};
 use crate::crash::crash_point;
 use crate::domain::{
     Arrival, Books, DeadLetter, DeadLetterKey, Reason, Runbook, SinkName, StreamName,
@@ -249,6 +249,7 @@ pub(super) fn run(owner: &dyn Owner, mut store: StateStore, commands: Commands) 
     let mut warned = 0;
     while !closing {
         let Some(first) = queue.blocking_recv() else { return };
+        threads::set_work_waiting(true);
         fail::fail_point!("buffer_state");
         let mut outcomes = Vec::new();
         let mut next = Some(first);
@@ -257,6 +258,7 @@ pub(super) fn run(owner: &dyn Owner, mut store: StateStore, commands: Commands) 
                 Command::Close => closing = true,
                 Command::Run(job) => outcomes.push(job(&mut store)),
             }
+            threads::beat();
             if !closing && outcomes.len() < GROUP_MAX {
                 next = queue.try_recv().ok();
             }
@@ -269,6 +271,7 @@ pub(super) fn run(owner: &dyn Owner, mut store: StateStore, commands: Commands) 
             status.dead_letter_copies_waiting.clone_from(&store.copies_waiting);
         });
         warn(&store, &mut warned);
+        threads::set_work_waiting(false);
     }
     // What was answered is on stable storage, whatever becomes of this.
     let _ = store.close();

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::shims::{self, Opening};
-use super::{BufferError, disk};
+use super::{BufferError, disk, threads};
 
 /// The file in which sled keeps all values that are not too large for it.
 pub(super) const FILE: &str = "db";
@@ -109,6 +109,7 @@ impl Store {
         guarded(&self.folder, || {
             for item in self.db.range(from..) {
                 let (key, value) = item?;
+                threads::beat();
                 if visit(&key, &value).is_break() {
                     break;
                 }

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::block::{Block, BlockBuilder};
 use super::generation::{self, Contents, Written};
 use super::log::{Entry, Log, StreamCell, lock};
-use super::{BufferError, Incoming, disk};
+use super::{BufferError, Incoming, disk, threads};
 use crate::crash::crash_point;
 use crate::domain::{Durable, Sequence, SequenceRange, StreamName};
 use crate::observe::Entered;
@@ -127,14 +127,14 @@ impl Writer {
     pub(super) fn run(mut self, orders: &mpsc::Receiver<Order>) {
         let ended = loop {
             let (group, closing) = self.collect(orders);
-            self.log.progress.set_work_waiting(!group.is_empty());
+            threads::set_work_waiting(!group.is_empty());
             fail::fail_point!("buffer_writer");
             if !group.is_empty()
                 && let Err(error) = self.keep(group)
             {
                 break Err(error);
             }
-            self.log.progress.set_work_waiting(false);
+            threads::set_work_waiting(false);
             if closing || self.log.stopped().is_some() {
                 break self.finish();
             }
@@ -329,7 +329,7 @@ impl Writer {
                 return Ok(false);
             }
             self.log.news.ring();
-            self.log.progress.beat();
+            threads::beat();
             self.log.space.wait(FULL_PAUSE);
         }
     }

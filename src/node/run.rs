@@ -176,13 +176,13 @@ impl Node {
         }
     }
 
-    /// Only real progress feeds it: a supervisor that does not answer, a part that stays stalled, or a disk that hangs
-    /// does not.
+    /// Only real progress feeds it: a supervisor that does not answer, a part that stays stalled, or a thread of the buffer
+    /// that hangs does not.
     async fn feed_watchdog(&self, interval: Duration) {
         loop {
             let alive = tokio::time::timeout(interval, self.supervisor.send(GetAlive)).await;
-            let hangs = disk::hangs(&self.buffer, self.settings.supervision.stall_timeout);
-            if matches!(alive, Ok(Ok(true))) && !hangs {
+            let hung = disk::hung_thread(&self.buffer, self.settings.supervision.stall_timeout);
+            if matches!(alive, Ok(Ok(true))) && hung.is_none() {
                 service::alive();
             }
             tokio::time::sleep(interval).await;

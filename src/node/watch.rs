@@ -65,8 +65,8 @@ pub fn watches(
         spec(&thread, move || ClockWatch::new(board.clone()))
     };
     let disk = {
-        let buffer = buffer.clone();
-        spec(&thread, move || DiskWatch::new(buffer.clone(), stall_timeout))
+        let (buffer, board) = (buffer.clone(), board.clone());
+        spec(&thread, move || DiskWatch::new(buffer.clone(), board.clone(), stall_timeout))
     };
     let certificates = {
         let (settings, board) = (settings.clone(), board.clone());

@@ -239,7 +239,7 @@ pub const CHAPTERS: [Chapter; 9] = [
             ),
             event(
                 "buffer_stalled",
-                "A write or a sync does not return: nothing is acknowledged, and systemd's watchdog ends the process",
+                "A thread of the buffer has work and makes no progress, as over a write that does not return; systemd's watchdog ends the process",
                 "Look after the disk; a process that waits for it ends only when it answers",
             ),
             event("buffer_moves", "The disk answers again", ""),

@@ -62,6 +62,10 @@ pub fn judge(board: &Board) -> Health {
         let page = Runbook::BufferFull.page();
         verdict.not_ready(&format!("not accepting: {why} (runbook {page})"));
     }
+    if let Some(thread) = buffer.stalled_thread {
+        let text = format!("the buffer's thread {thread} has work and makes no progress");
+        verdict.unhealthy_page(&text, Runbook::PartStalled);
+    }
     if buffer.lost.values().any(|lost| *lost > 0) {
         let text = "the disk lost kept records: see /health, buffer.lost";
         verdict.unhealthy_page(text, Runbook::DataLost);

@@ -28,6 +28,8 @@ pub struct BufferStatus {
     pub accepting: bool,
     /// Why not, for people.
     pub refusing_because: Option<String>,
+    /// A thread of it that has work and makes no progress.
+    pub stalled_thread: Option<&'static str>,
     pub bytes: u64,
     pub quota_bytes: u64,
     pub generations: u64,

@@ -1,11 +1,16 @@
 //! A panic where no part is: in the buffer's threads, in an answer over HTTP.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
-use rig::eventually;
+use rig::{Folder, eventually};
 use serde_json::json;
 
+use crate::manager::Manager;
 use crate::world::{Changes, SOON, World};
+
+/// What a service manager waits for a sign of life.
+const WATCHDOG: Duration = Duration::from_secs(3);
 
 fn reading(count: u64) -> String {
     json!({"saveeyeDeviceSerialNumber": "SE-1", "activeActualConsumption": {"total": 500},
@@ -44,6 +49,57 @@ fn a_panic_of_each_of_the_buffers_threads_ends_the_process_and_loses_nothing() {
     ] {
         world.node.set_failpoints(&format!("part_writer_energy=1*return;{point}={action}"));
         ends(&mut world, &publisher, &point.replace('_', "-"));
+    }
+    world.node.set_failpoints("");
+    world.node.start().unwrap();
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "all rows", || {
+        world.count("telemetry", "energy_consumption") == publisher.count() as u64
+    });
+    world.drained(SOON);
+    assert_eq!(world.count("telemetry", "energy_consumption"), publisher.count() as u64);
+}
+
+/// Publishes until this thread is told to hang, and ends the process once the watchdog is not fed, as systemd does.
+fn hangs(world: &mut World, manager: &mut Manager, publisher: &rig::Publisher, thread: &str) {
+    world.node.start().unwrap();
+    let told = format!("\"thread\":\"{thread}\"");
+    eventually(SOON, format!("the hang of {thread} is told"), || {
+        publisher.publish("energy", "saveeye/telemetry", reading(publisher.count() as u64));
+        let log = world.node.log_text();
+        log.lines().any(|line| line.contains("buffer_stalled") && line.contains(&told))
+    });
+    let health = world.node.get("/health").unwrap().json().unwrap();
+    let because = health["because"].to_string();
+    assert_eq!(health["state"], "unhealthy", "{because}");
+    assert!(because.contains(thread) && because.contains("part-stalled"), "{because}");
+    manager.has_had_enough(WATCHDOG);
+    world.node.kill();
+}
+
+/// Whoever asks a thread that hangs is made anew again and again, which helps nobody: the process has to end.
+#[test]
+fn a_hang_of_each_of_the_buffers_threads_is_told_starves_the_watchdog_and_loses_nothing() {
+    let folder = Folder::new(None, "manager").unwrap();
+    let path = folder.join("notify");
+    let mut manager = Manager::listen(&path);
+    let mut world = World::start(Changes {
+        extra: "[supervision]\nstall_timeout_seconds = 5\n".to_owned(),
+        environment: vec![("WATCHDOG_USEC".to_owned(), (WATCHDOG.as_micros() / 3).to_string())],
+        notify_socket: path.display().to_string(),
+        ..Changes::default()
+    });
+    world.node.stop(SOON).unwrap();
+    let publisher = world.publisher();
+    let hang = format!("1*sleep({})", 10 * SOON.as_millis());
+    // What the first of these lives made durable waits for its sink, so that the second has to read it.
+    for (point, action) in [
+        ("buffer_janitor", format!("3*off->{hang};part_writer_energy=return")),
+        ("buffer_reader", hang.clone()),
+        ("buffer_state", format!("20*off->{hang}")),
+    ] {
+        world.node.set_failpoints(&format!("{point}={action}"));
+        hangs(&mut world, &mut manager, &publisher, &point.replace('_', "-"));
     }
     world.node.set_failpoints("");
     world.node.start().unwrap();
