@@ -23,7 +23,7 @@ fn product() -> Vec<(String, String)> {
     let is_test = |name: &str| name.contains("/tests/") || name.ends_with("tests.rs");
     let with_text = files.into_iter().map(|path| {
         let text = fs::read_to_string(&path).unwrap();
-        let product = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+        let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();
         (path.strip_prefix(&root).unwrap().display().to_string(), product)
     });
     with_text.filter(|(name, _)| !is_test(name)).collect()
@@ -130,6 +130,39 @@ fn every_crash_point_is_taken_by_the_torture_and_every_crash_it_knows_exists() {
         }
     }
     assert_eq!(points, taken);
+}
+
+/// Of each kind of part: where one of its lives can be ended or stopped.
+const PART_POINTS: [(&str, &[&str]); 6] = [
+    ("BatchWriter", &["part_writer_"]),
+    ("KafkaProducer", &["part_kafka_", "part_copies_"]),
+    ("Listener", &["part_listener_"]),
+    ("Migrator", &["part_migrator_"]),
+    ("StreamReader", &["part_stream_"]),
+    ("Watcher", &["part_watch_"]),
+];
+
+#[test]
+fn every_kind_of_part_can_be_made_to_fail_and_a_test_does() {
+    let product = product();
+    let parts: BTreeSet<&str> = product
+        .iter()
+        .flat_map(|(_, text)| text.split(" Part for ").skip(1))
+        .filter_map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric()).next())
+        .collect();
+    assert_eq!(parts, PART_POINTS.iter().map(|(part, _)| *part).collect());
+    let points: BTreeSet<String> = product
+        .iter()
+        .flat_map(|(_, text)| texts_behind(text, "part_point(|| format!(\"").collect::<Vec<_>>())
+        .filter_map(|name| Some(name.split('{').next()?.to_owned()))
+        .collect();
+    let known = PART_POINTS.iter().flat_map(|(_, points)| *points);
+    assert_eq!(points, known.map(|point| (*point).to_owned()).collect());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node");
+    let tests = ["parts.rs", "threads.rs"].map(|file| fs::read_to_string(root.join(file)).unwrap());
+    for point in points {
+        assert!(tests.iter().any(|text| text.contains(&point)), "no test goes to {point}");
+    }
 }
 
 /// What stands between each `call` and the next quotation mark.

@@ -17,6 +17,7 @@ use super::crowd::Crowd;
 use super::guard::{Guard, guard};
 use super::{certificate, probes};
 use crate::config::HttpSettings;
+use crate::crash::part_point;
 use crate::observe::Board;
 use crate::part::{Control, Part, PartResult, Phase, Progress};
 use crate::tls::TlsError;
@@ -66,7 +67,10 @@ impl Part for Listener {
     /// Answers until everything else has ended. Dropping the server closes what it has of the socket and leaves workers
     /// that do not end behind.
     async fn run(self, mut control: Control) -> PartResult {
+        control.progress.set_work_waiting(true);
         let mut server = (self.open)(&control)?;
+        part_point(|| format!("part_listener_{}", self.name)).await;
+        control.progress.set_work_waiting(false);
         while control.phase() != Phase::Stopping {
             tokio::select! {
                 ended = &mut server => {

@@ -38,11 +38,14 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 const STOP_RESERVE: Duration =
     Duration::from_secs(10 + 2 * STOP_GRACE.as_secs() + CLOSE_TIMEOUT.as_secs());
 
+/// How often it is looked whether the supervisor lives.
+const SUPERVISOR_LOOK: Duration = Duration::from_secs(1);
+
 /// Orders to reload that wait; each is answered.
 const RELOAD_ORDERS_MAX: usize = 4;
 
 /// Runs the node until SIGTERM or SIGINT; SIGHUP makes it `load` its configuration again. `Err` when it could not start,
-/// or when the disk failed under it: the process must then end non-zero, so that systemd starts it again.
+/// or when the disk failed under it or its supervisor: the process must then end non-zero, so that systemd starts it again.
 pub fn run(loaded: &Loaded, load: Loader, log: LogControl) -> anyhow::Result<()> {
     install_panic_log();
     thread::system().block_on(async {
@@ -149,7 +152,7 @@ impl Node {
         Ok((Node { settings, board, buffer, supervisor, reloader }, reloads))
     }
 
-    /// Until a signal, or the first error of the disk.
+    /// Until a signal, the first error of the disk, or the supervisor's own.
     async fn until_told(
         &self,
         signals: &mut Signals,
@@ -170,9 +173,22 @@ impl Node {
                     "the disk failed: the node ends and must be started afresh");
                 Err(error.into())
             }
+            () = self.supervisor_gone() => {
+                tracing::error!(event = "supervisor_gone",
+                    runbook = Runbook::NodeRestarting.page(),
+                    "nobody looks after the parts: the node ends and must be started afresh");
+                Err(anyhow::anyhow!("the supervisor has panicked"))
+            }
             () = watchdog => Ok(()),
             () = service::keep_telling(&self.board) => Ok(()),
             () = self.reloader.obey(reloads, hangup) => Ok(()),
+        }
+    }
+
+    /// Its parts go on without it and would never be started afresh, nor told to stop.
+    async fn supervisor_gone(&self) {
+        while self.supervisor.connected() {
+            tokio::time::sleep(SUPERVISOR_LOOK).await;
         }
     }
 

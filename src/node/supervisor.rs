@@ -176,6 +176,7 @@ impl Supervisor {
 
     /// Cancels what has work and makes no progress. A part that does not even take the cancel sits on a blocked thread.
     fn look_for_stalls(&mut self, context: &mut Context<Self>) {
+        fail::fail_point!("supervisor");
         let limit = self.settings.stall_timeout;
         let mut blocked = Vec::new();
         for (name, part) in &mut self.parts {

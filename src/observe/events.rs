@@ -94,6 +94,11 @@ pub const CHAPTERS: [Chapter; 9] = [
                 "A part had work and made no progress, or its thread stood still; it is ended and started afresh",
                 "None when it stays alone; else find out what it waits for",
             ),
+            event(
+                "supervisor_gone",
+                "A defect of the node: who looks after the parts has panicked, so the node ends and is started afresh",
+                "Report it, with the lines before",
+            ),
             event("part_ordered", "A person restarted, paused or resumed a part", ""),
             event(
                 "panic",

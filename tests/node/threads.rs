@@ -1,10 +1,11 @@
-//! A panic where no part is: in the buffer's threads, in an answer over HTTP.
+//! A panic or a hang where no part is: in the buffer's threads, in the supervisor, in an answer over HTTP; and of what listens
+//! for those.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use rig::{Folder, eventually};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::manager::Manager;
 use crate::world::{Changes, SOON, World};
@@ -16,6 +17,12 @@ fn reading(count: u64) -> String {
     json!({"saveeyeDeviceSerialNumber": "SE-1", "activeActualConsumption": {"total": 500},
         "activeTotalConsumption": {"total": count}})
     .to_string()
+}
+
+/// As `/health` tells of it; null while it tells nothing.
+fn part(world: &World, name: &str) -> Value {
+    let health = world.node.get("/health").and_then(|answer| answer.json());
+    health.map(|health| health["parts"][name].clone()).unwrap_or_default()
 }
 
 /// Publishes until the process has ended by itself, over the panic of this thread.
@@ -34,21 +41,23 @@ fn ends(world: &mut World, publisher: &rig::Publisher, thread: &str) {
     world.node.kill();
 }
 
-/// Without one of its threads the buffer answers nobody, so the process ends, and the next one finds everything.
+/// Without one of its threads the buffer answers nobody, without the supervisor nobody is started afresh: so the process
+/// ends, and the next one finds everything.
 #[test]
-fn a_panic_of_each_of_the_buffers_threads_ends_the_process_and_loses_nothing() {
+fn a_panic_of_the_supervisor_or_of_a_thread_of_the_buffer_ends_the_process_and_loses_nothing() {
     let mut world = World::start(Changes::default());
     world.node.stop(SOON).unwrap();
     let publisher = world.publisher();
     // What the first of these lives made durable waits for its sink, so that the second has to read it.
-    for (point, action) in [
-        ("buffer_writer", "5*off->panic(made by a test)"),
-        ("buffer_reader", "panic(made by a test)"),
-        ("buffer_janitor", "panic(made by a test)"),
-        ("buffer_state", "panic(made by a test)"),
+    for (thread, point) in [
+        ("buffer-writer", "buffer_writer=5*off->panic(made by a test)"),
+        ("buffer-reader", "buffer_reader=panic(made by a test)"),
+        ("buffer-janitor", "buffer_janitor=panic(made by a test)"),
+        ("buffer-state", "buffer_state=panic(made by a test)"),
+        ("main", "supervisor=5*off->panic(made by a test)"),
     ] {
-        world.node.set_failpoints(&format!("part_writer_energy=1*return;{point}={action}"));
-        ends(&mut world, &publisher, &point.replace('_', "-"));
+        world.node.set_failpoints(&format!("part_writer_energy=1*return;{point}"));
+        ends(&mut world, &publisher, thread);
     }
     world.node.set_failpoints("");
     world.node.start().unwrap();
@@ -155,6 +164,68 @@ fn answers_that_panic_stop_no_message_and_no_later_answer() {
     eventually(SOON, "the row", || world.count("telemetry", "energy_consumption") == 1);
 }
 
+/// Each listener loses one life at a time, in the middle of its opening; whoever connects meanwhile waits.
+#[test]
+fn a_listener_that_panics_or_hangs_is_started_afresh_and_the_others_go_on() {
+    let mut world = World::prepare(Changes {
+        extra: "[supervision]\nstall_timeout_seconds = 5\n".to_owned(),
+        ..Changes::default()
+    });
+    let publisher = world.publisher();
+    let listeners = ["http", "control"];
+    for (action, stalls) in [("1*panic(made by a test)", 0), ("1*return", 1)] {
+        let points = listeners.map(|name| format!("part_listener_{name}={action};"));
+        world.node.set_failpoints(&points.concat());
+        world.node.start().unwrap();
+        world.subscribed();
+        for listener in listeners {
+            eventually(SOON, format!("{listener} was started afresh"), || {
+                let part = part(&world, listener);
+                part["restarts"] == 1 && part["stalls"] == stalls && part["state"] == "running"
+            });
+        }
+        eventually(SOON, "a command is answered", || {
+            world.node.command(&["parts", "list"]).is_ok_and(|asked| asked.status.success())
+        });
+        publisher.publish("energy", "saveeye/telemetry", reading(publisher.count() as u64));
+        publisher.flush(SOON).unwrap();
+        world.drained(SOON);
+        let health = world.node.get("/health").unwrap().json().unwrap();
+        for (name, status) in health["parts"].as_object().unwrap() {
+            let times = u64::from(listeners.contains(&name.as_str()));
+            assert_eq!(status["restarts"], times, "{name}: {status}");
+        }
+        assert!(world.node.stop(SOON).unwrap().success());
+    }
+    assert_eq!(world.count("telemetry", "energy_consumption"), publisher.count() as u64);
+}
+
+/// The other one tells of it, and takes the order that brings it back.
+#[test]
+fn a_listener_that_panics_for_ever_is_parked_alone_and_started_by_hand() {
+    let mut world = World::prepare(Changes {
+        failpoints: "part_listener_http=3*panic(made by a test)".to_owned(),
+        extra: "[supervision]\nrestarts_max = 2\nbackoff_min_ms = 10\nbackoff_max_ms = 20\n"
+            .to_owned(),
+        ..Changes::default()
+    });
+    let publisher = world.publisher();
+    world.node.spawn().unwrap();
+    eventually(SOON, "it is parked", || {
+        let Ok(asked) = world.node.command(&["parts", "list", "--json"]) else { return false };
+        let parts: Value = serde_json::from_slice(&asked.stdout).unwrap_or_default();
+        parts["http"]["state"] == "parked" && parts["http"]["restarts"] == 3
+    });
+    let restarted = world.node.command(&["parts", "restart", "http"]).unwrap();
+    assert!(restarted.status.success(), "{restarted:?}");
+    world.node.wait_ready(SOON).unwrap();
+    world.subscribed();
+    publisher.publish("energy", "saveeye/telemetry", reading(0));
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "the row", || world.count("telemetry", "energy_consumption") == 1);
+    assert!(world.node.stop(SOON).unwrap().success());
+}
+
 /// One request after the other takes a worker of its listener with it, and whoever else that worker serves.
 #[test]
 fn a_listener_of_which_a_worker_hangs_is_started_afresh_and_answers_everybody() {
@@ -177,8 +248,7 @@ fn a_listener_of_which_a_worker_hangs_is_started_afresh_and_answers_everybody() 
         let publisher = world.publisher();
         publisher.publish("energy", "saveeye/telemetry", reading(1));
         eventually(SOON, format!("{listener} was started afresh"), || {
-            let health = world.node.get("/health").and_then(|answer| answer.json());
-            let part = health.map(|health| health["parts"][listener].clone()).unwrap_or_default();
+            let part = part(&world, listener);
             part["stalls"] == 1 && part["restarts"] == 1 && part["state"] == "running"
         });
         for _ in 0..8 {
@@ -207,8 +277,7 @@ fn a_listener_takes_no_pause_and_its_hung_worker_holds_no_stop_up() {
         let restarted = world.node.command(&["parts", "restart", listener]).unwrap();
         assert!(restarted.status.success(), "{restarted:?}");
         eventually(SOON, format!("{listener} was started afresh"), || {
-            let health = world.node.get("/health").and_then(|answer| answer.json());
-            health.is_ok_and(|health| health["parts"][listener]["restarts"] == 1)
+            part(&world, listener)["restarts"] == 1
         });
     }
     world.node.stop(SOON).unwrap();
