@@ -50,6 +50,15 @@ pub(super) fn has_room(folder: &Path, bytes: u64) -> Result<bool, BufferError> {
     }
 }
 
+/// Where there is not that much room, the disk is full.
+pub(super) fn demand_room(folder: &Path, bytes: u64) -> Result<(), BufferError> {
+    if has_room(folder, bytes)? {
+        Ok(())
+    } else {
+        Err(BufferError::DiskFull { path: folder.to_owned() })
+    }
+}
+
 /// With those above it; its name is on stable storage when there was only one to make.
 pub(super) fn make_folder(folder: &Path) -> Result<(), BufferError> {
     fs::create_dir_all(folder).map_err(|error| BufferError::io("make", folder, error))?;

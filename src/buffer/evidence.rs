@@ -65,9 +65,10 @@ impl Evidence {
         self.raw.synced().max(self.record.synced)
     }
 
-    /// There are letters, or should be.
-    pub(super) fn has_letters(&self) -> bool {
-        self.raw.has_letters() || self.record.kept().next().is_some()
+    /// There are letters, or should be; or books.
+    pub(super) fn has_letters_or_books(&self) -> bool {
+        let found = self.raw.has_letters() || self.raw.books().next().is_some();
+        found || self.record.kept().next().is_some()
     }
 
     /// `None`: there is every letter that should be there, and no other.

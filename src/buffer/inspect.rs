@@ -16,7 +16,7 @@ use super::generation::{self, Contents};
 use super::log::{Loss, Marks};
 use super::recovery::IdentityFile;
 use super::state_store::StateStore;
-use super::store::Store;
+use super::store::{self, Store};
 use super::{BufferError, DeadLetterFilter, LostLetters, disk, lost_letters, reached};
 use crate::domain::{
     Arrival, Books, DeadLetter, LogIdentity, Record, Sequence, SequenceRange, SinkName, StreamName,
@@ -120,6 +120,7 @@ impl Copy {
             attempt = disk::copy_folder(folder, &copy.folder);
         }
         attempt.map_err(|error| BufferError::io("copy", folder, error))?;
+        store::demand_room_to_open(&copy.folder)?;
         Ok(copy)
     }
 }
