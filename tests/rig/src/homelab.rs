@@ -285,6 +285,9 @@ dbname = "telemetry"
 [databases.settings]
 host = "db.lan"
 dbname = "homelab_settings"
+[streams.a.fields]
+power = { path = "w", type = "int4" }
+device = { path = "id", type = "text", tag = true }
 [streams.a.kafka]
 topic = "topic-a"
 [streams.a.tables.things]
@@ -317,6 +320,13 @@ table = "others"
         };
         assert_eq!(found, [expected]);
         assert_eq!(homelab().dbnames(), ["homelab_settings", "telemetry"]);
+    }
+
+    #[test]
+    fn fields_come_in_the_order_of_the_configuration() {
+        let expected = [("power".to_owned(), false), ("device".to_owned(), true)];
+        assert_eq!(homelab().fields("a"), expected);
+        assert!(homelab().fields("b").is_empty());
     }
 
     #[test]
