@@ -42,12 +42,18 @@ pub fn statements(schema: &str) -> Vec<String> {
              sink text NOT NULL, key text NOT NULL, seen_at timestamptz NOT NULL, \
              log text, sequence bigint, PRIMARY KEY (sink, key)) WITH (fillfactor = 70)"
         ),
-        // Tables of the first versions lack them.
-        format!(
-            "ALTER TABLE {seen} ADD COLUMN IF NOT EXISTS log text, \
-             ADD COLUMN IF NOT EXISTS sequence bigint"
-        ),
     ]
+}
+
+/// Asks for a table (`$1`) whether it has what one of the first versions lacks. To alter one, be it in vain, is its owner's
+/// alone, and waits for everyone who uses it.
+pub const IS_WHOLE: &str = "SELECT FROM pg_attribute \
+     WHERE attrelid = to_regclass($1) AND attname = 'sequence' AND NOT attisdropped";
+
+/// Adds to [`latest_seen`] what it lacks.
+pub fn addition(schema: &str) -> String {
+    let seen = latest_seen(schema);
+    format!("ALTER TABLE {seen} ADD COLUMN log text, ADD COLUMN sequence bigint")
 }
 
 /// The cursor and books of each sink.

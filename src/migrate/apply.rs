@@ -150,7 +150,18 @@ impl Session {
         }
         self.execute("create the ledger schema_migrations", LEDGER_SQL).await?;
         self.execute("create the node's own tables", &bookkeeping::statements(schema).join("; "))
-            .await
+            .await?;
+        let seen = bookkeeping::latest_seen(schema);
+        let look = async {
+            let found = self.client.query_opt(bookkeeping::IS_WHOLE, &[&seen]).await;
+            found.map_err(postgres("look at the node's own tables"))
+        };
+        match self.bounded("look at the node's own tables", look).await? {
+            Some(_) => Ok(()),
+            None => {
+                self.execute("alter the node's own tables", &bookkeeping::addition(schema)).await
+            }
+        }
     }
 
     async fn run_in_transaction(&self, migration: &Migration) -> Result<(), MigrateError> {

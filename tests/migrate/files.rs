@@ -159,6 +159,19 @@ async fn what_latest_rows_have_seen_is_kept_when_a_first_version_is_replaced() {
 }
 
 #[tokio::test]
+async fn own_tables_that_are_there_need_no_lock_on_them() {
+    let mut database = TestDatabase::new();
+    database.apply().await.unwrap();
+    let reader = database.client().await;
+    reader
+        .batch_execute("BEGIN; LOCK TABLE telemetry_latest_seen IN ACCESS SHARE MODE")
+        .await
+        .unwrap();
+    database.settings.query_timeout = std::time::Duration::from_millis(500);
+    database.apply().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_run_that_is_given_up_leaves_no_lock_and_no_half_of_a_file() {
     let database = TestDatabase::new();
     database.write(
