@@ -15,7 +15,7 @@ use super::state_value::{
     split_names,
 };
 use super::store::Store;
-use super::{BufferError, state_value};
+use super::{BufferError, state_value, threads};
 use crate::domain::{Books, DeadLetter, DeadLetterKey, SinkName, StreamName};
 
 /// Versions of one run of a process; the next one's are all higher.
@@ -43,6 +43,8 @@ pub(super) struct StateStore {
 
 /// Shares of the quota, in percent, that are worth a warning.
 const LEVELS: [u64; 3] = [70, 90, 100];
+/// A million copies in one batch took half a minute, in which their thread shows no sign of life.
+const FORGOTTEN_AT_ONCE: usize = 1000;
 
 impl StateStore {
     /// Makes an empty one; [`StateStore::flush`] is the caller's.
@@ -475,16 +477,21 @@ impl StateStore {
     /// From now on each new letter is to be copied to these clusters; what waits for any other is forgotten.
     pub(super) fn copy_letters_to(&mut self, clusters: &[String]) -> Result<(), BufferError> {
         let mut waiting: BTreeMap<_, _> = clusters.iter().map(|name| (name.clone(), 0)).collect();
-        let mut forgotten = sled::Batch::default();
+        let mut forgotten = Vec::new();
         self.scan(COPY, |key, _| {
             let cluster = key[COPY.len()..].split(|byte| *byte == 0).next().unwrap_or_default();
             match std::str::from_utf8(cluster).ok().and_then(|name| waiting.get_mut(name)) {
                 Some(count) => *count += 1,
-                None => forgotten.remove(key),
+                None => forgotten.push(key.to_vec()),
             }
             ControlFlow::Continue(())
         })?;
-        self.store.apply(forgotten)?;
+        for keys in forgotten.chunks(FORGOTTEN_AT_ONCE) {
+            let mut batch = sled::Batch::default();
+            keys.iter().for_each(|key| batch.remove(key.as_slice()));
+            self.store.apply(batch)?;
+            threads::beat();
+        }
         self.copies_waiting = waiting;
         Ok(())
     }

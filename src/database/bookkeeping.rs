@@ -1,5 +1,7 @@
 //! The node's own tables: where each sink stands, what was replayed, what each latest-state row has seen.
 
+use std::time::Duration;
+
 use super::sql::qualified;
 
 const CURSORS: &str = "telemetry_cursors";
@@ -50,10 +52,16 @@ pub fn statements(schema: &str) -> Vec<String> {
 pub const IS_WHOLE: &str = "SELECT FROM pg_attribute \
      WHERE attrelid = to_regclass($1) AND attname = 'sequence' AND NOT attisdropped";
 
+/// Behind a long query a table that is altered would wait, and every writer behind it: the next attempt comes soon.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Adds to [`latest_seen`] what it lacks.
 pub fn addition(schema: &str) -> String {
-    let seen = latest_seen(schema);
-    format!("ALTER TABLE {seen} ADD COLUMN log text, ADD COLUMN sequence bigint")
+    format!(
+        "SET LOCAL lock_timeout TO {}; ALTER TABLE {} ADD COLUMN log text, ADD COLUMN sequence bigint",
+        LOCK_TIMEOUT.as_millis(),
+        latest_seen(schema)
+    )
 }
 
 /// The cursor and books of each sink.

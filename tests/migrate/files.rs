@@ -153,6 +153,13 @@ async fn what_latest_rows_have_seen_is_kept_when_a_first_version_is_replaced() {
          PRIMARY KEY (sink, key)); \
          INSERT INTO telemetry_latest_seen VALUES ('plug/power_plugs', 'desk', 'epoch')",
     );
+    // Who uses it is not in the way of the others for long.
+    let reader = database.client().await;
+    let lock = "BEGIN; LOCK TABLE telemetry_latest_seen IN ACCESS SHARE MODE";
+    reader.batch_execute(lock).await.unwrap();
+    let refused = database.apply().await.unwrap_err();
+    assert!(refused.class() == ErrorClass::Transient, "{refused}");
+    reader.batch_execute("COMMIT").await.unwrap();
     database.apply().await.unwrap();
     let rows = "SELECT key, log IS NULL, sequence IS NULL FROM telemetry_latest_seen";
     assert_eq!(database.rows(rows), ["desk t t"]);
