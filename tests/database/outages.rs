@@ -1,6 +1,7 @@
 //! The server goes away, refuses, or changes under a writer at work: nothing is lost, nothing doubled, nothing of it a
 //! dead letter, and the writer goes on by itself when the cause is gone.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -442,6 +443,38 @@ fn a_connection_cut_in_the_middle_of_a_copy_leaves_no_row_behind() {
         proxy.set(Link::Fine);
         running.drained().await;
         assert_once_each(&bench, ROWS).await;
+        running.stop().await;
+    });
+}
+
+/// What a person asks for first after an outage: how old is what the table has not.
+#[test]
+fn the_age_of_what_is_pending_is_told_truly_while_a_backlog_goes() {
+    const ROWS: u64 = 300;
+    const BATCH: u64 = 50;
+    local(async {
+        let mut bench = Bench::new().await;
+        bench.feed("energy", energies(ROWS as i64)).await;
+        let proxy = Proxy::start(bench.cluster.port()).unwrap();
+        bench.settings.databases["telemetry"].port = proxy.port();
+        // Some tenths of a second for each batch.
+        proxy.set(Link::Slow(400_000));
+        let mut sink = bench.sink("energy", "energy_consumption");
+        Arc::make_mut(&mut sink.table).batch_rows_max = BATCH as usize;
+        let running = bench.run(sink);
+        let mut told = BTreeSet::new();
+        eventually("all is there", || {
+            let status = running.status();
+            let cursor = status.books.map_or(0, |books| books.cursor.0);
+            if let Some(oldest) = status.oldest_pending {
+                let position = (oldest.0 - at(0).0) as u64 / 1000;
+                assert!(position.abs_diff(cursor) <= BATCH + 1, "{position} while at {cursor}");
+                told.insert(position);
+            }
+            cursor == ROWS && status.oldest_pending.is_none()
+        })
+        .await;
+        assert!(told.len() > 4, "{told:?}");
         running.stop().await;
     });
 }
