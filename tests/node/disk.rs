@@ -249,7 +249,11 @@ fn places_that_go_bad_in_the_generation_being_written_end_the_process_once_and_a
     (1 << 20..bytes.len()).step_by(64 << 10).for_each(|place| bytes[place] ^= 0x10);
     fs::File::options().write(true).open(&file).unwrap().write_all_at(&bytes, 0).unwrap();
     world.postgres.restart().unwrap();
-    let ended = until(SOON, "the node to end", || world.node.daemon().exit_status()).unwrap();
+    let ended = until(SOON, "the node to end", || world.node.daemon().exit_status());
+    // Whether it read no bad place, or waits for what never comes.
+    let ended = ended.unwrap_or_else(|error| {
+        panic!("{error}: {:#}", world.sink("energy", "energy_consumption"))
+    });
     assert_eq!(ended.code(), Some(1));
     assert!(world.node.log_text().contains("buffer_failed"));
 
