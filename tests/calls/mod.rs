@@ -55,6 +55,8 @@ pub struct Ended {
     pub said: String,
     /// The call at which it happened; `None` when it made fewer.
     pub hit: Option<String>,
+    /// Its exit status; `None` when it was killed.
+    pub code: Option<i32>,
 }
 
 /// Runs a test of this binary, by its whole name, again: it has to ask [`folder`].
@@ -74,7 +76,7 @@ pub fn run(test: &str, folder: &Path, (kind, fate): (Kind, Fate), call: u64) -> 
     let killed = status.signal() == Some(libc::SIGKILL);
     assert_eq!(killed, hit.is_some() && fate == Fate::Killed, "{status}: {said}{wrong}");
     assert!(!said.contains("running 0 tests"), "{test}");
-    Ended { said, hit }
+    Ended { said, hit, code: status.code() }
 }
 
 /// In the process that [`run`] made: the folder whose files it is about. From here on calls count.

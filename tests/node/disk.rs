@@ -232,8 +232,8 @@ fn places_that_go_bad_in_the_generation_being_written_end_the_process_once_and_a
     assert!((0..3).any(|_| bad_places_are_read_and_told()), "none was read");
 }
 
-/// Of more than sled means to keep in memory, a sink that lags reads most from the disk. False when all of it was in memory
-/// after all, as seen on busy machines: then every record is delivered.
+/// Of more than sled means to keep in memory, a sink that lags reads most from the disk. False when every record was delivered
+/// all the same, as twice on a busy machine: why no bad place was read then is not known.
 fn bad_places_are_read_and_told() -> bool {
     const COUNT: u64 = 2_000;
     let mut world = left_by_its_database("[buffer]\ntail_bytes_max = 1048576\n");
