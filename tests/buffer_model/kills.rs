@@ -92,10 +92,6 @@ async fn at_every(
             assert!(call > if kind == Kind::Change { 250 } else { 100 }, "{call}");
             break;
         };
-        // sled may tell no one, and whoever waits for it waits for ever: so the process ends by itself, at once.
-        let of_sled = hit.ends_with("/db")
-            && ["pwritev64 ", "fdatasync "].iter().any(|call| hit.starts_with(call));
-        assert!(fate == Fate::Killed || !of_sled || run.code == Some(1), "{hit}: {:?}", run.code);
         println!("{call} {hit}");
     }
 }
