@@ -229,14 +229,12 @@ fn a_read_that_fails_once_costs_nothing() {
 
 #[test]
 fn places_that_go_bad_in_the_generation_being_written_end_the_process_once_and_are_told() {
-    assert!((0..3).any(|_| bad_places_are_read_and_told()), "none was read");
-}
-
-/// Of more than sled means to keep in memory, a sink that lags reads most from the disk. False when every record was delivered
-/// all the same, as twice on a busy machine: why no bad place was read then is not known.
-fn bad_places_are_read_and_told() -> bool {
-    const COUNT: u64 = 2_000;
-    let mut world = left_by_its_database("[buffer]\ntail_bytes_max = 1048576\n");
+    // Whatever its cache is said to hold, sled gives up a page only where two share one of its 256 shards, and late: of
+    // 2,000 such records a sink that lags reads two to four pages from the disk, and may miss every bad place (2 of 19
+    // times); of these it reads half.
+    const COUNT: u64 = 3_500;
+    let one_generation = "[buffer]\ngeneration_bytes = 134217728\ntail_bytes_max = 1048576\n";
+    let mut world = left_by_its_database(one_generation);
     let publisher = world.publisher();
     for number in 0..COUNT {
         let large: String = (0..8).map(|part| noise(number * 8 + part)).collect();
@@ -254,19 +252,10 @@ fn bad_places_are_read_and_told() -> bool {
     (1 << 20..bytes.len()).step_by(64 << 10).for_each(|place| bytes[place] ^= 0x10);
     fs::File::options().write(true).open(&file).unwrap().write_all_at(&bytes, 0).unwrap();
     world.postgres.restart().unwrap();
-    let all_delivered = |world: &World| {
-        let books = world.node.streams().ok().map(|_| world.sink("energy", "energy_consumption"));
-        books.is_some_and(|sink| sink["status"]["books"]["delivered"] == COUNT)
-    };
-    let ended = until(SOON, "the node to end", || {
-        let ended = world.node.daemon().exit_status()?;
-        Ok(if ended.is_none() && all_delivered(&world) { Some(None) } else { ended.map(Some) })
+    let ended = until(SOON, "the node to end", || world.node.daemon().exit_status());
+    let ended = ended.unwrap_or_else(|error| {
+        panic!("{error}: {:#}", world.sink("energy", "energy_consumption"))
     });
-    let Some(ended) = ended.unwrap() else {
-        let distinct = "SELECT count(DISTINCT active_energy_total) FROM energy_consumption";
-        assert_eq!(world.postgres.value("telemetry", distinct).unwrap(), COUNT.to_string());
-        return false;
-    };
     assert_eq!(ended.code(), Some(1));
     assert!(world.node.log_text().contains("buffer_failed"));
 
@@ -284,7 +273,6 @@ fn bad_places_are_read_and_told() -> bool {
     let told = page.split("telemetry_buffer_lost_messages{stream=\"energy\"} ").nth(1).unwrap();
     let told: u64 = told.split('\n').next().unwrap().parse().unwrap();
     assert!((lost..COUNT / 2).contains(&told), "{told} told, {lost} of them not delivered");
-    true
 }
 
 fn give(path: &Path, owner: u32) {
