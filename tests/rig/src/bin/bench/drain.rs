@@ -127,10 +127,11 @@ pub fn to_kafka(lab: &mut Lab, count: u64, rounds: usize) -> Result<Vec<Measure>
 /// # Errors
 /// When the run fails, or rows are missing.
 pub fn backlog(lab: &mut Lab, count: u64, seconds: u64) -> Result<Vec<Measure>> {
-    let mut start = Measure::new("start with a backlog until accepting", "s", Bar::AtMost(2.0));
-    let mut memory = Measure::new("resident memory, draining a backlog", "MiB", Bar::AtMost(256.0));
+    let mut start = Measure::new("start with a backlog until accepting", "s", Bar::Promised(2.0));
+    let memory_bar = Bar::Promised(256.0);
+    let mut memory = Measure::new("resident memory, draining a backlog", "MiB", memory_bar);
     let name = "resident memory, both sinks away, 2,000 msg/s";
-    let mut away = Measure::new(name, "MiB", Bar::AtMost(256.0));
+    let mut away = Measure::new(name, "MiB", memory_bar);
     let full = outage::both_away(lab, count, seconds, &mut away)?;
     let count = full.count;
     for _ in 0..3 {

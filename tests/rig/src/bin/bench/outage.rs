@@ -28,7 +28,7 @@ const POLL: Duration = Duration::from_millis(1);
 /// When a run fails.
 pub fn recovery(lab: &mut Lab, count: u64, rounds: usize) -> Result<Vec<Measure>> {
     let mut first =
-        Measure::new("kill -9 with a backlog until the first row", "s", Bar::AtMost(3.0));
+        Measure::new("kill -9 with a backlog until the first row", "s", Bar::Promised(3.0));
     let mut subject = lab.start(&Plan::new(Sink::TableAway))?;
     let load = flood(lab.mosquitto.port(), &subject.topic, count);
     subject.wait_for(count, kept)?;
@@ -59,7 +59,7 @@ fn migrated(lab: &mut Lab) -> Result<()> {
 /// When a run fails, or rows are missing.
 pub fn catch_up(lab: &mut Lab, count: u64) -> Result<Vec<Measure>> {
     let name = "backlog of an outage gone, 1,000 msg/s live";
-    let mut gone = Measure::new(name, "s", Bar::AtMost(20.0));
+    let mut gone = Measure::new(name, "s", Bar::Promised(20.0));
     lab.fresh_database()?;
     let mut subject = lab.start(&Plan::new(Sink::Table))?;
     subject.node.wait_ready(MIGRATED_WITHIN)?;
