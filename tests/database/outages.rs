@@ -2,10 +2,11 @@
 //! dead letter, and the writer goes on by itself when the cause is gone.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rig::{Link, Postgres, PostgresOptions, Proxy};
+use rig::{Disk, FileSystem, Folder, Link, Postgres, PostgresOptions, Proxy};
 use telemetry::domain::{ErrorClass, Secret};
 use telemetry::migrate::Migrator;
 use telemetry::observe::{MigrationState, SinkState, SinkStatus};
@@ -97,6 +98,40 @@ fn a_server_killed_again_and_again_under_load_gets_each_row_once() {
         }
         assert_eq!(running.drained().await.delivered, 30_000);
         assert_once_each(&bench, 30_000).await;
+        running.stop().await;
+    });
+}
+
+/// All of the bench's tables, on a disk of their own.
+async fn move_to(disk: &Disk, bench: &Bench) {
+    let place = disk.mount_point().join("tables");
+    std::fs::create_dir(&place).unwrap();
+    let server = std::fs::metadata(bench.cluster.folder()).unwrap();
+    chown(&place, Some(server.uid()), Some(server.gid())).unwrap();
+    let make = format!("CREATE TABLESPACE small LOCATION '{}'", place.display());
+    bench.cluster.execute("postgres", &make).unwrap();
+    let move_there = format!("ALTER DATABASE {} SET TABLESPACE small", bench.database);
+    // Until the sessions that migrated it have ended.
+    eventually("moved", || bench.cluster.execute("postgres", &move_there).is_ok()).await;
+}
+
+#[test]
+fn a_server_without_space_holds_the_writer_until_there_is_some() {
+    const COUNT: usize = 20_000;
+    local(async {
+        let folder = Folder::new(None, "space").unwrap();
+        let disk = Disk::open(&folder.join("disk"), FileSystem::Ext4).unwrap();
+        let mut bench = Bench::on(Arc::new(Postgres::start().unwrap())).await;
+        move_to(&disk, &bench).await;
+        bench.settings.databases["telemetry"].retry.max = QUICK;
+        let running = at_work(&bench).await;
+        let filling = disk.fill(0).unwrap();
+        bench.feed("energy", energies(COUNT as i64).split_off(100)).await;
+        let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
+        assert!(trouble.contains("53100") && trouble.contains("No space left"), "{trouble}");
+        drop(filling);
+        assert_eq!(running.drained().await.delivered, COUNT as u64);
+        assert_once_each(&bench, COUNT).await;
         running.stop().await;
     });
 }
