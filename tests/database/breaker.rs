@@ -10,10 +10,12 @@ use telemetry::database::{Pool, TableSink};
 use telemetry::observe::{DependencyStatus, SinkState};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::bench::{Bench, energies, eventually, local};
+use crate::bench::{Bench, at, energies, energy, eventually, local};
 use crate::outages::session;
 
 const COOL_DOWN: Duration = Duration::from_secs(1);
+/// No partition is made beforehand for it.
+const FAR_AHEAD_MICROS: i64 = 1_000 * 86_400_000_000;
 
 /// Takes connections; once told to, leads them to the server.
 struct Door {
@@ -167,6 +169,24 @@ fn a_first_question_that_is_never_answered_counts() {
         lock.batch_execute("BEGIN; LOCK TABLE telemetry.telemetry_cursors").await.unwrap();
         let running = bench.start("energy", "energy_consumption");
         counts(&bench, "read the cursor: no answer within").await;
+        running.stop().await;
+        lock.batch_execute("ROLLBACK").await.unwrap();
+    });
+}
+
+#[test]
+fn partitions_whose_making_is_never_answered_count() {
+    local(async {
+        let (bench, _proxy) = without_an_end().await;
+        let running = bench.start("energy", "energy_consumption");
+        running.drained().await;
+        let lock = session(&bench).await;
+        // Rows can be written, and no partition attached.
+        let lock_table =
+            "BEGIN; LOCK TABLE telemetry.energy_consumption IN SHARE UPDATE EXCLUSIVE MODE";
+        lock.batch_execute(lock_table).await.unwrap();
+        bench.feed("energy", vec![energy(1, at(FAR_AHEAD_MICROS))]).await;
+        counts(&bench, "make partitions: no answer within").await;
         running.stop().await;
         lock.batch_execute("ROLLBACK").await.unwrap();
     });
