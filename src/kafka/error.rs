@@ -13,6 +13,8 @@ use crate::domain::ErrorClass;
 pub enum KafkaError {
     #[error("cluster {cluster:?}: librdkafka refuses the settings: {problem}")]
     Settings { cluster: String, problem: String },
+    #[error("{doing}: librdkafka refuses topic {topic:?}: {problem}")]
+    Unaskable { doing: &'static str, topic: String, problem: String },
     #[error("{doing}: {}{}", describe(*code), remedy(*code, topic))]
     Refused { doing: &'static str, topic: String, code: Code },
     #[error(
@@ -83,6 +85,7 @@ impl KafkaError {
             | KafkaError::BooksFull { .. } => ErrorClass::Transient,
             KafkaError::TooLarge { .. } | KafkaError::Panicked { .. } => ErrorClass::Data,
             KafkaError::Settings { .. }
+            | KafkaError::Unaskable { .. }
             | KafkaError::TopicMissing { .. }
             | KafkaError::TurnedAway { .. }
             | KafkaError::Mapping { .. } => ErrorClass::Standing,
@@ -107,11 +110,17 @@ impl KafkaError {
         }
     }
 
-    /// Names what was being done and the topic; a client error without a code is one of settings.
+    /// Names what was being done and the topic; without a code nobody but the library has seen it.
     pub(super) fn of(doing: &'static str, topic: &str, error: &ClientError) -> Self {
-        match error.rdkafka_error_code() {
-            Some(code) => KafkaError::Refused { doing, topic: topic.to_owned(), code },
-            None => KafkaError::Settings { cluster: topic.to_owned(), problem: error.to_string() },
+        let topic = topic.to_owned();
+        // The library's own answer leaves out those of administration.
+        let code = match error {
+            ClientError::AdminOp(code) => Some(*code),
+            error => error.rdkafka_error_code(),
+        };
+        match code {
+            Some(code) => KafkaError::Refused { doing, topic, code },
+            None => KafkaError::Unaskable { doing, topic, problem: error.to_string() },
         }
     }
 }
@@ -294,6 +303,17 @@ mod tests {
         for (code, class) in table {
             assert_eq!(class_of(code), class, "{code:?}");
         }
+    }
+
+    #[test]
+    fn an_administrators_question_without_an_answer_is_asked_again() {
+        let error = ClientError::AdminOp(Code::OperationTimedOut);
+        let error = KafkaError::of("create the topic", "energy", &error);
+        assert_eq!(error.class(), ErrorClass::Transient, "{error}");
+        let error = ClientError::AdminOpCreation("no such name".to_owned());
+        let error = KafkaError::of("create the topic", "energy", &error);
+        assert_eq!(error.class(), ErrorClass::Standing, "{error}");
+        assert!(error.to_string().contains("topic \"energy\": "), "{error}");
     }
 
     #[test]

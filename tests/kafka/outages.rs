@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rig::{Kafka, KafkaOptions, eventually};
+use rig::{Kafka, KafkaOptions, Link, eventually};
 
 use crate::site::{STREAM, Site};
 use crate::world::SOON;
@@ -94,6 +94,26 @@ fn a_deleted_topic_with_ensure_is_made_again() {
     kafka.delete_topics(&[TOPIC]).unwrap();
     site.publish(100);
     site.assert_table_follows();
+    site.world.drained(SOON);
+    // What was delivered left with the topic.
+    site.assert_topic_has(&kafka, 101..=200);
+}
+
+/// Of all requests only the one to make a topic names its retention.
+#[test]
+fn a_topic_whose_making_is_never_answered_is_given_up_on_and_made_later() {
+    let kafka = Kafka::start_with(KafkaOptions { far: true, ..KafkaOptions::default() }).unwrap();
+    let mut site = Site::start(&kafka.far_bootstrap(), TOPIC, "", ENSURE);
+    site.publish(100);
+    site.assert_topic_is_whole(&kafka);
+
+    let link = kafka.link().unwrap();
+    link.set(Link::Withholding(b"retention.ms"));
+    kafka.delete_topics(&[TOPIC]).unwrap();
+    site.publish(100);
+    site.assert_table_follows();
+    site.says("waiting", &["create the topic"]);
+    link.set(Link::Fine);
     site.world.drained(SOON);
     // What was delivered left with the topic.
     site.assert_topic_has(&kafka, 101..=200);

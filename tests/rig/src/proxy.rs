@@ -32,6 +32,8 @@ pub enum Link {
     Slow(usize),
     /// The first bytes, wherever the client sends them, arrive as the second.
     Replacing(&'static [u8], &'static [u8]),
+    /// What a client sends does not arrive from the piece on that holds these bytes.
+    Withholding(&'static [u8]),
     /// Carries so many bytes of what a client sends, and ends that connection by a reset.
     Cutting(usize),
 }
@@ -39,10 +41,10 @@ pub enum Link {
 impl Link {
     fn carries(self, direction: Direction) -> bool {
         match (self, direction) {
-            (Link::Fine | Link::Slow(_) | Link::Replacing(..) | Link::Cutting(_), _) => true,
-            (Link::BlackHole, _) => false,
             (Link::SilentToServer, direction) => direction == Direction::ToClient,
             (Link::SilentToClient, direction) => direction == Direction::ToServer,
+            (Link::BlackHole, _) => false,
+            _ => true,
         }
     }
 }
@@ -163,12 +165,22 @@ async fn pump(
                 }
                 to.write_all(&bytes[..count]).await?;
             }
+            Link::Withholding(what)
+                if direction == Direction::ToServer && holds(&bytes[..count], what) =>
+            {
+                weather.wait_for(|weather| weather.link != link).await.map_err(gone)?;
+                to.write_all(&bytes[..count]).await?;
+            }
             Link::Replacing(what, by) if direction == Direction::ToServer => {
                 to.write_all(&replaced(&bytes[..count], what, by)).await?;
             }
             _ => to.write_all(&bytes[..count]).await?,
         }
     }
+}
+
+fn holds(bytes: &[u8], what: &[u8]) -> bool {
+    bytes.windows(what.len()).any(|window| window == what)
 }
 
 /// What is cut in two by the end of a piece stays as it is.
@@ -237,6 +249,19 @@ mod tests {
         assert_eq!(answer(&mut client).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
         proxy.set(Link::Fine);
         assert_eq!(answer(&mut client).unwrap(), 6);
+    }
+
+    #[test]
+    fn what_is_withheld_arrives_once_the_link_is_fine() {
+        let proxy = Proxy::start(server()).unwrap();
+        proxy.set(Link::Withholding(&[5]));
+        let (mut one, mut other) = (client(&proxy), client(&proxy));
+        one.write_all(&[5]).unwrap();
+        assert_eq!(answer(&mut one).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        other.write_all(&[1]).unwrap();
+        assert_eq!(answer(&mut other).unwrap(), 2);
+        proxy.set(Link::Fine);
+        assert_eq!(answer(&mut one).unwrap(), 6);
     }
 
     #[test]
