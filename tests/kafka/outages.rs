@@ -1,5 +1,6 @@
 //! Kafka away, killed, robbed of a topic and told to take less: nothing is lost, nothing overtakes, and the tables do not notice.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rig::{Kafka, KafkaOptions, Link, eventually};
@@ -153,4 +154,48 @@ fn a_limit_lowered_below_ours_sets_aside_what_is_above_it_and_nothing_else() {
     assert!(replay.status.success(), "{}", String::from_utf8_lossy(&replay.stdout));
     let newest = kafka.read_topic(TOPIC).unwrap();
     assert!(newest.iter().any(|record| record.value.len() > 5_000), "it came in the end");
+}
+
+#[test]
+fn a_replay_to_kafka_killed_half_way_and_repeated_leaves_no_letter_out() {
+    const LETTERS: u64 = 400;
+    const KILLS: usize = 3;
+    let kafka = Kafka::start().unwrap();
+    kafka.create_topic(TOPIC, 2).unwrap();
+    kafka.set_topic(TOPIC, &[("max.message.bytes", "2000")]).unwrap();
+    let mut site = Site::start(&kafka.bootstrap(), TOPIC, "", "");
+    for _ in 0..LETTERS {
+        site.publish_one(&"x".repeat(5_000));
+    }
+    site.assert_table_follows();
+    site.world.drained(SOON);
+    assert_eq!(site.world.books(STREAM, "kafka", "dead_lettered"), LETTERS);
+    assert_eq!(kafka.count(TOPIC).unwrap(), 0);
+    kafka.set_topic(TOPIC, &[]).unwrap();
+    for _ in 0..KILLS {
+        let before = kafka.count(TOPIC).unwrap();
+        let mut replay = site.world.node.begin(&["dlq", "replay"]).unwrap();
+        eventually(SOON, "the replay is under way", || {
+            kafka.count(TOPIC).is_ok_and(|count| count >= before + 20)
+        });
+        site.world.node.kill();
+        assert!(!replay.wait().unwrap().success(), "the command says that it was cut off");
+        site.world.node.start().unwrap();
+        site.world.subscribed();
+    }
+    let replay = site.world.node.command(&["dlq", "replay"]).unwrap();
+    assert!(replay.status.success(), "{}", String::from_utf8_lossy(&replay.stdout));
+    site.assert_topic_is_whole(&kafka);
+    assert_eq!(site.world.books(STREAM, "kafka", "delivered"), LETTERS);
+    let letters = site.world.node.command(&["dlq", "list", "--json"]).unwrap();
+    assert!(letters.stdout.is_empty());
+    // A kill between the confirmation and the removal of the letter repeats its record, as it was.
+    let mut contents = BTreeMap::new();
+    let records = kafka.read_topic(TOPIC).unwrap();
+    assert!(records.len() <= LETTERS as usize + KILLS, "{} records", records.len());
+    for record in records {
+        let id = record.header("telemetry-id").unwrap().to_owned();
+        let content = (record.key.clone(), record.value.clone(), record.timestamp);
+        assert_eq!(contents.entry(id).or_insert(content.clone()), &content);
+    }
 }
