@@ -1,6 +1,6 @@
 //! One batch on its way: rows as the table takes them, and what became of every other record in between.
 //!
-//! A batch is delivered whole, or, when the server refuses a row, in halves: [`Segment`] is the unit of a transaction.
+//! A batch is delivered whole, or, when the server refuses a row, in parts: [`Segment`] is the unit of a transaction.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -113,15 +113,26 @@ impl Batch {
         Segment { rows: 0..self.rows.len(), to: self.last }
     }
 
-    /// Two halves, in order; `None` when there is at most one row left to blame.
-    pub fn halves(&self, segment: &Segment) -> Option<(Segment, Segment)> {
+    /// What is before this row, the row alone, and the rest, in order; or two halves. `None` when there is at most one row
+    /// left to blame.
+    pub fn parts(&self, segment: &Segment, alone: Option<usize>) -> Option<Vec<Segment>> {
         let Range { start, end } = segment.rows;
         if end - start < 2 {
             return None;
         }
         let middle = start + (end - start) / 2;
-        let to = Sequence(self.rows[middle].sequence.0 - 1);
-        Some((Segment { rows: start..middle, to }, Segment { rows: middle..end, to: segment.to }))
+        let cuts = alone.map_or([middle, middle], |row| [row, row + 1]);
+        let mut parts = Vec::with_capacity(3);
+        let mut begin = start;
+        for cut in cuts.into_iter().filter(|cut| (start + 1..end).contains(cut)) {
+            if cut > begin {
+                let to = Sequence(self.rows[cut].sequence.0 - 1);
+                parts.push(Segment { rows: begin..cut, to });
+                begin = cut;
+            }
+        }
+        parts.push(Segment { rows: begin..end, to: segment.to });
+        Some(parts)
     }
 
     /// Takes the only row of a segment out as a dead letter; the segment that then moves the cursor past it.
@@ -207,15 +218,20 @@ mod tests {
     }
 
     #[test]
-    fn halves_cover_the_whole_without_gap_or_overlap() {
+    fn parts_cover_the_whole_without_gap_or_overlap() {
         let batch = batch();
         let whole = batch.whole();
         assert_eq!(whole, Segment { rows: 0..5, to: Sequence(9) });
-        let (first, second) = batch.halves(&whole).unwrap();
-        assert_eq!(first, Segment { rows: 0..2, to: Sequence(3) });
-        assert_eq!(second, Segment { rows: 2..5, to: Sequence(9) });
-        assert_eq!(batch.encoded_range(&second.rows), 6..15);
-        assert_eq!(batch.halves(&Segment { rows: 2..3, to: Sequence(5) }), None);
+        let ends = |alone| {
+            let parts = batch.parts(&whole, alone).unwrap();
+            parts.into_iter().map(|part| (part.rows, part.to.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(ends(None), [(0..2, 3), (2..5, 9)]);
+        assert_eq!(ends(Some(2)), [(0..2, 3), (2..3, 5), (3..5, 9)]);
+        assert_eq!(ends(Some(0)), [(0..1, 1), (1..5, 9)]);
+        assert_eq!(ends(Some(4)), [(0..4, 6), (4..5, 9)]);
+        assert_eq!(batch.encoded_range(&(2..5)), 6..15);
+        assert_eq!(batch.parts(&Segment { rows: 2..3, to: Sequence(5) }, Some(2)), None);
     }
 
     #[test]
@@ -225,8 +241,8 @@ mod tests {
         let mut from = Sequence::ZERO;
         let mut seen = Vec::new();
         while let Some(segment) = waiting.pop() {
-            if let Some((first, second)) = batch.halves(&segment) {
-                waiting.extend([second, first]);
+            if let Some(parts) = batch.parts(&segment, None) {
+                waiting.extend(parts.into_iter().rev());
                 continue;
             }
             let tally = batch.tally(&segment, from);

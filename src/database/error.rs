@@ -94,6 +94,16 @@ impl DatabaseError {
         }
     }
 
+    /// The row of a COPY into `table` at which the server stopped, counted from 1, where it says so.
+    pub fn line_of_copy(&self, table: &str) -> Option<usize> {
+        match self {
+            DatabaseError::Postgres { source, .. } => {
+                line_of_copy(table, source.as_db_error()?.where_()?)
+            }
+            _ => None,
+        }
+    }
+
     /// The database could not be talked to, as opposed to: it answered with a refusal of this one statement. A statement
     /// that the server itself ended for its time (57014) says nothing of the others: a table may be locked.
     pub fn is_connection_trouble(&self) -> bool {
@@ -198,6 +208,15 @@ fn class_of_code(code: &str) -> ErrorClass {
     }
 }
 
+/// From «COPY readings, line 2501, column power», which is in the server's language; a trigger's own lines may stand before.
+fn line_of_copy(table: &str, context: &str) -> Option<usize> {
+    let mut lines = context.lines();
+    let copy = lines.find_map(|line| line.strip_prefix("COPY ")?.strip_prefix(table))?;
+    let number = copy.trim_start_matches(|char: char| !char.is_ascii_digit());
+    let digits = number.bytes().take_while(u8::is_ascii_digit).count();
+    number[..digits].parse().ok()
+}
+
 fn is_tls(error: &tokio_postgres::Error) -> bool {
     let mut source = error.source();
     while let Some(inner) = source {
@@ -240,6 +259,21 @@ fn describe(error: &tokio_postgres::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_line_of_a_copy_is_read_in_any_language() {
+        for (context, line) in [
+            ("COPY t 5, line 2501, column \"power 7\"", Some(2501)),
+            ("COPY t 5, Zeile 12", Some(12)),
+            ("PL/pgSQL function f() line 3 at RAISE\nCOPY t 5, line 9: \"1\"", Some(9)),
+            ("COPY t 5", None),
+            ("COPY t 5, line 99999999999999999999999999", None),
+            ("SQL statement \"COPY\"", None),
+            ("", None),
+        ] {
+            assert_eq!(line_of_copy("t 5", context), line, "{context}");
+        }
+    }
 
     #[test]
     fn an_sqlstate_says_whether_to_wait_to_set_aside_or_to_ask_a_person() {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  buffer ──► Source ──► Batch ──► Target ──► one transaction: rows · books · cursor (last)
-//!             maps,      rows and  halves what      │
+//!             maps,      rows and  parts what       │
 //!             converts   specials  is refused       └─► refused row ──► dead letter, stored first
 //! ```
 //!
@@ -10,6 +10,7 @@
 
 mod append;
 mod batch;
+mod blame;
 pub mod bookkeeping;
 mod catalog;
 mod connect;

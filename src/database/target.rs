@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio_postgres::Client;
 
 use super::batch::{Batch, Segment};
+use super::blame::Blame;
 use super::cursor::{Cursor, Tally};
 use super::error::{DatabaseError, postgres};
 use super::source::Plan;
@@ -86,7 +87,7 @@ impl Target {
         }
     }
 
-    /// Delivers the batch: whole, or in halves around the rows that the server refuses, which become dead letters.
+    /// Delivers the batch: whole, or in parts around the rows that the server refuses, which become dead letters.
     /// After an error the cursor row says how much of it was taken.
     pub async fn deliver(&mut self, mut batch: Batch) -> Result<(), Trouble> {
         part_point(|| format!("part_writer_{}", self.sink.stream.name)).await;
@@ -96,9 +97,13 @@ impl Target {
         let encoded = std::mem::take(&mut batch.encoded).freeze();
         let mut waiting = vec![batch.whole()];
         let mut partitions_made = false;
+        let mut blame = Blame::default();
         while let Some(segment) = waiting.pop() {
             match self.write(&batch, &encoded, &segment, Table::AsPlanned).await {
-                Ok((books, tally)) => self.confirmed(&batch, &segment, books, tally),
+                Ok((books, tally)) => {
+                    blame.taken(&segment.rows);
+                    self.confirmed(&batch, &segment, books, tally);
+                }
                 Err(error) if error.is_missing_partition() => {
                     if std::mem::replace(&mut partitions_made, true) {
                         return Err(no_partition(&error).into());
@@ -109,13 +114,17 @@ impl Target {
                 Err(error) if self.plan_is_old && error.may_be_due_to_the_plan() => {
                     return Err(DatabaseError::PlanInDoubt.into());
                 }
-                Err(error) if error.class() == ErrorClass::Data => match batch.halves(&segment) {
-                    Some((first, second)) => waiting.extend([second, first]),
-                    None => {
-                        let rest = self.judge(&mut batch, &encoded, segment, error).await?;
-                        waiting.extend(rest);
+                Err(error) if error.class() == ErrorClass::Data => {
+                    let line = error.line_of_copy(&self.sink.table.table);
+                    let suspect = blame.refused(&segment.rows, line);
+                    match batch.parts(&segment, suspect) {
+                        Some(parts) => waiting.extend(parts.into_iter().rev()),
+                        None => {
+                            let rest = self.judge(&mut batch, &encoded, segment, error).await?;
+                            waiting.extend(rest);
+                        }
                     }
-                },
+                }
                 Err(error) => return Err(self.failed(error, &segment)),
             }
         }
