@@ -57,9 +57,8 @@ pub enum DatabaseError {
 impl DatabaseError {
     pub fn class(&self) -> ErrorClass {
         match self {
-            DatabaseError::Postgres { source, .. } | DatabaseError::Refused { source, .. } => {
-                class_of(source)
-            }
+            DatabaseError::Postgres { source, .. } => class_of(source),
+            DatabaseError::Refused { source, .. } => class_of_refusal(source),
             DatabaseError::Unreachable { cause } => cause.class(),
             DatabaseError::ConnectTimedOut { .. }
             | DatabaseError::TimedOut { .. }
@@ -104,8 +103,9 @@ impl DatabaseError {
         }
     }
 
-    /// The database could not be talked to, as opposed to: it answered with a refusal of this one statement. A statement
-    /// that the server itself ended for its time (57014) says nothing of the others: a table may be locked.
+    /// The database could not be talked to, as opposed to: it answered with a refusal of this one statement, or with values
+    /// of another type. A statement that the server itself ended for its time (57014) says nothing of the others: a table
+    /// may be locked.
     pub fn is_connection_trouble(&self) -> bool {
         match self {
             DatabaseError::Unreachable { .. }
@@ -113,10 +113,13 @@ impl DatabaseError {
             | DatabaseError::ConnectTimedOut { .. }
             | DatabaseError::TimedOut { .. }
             | DatabaseError::Tls(_) => true,
-            DatabaseError::Postgres { source, .. } => source.code().is_none_or(|code| {
-                *code != SqlState::QUERY_CANCELED
-                    && matches!(code.code().get(..2), Some("08" | "57" | "28"))
-            }),
+            DatabaseError::Postgres { source, .. } => match source.code() {
+                Some(code) => {
+                    *code != SqlState::QUERY_CANCELED
+                        && matches!(code.code().get(..2), Some("08" | "57" | "28"))
+                }
+                None => !is_about_values(source),
+            },
             _ => false,
         }
     }
@@ -153,11 +156,14 @@ impl DatabaseError {
             && !self.is_connection_trouble()
     }
 
-    /// A row lies in no partition: ours to mend by making it, not bad data.
+    /// A row lies in no partition: ours to mend by making it, not bad data. A trigger may raise the same code, and names
+    /// neither constraint nor table.
     pub fn is_missing_partition(&self) -> bool {
         match self {
             DatabaseError::Postgres { source, .. } => source.as_db_error().is_some_and(|db| {
-                *db.code() == SqlState::CHECK_VIOLATION && db.constraint().is_none()
+                *db.code() == SqlState::CHECK_VIOLATION
+                    && db.constraint().is_none()
+                    && db.table().is_some()
             }),
             _ => false,
         }
@@ -186,23 +192,58 @@ fn remedy(error: &tokio_postgres::Error) -> &'static str {
         "53300" => {
             "; other clients hold all of its connections: end some, or raise its max_connections"
         }
+        "" => remedy_without_code(error),
         _ => "",
+    }
+}
+
+/// The library's words are all there is: its kinds of errors are private.
+fn remedy_without_code(error: &tokio_postgres::Error) -> &'static str {
+    let text = describe(error);
+    if text.contains("does not support TLS") {
+        "; set `ssl = on` at the server: without TLS rows and password travel in clear text"
+    } else if text.contains("password missing") {
+        "; it asks for one: set `password_file`, `password_credential` or `password_env`"
+    } else if text.contains("authentication") {
+        "; let it ask this user for a password by scram-sha-256 (pg_hba.conf)"
+    } else if text.contains("unexpected message") {
+        "; look whether it is PostgreSQL that listens there"
+    } else {
+        ""
     }
 }
 
 fn class_of(error: &tokio_postgres::Error) -> ErrorClass {
     match error.code() {
         Some(code) => class_of_code(code.code()),
-        // A failed TLS handshake or authentication method has no SQLSTATE either, but waiting does not mend it.
-        None if is_tls(error) => ErrorClass::Standing,
+        None if wraps_tls(error) => ErrorClass::Standing,
         None => ErrorClass::Transient,
+    }
+}
+
+/// Without a code the network may be at fault, which passes; or TLS, the way to log in, the settings, which do not.
+fn class_of_refusal(error: &tokio_postgres::Error) -> ErrorClass {
+    match error.code() {
+        Some(code) => class_of_refusal_code(code.code()),
+        None if error.is_closed() || wraps_io(error) => ErrorClass::Transient,
+        None => ErrorClass::Standing,
+    }
+}
+
+fn class_of_refusal_code(code: &str) -> ErrorClass {
+    match (code, class_of_code(code)) {
+        // "The database is not currently accepting connections".
+        ("55000", _) => ErrorClass::Transient,
+        // Whatever a trigger at the log-in says: no row was sent.
+        (_, ErrorClass::Data) => ErrorClass::Standing,
+        (_, class) => class,
     }
 }
 
 fn class_of_code(code: &str) -> ErrorClass {
     match (code, code.get(..2).unwrap_or_default()) {
-        // Read-only after a failover: a new connection leads to the new primary.
-        ("25006", _) | (_, "08" | "40" | "55" | "57") => ErrorClass::Transient,
+        // Read-only after a failover: a new connection leads to the new primary. Of class 55 what is locked or in use.
+        ("25006" | "55P03" | "55006", _) | (_, "08" | "40" | "57") => ErrorClass::Transient,
         ("54000" | "P0001", _) | (_, "22" | "23") => ErrorClass::Data,
         _ => ErrorClass::Standing,
     }
@@ -217,20 +258,34 @@ fn line_of_copy(table: &str, context: &str) -> Option<usize> {
     number[..digits].parse().ok()
 }
 
-fn is_tls(error: &tokio_postgres::Error) -> bool {
-    let mut source = error.source();
-    while let Some(inner) = source {
-        if inner.downcast_ref::<tokio_rustls::rustls::Error>().is_some() {
-            return true;
-        }
-        if let Some(io) = inner.downcast_ref::<std::io::Error>()
-            && io.get_ref().is_some_and(|e| e.is::<tokio_rustls::rustls::Error>())
-        {
-            return true;
-        }
-        source = inner.source();
-    }
-    false
+/// What stands behind an error, outermost first.
+fn causes(
+    error: &tokio_postgres::Error,
+) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |&cause| cause.source())
+}
+
+fn wraps_tls(error: &tokio_postgres::Error) -> bool {
+    causes(error).any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        let inner = io.and_then(std::io::Error::get_ref);
+        cause.is::<tokio_rustls::rustls::Error>()
+            || inner.is_some_and(|inner| inner.is::<tokio_rustls::rustls::Error>())
+    })
+}
+
+/// The network's own error. The library's reading of a log-in speaks in I/O errors too.
+fn wraps_io(error: &tokio_postgres::Error) -> bool {
+    let of_login = error.to_string().starts_with("authentication error");
+    !of_login && !wraps_tls(error) && causes(error).any(|cause| cause.is::<std::io::Error>())
+}
+
+/// A value came that does not fit, or would not have gone: a column has another type than when it was looked at.
+fn is_about_values(error: &tokio_postgres::Error) -> bool {
+    let text = error.to_string();
+    ["error deserializing column", "error serializing parameter"]
+        .iter()
+        .any(|begin| text.starts_with(begin))
 }
 
 /// tokio-postgres prints only "db error": the message is in the source chain.
@@ -278,14 +333,24 @@ mod tests {
     #[test]
     fn an_sqlstate_says_whether_to_wait_to_set_aside_or_to_ask_a_person() {
         let of = |class| move |code: &&str| class_of_code(code) == class;
-        let transient = ["08006", "40001", "40P01", "55P03", "57P01", "57014", "25006"];
+        let transient = ["08006", "40001", "40P01", "55P03", "55006", "57P01", "57014", "25006"];
         let data = ["22001", "22003", "22P02", "23502", "23505", "23514", "54000", "P0001"];
         let standing = [
             "42P01", "42501", "3D000", "3F000", "28P01", "53100", "53300", "0P000", "25P02",
-            "XX000", "",
+            "55000", "55P02", "55P04", "XX000", "",
         ];
         assert!(transient.iter().all(of(ErrorClass::Transient)));
         assert!(data.iter().all(of(ErrorClass::Data)));
         assert!(standing.iter().all(of(ErrorClass::Standing)));
+    }
+
+    #[test]
+    fn a_refused_session_is_no_rows_fault() {
+        for code in ["P0001", "22023", "23505", "28P01", "3D000"] {
+            assert_eq!(class_of_refusal_code(code), ErrorClass::Standing, "{code}");
+        }
+        for code in ["55000", "57P03", "08006"] {
+            assert_eq!(class_of_refusal_code(code), ErrorClass::Transient, "{code}");
+        }
     }
 }

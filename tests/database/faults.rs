@@ -32,6 +32,26 @@ fn refused_rows_become_dead_letters_and_the_others_of_their_batch_rows() {
     });
 }
 
+#[test]
+fn a_row_that_a_trigger_refuses_as_a_check_would_is_no_missing_partition() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.rows(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             IF new.active_power_total = 50 THEN \
+             RAISE 'power of 50' USING ERRCODE = 'check_violation'; END IF; RETURN new; END $$; \
+             CREATE TRIGGER refuse BEFORE INSERT ON energy_consumption \
+             FOR EACH ROW EXECUTE FUNCTION refuse()",
+        );
+        bench.feed("energy", energies(100)).await;
+        let running = bench.start("energy", "energy_consumption");
+        let books = running.drained().await;
+        assert_eq!((books.delivered, books.dead_lettered), (99, 1));
+        assert!(bench.letters().await[0].detail.contains("power of 50"));
+        running.stop().await;
+    });
+}
+
 /// How many statements wrote to the table is counted by the server, outside of any transaction.
 #[test]
 fn one_refused_row_of_five_thousand_costs_its_neighbours_a_few_round_trips() {

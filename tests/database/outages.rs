@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rig::{Disk, FileSystem, Folder, Link, Postgres, PostgresOptions, Proxy};
+use telemetry::config::{DatabaseSettings, DatabaseTls, Settings};
 use telemetry::domain::{ErrorClass, Secret};
 use telemetry::migrate::Migrator;
 use telemetry::observe::{MigrationState, SinkState, SinkStatus};
@@ -324,6 +325,49 @@ fn a_commit_whose_answer_is_lost_is_neither_repeated_nor_taken_for_another_nodes
 }
 
 #[test]
+fn a_server_without_tls_or_with_a_question_nobody_answers_holds_the_writer_and_says_what_to_do() {
+    local(async {
+        for (remedy, change) in [
+            ("set `ssl = on`", as_by_default as fn(&mut DatabaseSettings)),
+            ("set `password_file`", |database| database.password = None),
+        ] {
+            let mut bench = Bench::new().await;
+            change(&mut bench.settings.databases["telemetry"]);
+            bench.feed("energy", energies(10)).await;
+            let running = bench.start("energy", "energy_consumption");
+            let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
+            assert!(trouble.contains(remedy), "{trouble}");
+            assert_eq!(running.sink.dependency().status().up, Some(false));
+            running.stop().await;
+        }
+    });
+}
+
+/// TLS as it is by default.
+fn as_by_default(database: &mut DatabaseSettings) {
+    database.tls_mode = DatabaseTls::VerifyFull;
+}
+
+/// The table takes no update, and waiting does not change that.
+#[test]
+fn a_published_table_without_a_key_for_it_holds_the_writer() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.rows(
+            "ALTER TABLE power_plugs DROP CONSTRAINT power_plugs_pkey CASCADE; \
+             CREATE UNIQUE INDEX ON power_plugs (plug_id); \
+             CREATE PUBLICATION everything FOR ALL TABLES",
+        );
+        let plug = message("tele/desk/STATE", r#"{"POWER": "ON"}"#, at(1));
+        bench.feed("plug", vec![plug]).await;
+        let running = bench.start("plug", "power_plugs");
+        let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
+        assert!(trouble.contains("55000"), "{trouble}");
+        running.stop().await;
+    });
+}
+
+#[test]
 fn a_table_dropped_under_the_writer_holds_it_until_there_is_one_again() {
     local(async {
         let bench = Bench::new().await;
@@ -365,6 +409,32 @@ fn a_column_of_another_type_takes_the_right_value_or_holds_the_writer() {
         running.drained().await;
         assert_eq!(bench.rows(newest), ["102 -41 2583"]);
         assert_once_each(&bench, 102).await;
+        running.stop().await;
+    });
+}
+
+/// What it reads of the row does not fit its plan: no fault of the server's, which other writers use.
+#[test]
+fn a_column_altered_under_a_latest_writer_is_no_outage() {
+    local(async {
+        let change = |settings: &mut Settings| {
+            for database in settings.databases.values_mut() {
+                database.breaker.failures = 1;
+            }
+        };
+        let bench = Bench::with(change).await;
+        let plug = |seconds: u32| {
+            let payload = format!(r#"{{"POWER": "ON", "UptimeSec": {seconds}}}"#);
+            message("tele/desk/STATE", payload, at(i64::from(seconds)))
+        };
+        bench.feed("plug", vec![plug(1)]).await;
+        let running = bench.start("plug", "power_plugs");
+        running.drained().await;
+        bench.rows("ALTER TABLE power_plugs ALTER uptime_seconds TYPE bigint");
+        bench.feed("plug", vec![plug(2)]).await;
+        running.drained().await;
+        assert_eq!(bench.rows("SELECT uptime_seconds FROM power_plugs"), ["2"]);
+        assert_eq!(running.sink.dependency().status().breaker.trips, 0);
         running.stop().await;
     });
 }
