@@ -163,10 +163,15 @@ pub struct Verifier {
     known: Mutex<Known>,
 }
 
+/// No file, no tokens: what a node begins with, and what it falls back to while the file cannot be read.
 #[derive(Debug, Default)]
 struct Known {
+    /// Of the file that `tokens` were read from, never of one that could not be read: what mends such a file (its owner,
+    /// its rights, a disk that answers again) leaves the stamp as it is.
     stamp: Option<Stamp>,
     tokens: Vec<Token>,
+    /// Why the file cannot be read, as it was told last.
+    trouble: Option<String>,
 }
 
 impl Verifier {
@@ -191,28 +196,72 @@ impl Verifier {
         granted
     }
 
-    /// A file that cannot be read grants nothing.
+    /// A file that cannot be read grants nothing, and is tried again at each request.
     fn refresh(&self, known: &mut Known) {
-        let stamp = Stamp::of(&self.file.path).unwrap_or(None);
-        if stamp == known.stamp {
-            return;
+        match self.newer_than(known.stamp) {
+            Ok(None) => known.trouble = None,
+            Ok(Some(newer)) => *known = newer,
+            Err(error) => {
+                let trouble = Some(error.to_string());
+                if known.trouble != trouble {
+                    tracing::error!(event = "tokens_unreadable", %error, "no token counts until it is mended");
+                }
+                *known = Known { trouble, ..Known::default() };
+            }
         }
-        let read = if stamp.is_some() { self.file.list() } else { Ok(Vec::new()) };
-        known.stamp = stamp;
-        known.tokens = read.unwrap_or_else(|error| {
-            tracing::error!(event = "tokens_unreadable", %error, "no token counts until it is mended");
-            Vec::new()
-        });
+    }
+
+    /// `None` while the file is the one of `stamp`.
+    fn newer_than(&self, stamp: Option<Stamp>) -> Result<Option<Known>, TokenError> {
+        let TokenFile { path, .. } = &self.file;
+        // Before the content: what is replaced in between is read once more.
+        let found = Stamp::of(path).map_err(|problem| TokenError::File {
+            what: "look at",
+            path: path.clone(),
+            problem,
+        })?;
+        if found == stamp {
+            return Ok(None);
+        }
+        Ok(Some(Known { stamp: found, tokens: self.file.list()?, trouble: None }))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::Arc;
 
     use jiff::ToSpan as _;
 
     use super::*;
+
+    /// Every line logged on this thread while the guard lives.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Lines {
+        fn listen() -> (Self, tracing::subscriber::DefaultGuard) {
+            let lines = Lines::default();
+            let writer = lines.clone();
+            let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+            (lines, tracing::subscriber::set_default(subscriber))
+        }
+
+        fn count(&self, words: &str) -> usize {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap().matches(words).count()
+        }
+    }
 
     fn file() -> (tempfile::TempDir, TokenFile) {
         let folder = tempfile::tempdir().unwrap();
@@ -257,6 +306,52 @@ mod tests {
         std::fs::write(&file.path, "{").unwrap();
         assert_eq!(verifier.verify(text.expose()), None);
         assert!(matches!(file.list(), Err(TokenError::Damaged { .. })));
+    }
+
+    /// A file given back to its owner has the stamp it had before.
+    #[test]
+    fn a_file_that_can_be_read_again_counts_though_it_looks_the_same() {
+        let (_folder, file) = file();
+        let (_, text) = file.create(Scope::Read, None, String::new()).unwrap();
+        let good = std::fs::read(&file.path).unwrap();
+        let changed = std::fs::metadata(&file.path).unwrap().modified().unwrap();
+        let fill = |bytes: &[u8]| {
+            std::fs::write(&file.path, bytes).unwrap();
+            File::options().write(true).open(&file.path).unwrap().set_modified(changed).unwrap();
+            Stamp::of(&file.path).unwrap()
+        };
+        let verifier = Verifier::new(file.clone());
+        let (lines, _guard) = Lines::listen();
+        let unreadable = fill(&vec![b'{'; good.len()]);
+        for _ in 0..3 {
+            assert_eq!(verifier.verify(text.expose()), None);
+        }
+        assert_eq!(lines.count("tokens_unreadable"), 1, "once, not at each request");
+        assert_eq!(fill(&good), unreadable);
+        assert!(verifier.verify(text.expose()).is_some());
+    }
+
+    #[test]
+    fn a_file_that_cannot_even_be_looked_at_grants_nothing_and_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, aside) = (folder.path().join("state"), folder.path().join("aside"));
+        std::fs::create_dir(&state).unwrap();
+        let file = TokenFile::of(&state);
+        let verifier = Verifier::new(file.clone());
+        let (_, text) = file.create(Scope::Read, None, String::new()).unwrap();
+        let (lines, _guard) = Lines::listen();
+        for times in 1..=2 {
+            assert!(verifier.verify(text.expose()).is_some());
+            std::fs::rename(&state, &aside).unwrap();
+            std::fs::write(&state, "no folder").unwrap();
+            for _ in 0..3 {
+                assert_eq!(verifier.verify(text.expose()), None);
+            }
+            assert_eq!(lines.count("tokens_unreadable"), times, "once each time it begins");
+            std::fs::remove_file(&state).unwrap();
+            std::fs::rename(&aside, &state).unwrap();
+        }
+        assert!(verifier.verify(text.expose()).is_some());
     }
 
     #[test]
