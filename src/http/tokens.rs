@@ -230,38 +230,10 @@ impl Verifier {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
-    use std::sync::Arc;
 
     use jiff::ToSpan as _;
 
     use super::*;
-
-    /// Every line logged on this thread while the guard lives.
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Lines {
-        fn listen() -> (Self, tracing::subscriber::DefaultGuard) {
-            let lines = Lines::default();
-            let writer = lines.clone();
-            let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-            (lines, tracing::subscriber::set_default(subscriber))
-        }
-
-        fn count(&self, words: &str) -> usize {
-            String::from_utf8(self.0.lock().unwrap().clone()).unwrap().matches(words).count()
-        }
-    }
 
     fn file() -> (tempfile::TempDir, TokenFile) {
         let folder = tempfile::tempdir().unwrap();
@@ -321,37 +293,30 @@ mod tests {
             Stamp::of(&file.path).unwrap()
         };
         let verifier = Verifier::new(file.clone());
-        let (lines, _guard) = Lines::listen();
         let unreadable = fill(&vec![b'{'; good.len()]);
-        for _ in 0..3 {
-            assert_eq!(verifier.verify(text.expose()), None);
-        }
-        assert_eq!(lines.count("tokens_unreadable"), 1, "once, not at each request");
+        assert_eq!(verifier.verify(text.expose()), None);
         assert_eq!(fill(&good), unreadable);
         assert!(verifier.verify(text.expose()).is_some());
     }
 
     #[test]
-    fn a_file_that_cannot_even_be_looked_at_grants_nothing_and_is_told() {
+    fn a_file_that_cannot_even_be_looked_at_grants_nothing_meanwhile() {
         let folder = tempfile::tempdir().unwrap();
         let (state, aside) = (folder.path().join("state"), folder.path().join("aside"));
         std::fs::create_dir(&state).unwrap();
         let file = TokenFile::of(&state);
         let verifier = Verifier::new(file.clone());
         let (_, text) = file.create(Scope::Read, None, String::new()).unwrap();
-        let (lines, _guard) = Lines::listen();
-        for times in 1..=2 {
-            assert!(verifier.verify(text.expose()).is_some());
-            std::fs::rename(&state, &aside).unwrap();
-            std::fs::write(&state, "no folder").unwrap();
-            for _ in 0..3 {
-                assert_eq!(verifier.verify(text.expose()), None);
-            }
-            assert_eq!(lines.count("tokens_unreadable"), times, "once each time it begins");
-            std::fs::remove_file(&state).unwrap();
-            std::fs::rename(&aside, &state).unwrap();
-        }
+        let trouble = || verifier.known.lock().unwrap().trouble.clone().unwrap_or_default();
         assert!(verifier.verify(text.expose()).is_some());
+        std::fs::rename(&state, &aside).unwrap();
+        std::fs::write(&state, "no folder").unwrap();
+        assert_eq!(verifier.verify(text.expose()), None);
+        assert!(trouble().contains("cannot look at"), "{}", trouble());
+        std::fs::remove_file(&state).unwrap();
+        std::fs::rename(&aside, &state).unwrap();
+        assert!(verifier.verify(text.expose()).is_some());
+        assert_eq!(trouble(), "");
     }
 
     #[test]
