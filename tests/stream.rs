@@ -386,6 +386,17 @@ async fn each_failure_of_tls_is_told_apart() {
     let expired =
         Mosquitto::start_with(MosquittoOptions { tls: Some(old), ..MosquittoOptions::default() })
             .unwrap();
+    // Made for a client, shown by the server.
+    let misused = Certificates {
+        server_certificate: authorities[0].client_certificate.clone(),
+        server_key: authorities[0].client_key.clone(),
+        ..authorities[0].clone()
+    };
+    let misused = Mosquitto::start_with(MosquittoOptions {
+        tls: Some(misused),
+        ..MosquittoOptions::default()
+    })
+    .unwrap();
     let tls = |authority: &Path, name: Option<&str>| TlsSettings {
         ca_file: Some(authority.to_owned()),
         server_name: name.map(str::to_owned),
@@ -394,7 +405,8 @@ async fn each_failure_of_tls_is_told_apart() {
     for (port, authority, name, expected) in [
         (secure.port(), &theirs, None, "an authority unknown here; set tls.ca_file"),
         (secure.port(), &ours, Some("elsewhere.example"), "not for \"elsewhere.example\""),
-        (plain.port(), &ours, None, "does not seem to speak TLS"),
+        (plain.port(), &ours, None, "closed the connection during the TLS handshake"),
+        (misused.port(), &ours, None, "give the broker one that is made for a TLS server"),
         (expired.port(), &old_authority, None, "is not valid now (certificate expired"),
     ] {
         let mut settings = settings(port);

@@ -137,8 +137,20 @@ fn fragments(main: &Path, problems: &mut Problems) -> Vec<PathBuf> {
             return Vec::new();
         }
     };
-    let mut found: Vec<PathBuf> = entries
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+    toml_files(&folder, entries.map(|entry| entry.map(|entry| entry.path())), problems)
+}
+
+/// What the folder does not give up is a problem: a fragment left out would change the node without a word.
+fn toml_files(
+    folder: &Path,
+    paths: impl Iterator<Item = std::io::Result<PathBuf>>,
+    problems: &mut Problems,
+) -> Vec<PathBuf> {
+    let mut unread = |error: std::io::Error| {
+        problems.error(At::default(), format!("cannot read all of {}: {error}", folder.display()));
+    };
+    let mut found: Vec<PathBuf> = paths
+        .filter_map(|path| path.map_err(&mut unread).ok())
         .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
         .collect();
     found.sort();
@@ -252,5 +264,26 @@ fn merge(into: &mut Table, from: Table, path: &mut Vec<String>, problems: &mut P
             }
         }
         path.pop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_can_be_read_only_in_part_is_a_problem() {
+        let paths = [
+            Ok(PathBuf::from("conf.d/b.toml")),
+            Err(std::io::Error::other("bad sector")),
+            Ok(PathBuf::from("conf.d/a.toml")),
+            Ok(PathBuf::from("conf.d/a.toml.dpkg-old")),
+        ];
+        let mut problems = Problems::default();
+        let found = toml_files(Path::new("conf.d"), paths.into_iter(), &mut problems);
+        assert_eq!(found, [PathBuf::from("conf.d/a.toml"), PathBuf::from("conf.d/b.toml")]);
+        let (errors, _) = problems.into_sorted();
+        let rules: Vec<_> = errors.iter().map(|problem| problem.rule.as_str()).collect();
+        assert_eq!(rules, ["cannot read all of conf.d: bad sector"]);
     }
 }

@@ -163,10 +163,15 @@ pub struct Verifier {
     known: Mutex<Known>,
 }
 
+/// No file, no tokens: what a node begins with, and what it falls back to while the file cannot be read.
 #[derive(Debug, Default)]
 struct Known {
+    /// Of the file that `tokens` were read from, never of one that could not be read: what mends such a file (its owner,
+    /// its rights, a disk that answers again) leaves the stamp as it is.
     stamp: Option<Stamp>,
     tokens: Vec<Token>,
+    /// Why the file cannot be read, as it was told last.
+    trouble: Option<String>,
 }
 
 impl Verifier {
@@ -191,18 +196,34 @@ impl Verifier {
         granted
     }
 
-    /// A file that cannot be read grants nothing.
+    /// A file that cannot be read grants nothing, and is tried again at each request.
     fn refresh(&self, known: &mut Known) {
-        let stamp = Stamp::of(&self.file.path).unwrap_or(None);
-        if stamp == known.stamp {
-            return;
+        match self.newer_than(known.stamp) {
+            Ok(None) => known.trouble = None,
+            Ok(Some(newer)) => *known = newer,
+            Err(error) => {
+                let trouble = Some(error.to_string());
+                if known.trouble != trouble {
+                    tracing::error!(event = "tokens_unreadable", %error, "no token counts until it is mended");
+                }
+                *known = Known { trouble, ..Known::default() };
+            }
         }
-        let read = if stamp.is_some() { self.file.list() } else { Ok(Vec::new()) };
-        known.stamp = stamp;
-        known.tokens = read.unwrap_or_else(|error| {
-            tracing::error!(event = "tokens_unreadable", %error, "no token counts until it is mended");
-            Vec::new()
-        });
+    }
+
+    /// `None` while the file is the one of `stamp`.
+    fn newer_than(&self, stamp: Option<Stamp>) -> Result<Option<Known>, TokenError> {
+        let TokenFile { path, .. } = &self.file;
+        // Before the content: what is replaced in between is read once more.
+        let found = Stamp::of(path).map_err(|problem| TokenError::File {
+            what: "look at",
+            path: path.clone(),
+            problem,
+        })?;
+        if found == stamp {
+            return Ok(None);
+        }
+        Ok(Some(Known { stamp: found, tokens: self.file.list()?, trouble: None }))
     }
 }
 
@@ -257,6 +278,45 @@ mod tests {
         std::fs::write(&file.path, "{").unwrap();
         assert_eq!(verifier.verify(text.expose()), None);
         assert!(matches!(file.list(), Err(TokenError::Damaged { .. })));
+    }
+
+    /// A file given back to its owner has the stamp it had before.
+    #[test]
+    fn a_file_that_can_be_read_again_counts_though_it_looks_the_same() {
+        let (_folder, file) = file();
+        let (_, text) = file.create(Scope::Read, None, String::new()).unwrap();
+        let good = std::fs::read(&file.path).unwrap();
+        let changed = std::fs::metadata(&file.path).unwrap().modified().unwrap();
+        let fill = |bytes: &[u8]| {
+            std::fs::write(&file.path, bytes).unwrap();
+            File::options().write(true).open(&file.path).unwrap().set_modified(changed).unwrap();
+            Stamp::of(&file.path).unwrap()
+        };
+        let verifier = Verifier::new(file.clone());
+        let unreadable = fill(&vec![b'{'; good.len()]);
+        assert_eq!(verifier.verify(text.expose()), None);
+        assert_eq!(fill(&good), unreadable);
+        assert!(verifier.verify(text.expose()).is_some());
+    }
+
+    #[test]
+    fn a_file_that_cannot_even_be_looked_at_grants_nothing_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, aside) = (folder.path().join("state"), folder.path().join("aside"));
+        std::fs::create_dir(&state).unwrap();
+        let file = TokenFile::of(&state);
+        let verifier = Verifier::new(file.clone());
+        let (_, text) = file.create(Scope::Read, None, String::new()).unwrap();
+        let trouble = || verifier.known.lock().unwrap().trouble.clone().unwrap_or_default();
+        assert!(verifier.verify(text.expose()).is_some());
+        std::fs::rename(&state, &aside).unwrap();
+        std::fs::write(&state, "no folder").unwrap();
+        assert_eq!(verifier.verify(text.expose()), None);
+        assert!(trouble().contains("cannot look at"), "{}", trouble());
+        std::fs::remove_file(&state).unwrap();
+        std::fs::rename(&aside, &state).unwrap();
+        assert!(verifier.verify(text.expose()).is_some());
+        assert_eq!(trouble(), "");
     }
 
     #[test]

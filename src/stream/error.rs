@@ -49,11 +49,20 @@ pub enum StreamError {
     )]
     TlsExpired { broker: String, problem: String },
     #[error(
-        "{broker} does not seem to speak TLS on this port; use its TLS port or remove the tls section"
+        "the certificate of {broker} is not usable ({problem}); give the broker one that is made for a TLS server"
+    )]
+    TlsUnusable { broker: String, problem: String },
+    /// A broker that does not speak TLS does this, and so does whatever stands before one that is away.
+    #[error(
+        "{broker} closed the connection during the TLS handshake; it is tried again by itself, when this repeats check that the broker runs and that this port speaks TLS"
+    )]
+    TlsClosed { broker: String },
+    #[error(
+        "{broker} does not seem to speak TLS on this port; use its TLS port (in clear text anybody on the way could read the password)"
     )]
     TlsPlainServer { broker: String },
     #[error(
-        "{broker} ended the TLS handshake ({problem}); check the client certificate and the TLS versions both sides allow"
+        "the TLS handshake with {broker} failed ({problem}); check the client certificate and the TLS versions both sides allow"
     )]
     TlsRefused { broker: String, problem: String },
     #[error("{name:?} is no host name that TLS can check; set tls.server_name")]
@@ -65,6 +74,10 @@ pub enum StreamError {
         "{broker} does not let client {client_id:?} in (not authorized); check user, password and the broker's access list"
     )]
     NotAuthorized { broker: String, client_id: String },
+    #[error(
+        "{broker} is unavailable or busy and lets nobody in; it is tried again by itself, look into the broker's load and limits when this repeats"
+    )]
+    Unavailable { broker: String },
     #[error("{broker} refused the connection ({}); {}", refusal.0, refusal.1)]
     Refused { broker: String, refusal: (String, &'static str) },
     #[error(
@@ -104,6 +117,8 @@ impl StreamError {
             | StreamError::Network { .. }
             | StreamError::Closed { .. }
             | StreamError::Keepalive { .. }
+            | StreamError::TlsClosed { .. }
+            | StreamError::Unavailable { .. }
             | StreamError::Disconnected { .. } => ErrorClass::Transient,
             _ => ErrorClass::Standing,
         }
@@ -117,11 +132,14 @@ impl StreamError {
             | StreamError::TlsUnknownAuthority { .. }
             | StreamError::TlsWrongName { .. }
             | StreamError::TlsExpired { .. }
+            | StreamError::TlsUnusable { .. }
+            | StreamError::TlsClosed { .. }
             | StreamError::TlsPlainServer { .. }
             | StreamError::TlsRefused { .. }
             | StreamError::TlsServerName { .. } => DisconnectReason::Tls,
             StreamError::BadCredentials { .. }
             | StreamError::NotAuthorized { .. }
+            | StreamError::Unavailable { .. }
             | StreamError::Refused { .. }
             | StreamError::SubscriptionRefused { .. } => DisconnectReason::Refused,
             StreamError::TakenOver { .. } | StreamError::ProbablyTakenOver { .. } => {
@@ -161,14 +179,12 @@ impl StreamError {
             Refusal::NotAuthorized => {
                 return StreamError::NotAuthorized { broker, client_id: client_id.to_owned() };
             }
+            Refusal::Unavailable => return StreamError::Unavailable { broker },
             Refusal::Version => {
                 ("protocol version".to_owned(), "set the broker's version to the one it speaks")
             }
             Refusal::ClientId => {
                 (format!("client id {client_id:?}"), "give the stream another client_id")
-            }
-            Refusal::Unavailable => {
-                ("unavailable or busy".to_owned(), "it is tried again by itself")
             }
             Refusal::Banned => ("banned".to_owned(), "lift the ban at the broker"),
             Refusal::Quota => ("quota exceeded".to_owned(), "raise the broker's limits"),
@@ -209,10 +225,9 @@ impl StreamError {
             Some(RustlsError::InvalidCertificate(problem)) => certificate(broker, name, problem),
             Some(RustlsError::InvalidMessage(_)) => StreamError::TlsPlainServer { broker },
             Some(other) => StreamError::TlsRefused { broker, problem: other.to_string() },
-            // A plain MQTT broker takes the hello for a broken CONNECT and hangs up.
             None => match error.kind() {
                 io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-                    StreamError::TlsPlainServer { broker }
+                    StreamError::TlsClosed { broker }
                 }
                 _ => StreamError::network(&broker, error),
             },
@@ -234,6 +249,6 @@ fn certificate(broker: String, name: &str, problem: &CertificateError) -> Stream
         | Bad::NotValidYetContext { .. } => {
             StreamError::TlsExpired { broker, problem: problem.to_string() }
         }
-        other => StreamError::TlsRefused { broker, problem: other.to_string() },
+        other => StreamError::TlsUnusable { broker, problem: other.to_string() },
     }
 }

@@ -335,6 +335,8 @@ mod tests {
             };
             let error = session.on_packet(Inbound::ConnAck(connack), now).unwrap_err();
             assert!(error.to_string().contains(says), "{refusal:?}: {error}");
+            let mends_itself = error.class() == ErrorClass::Transient;
+            assert_eq!(mends_itself, says == "by itself", "{refusal:?}: {error}");
             assert_eq!(error.reason(), DisconnectReason::Refused);
         }
     }

@@ -107,6 +107,28 @@ fn every_route_asks_for_its_scope_and_no_other() {
     }
 }
 
+/// As after a copy of the wrong owner is put right: neither length nor time of the file changes with it.
+#[test]
+fn tokens_count_again_once_their_file_can_be_read_again() {
+    let world = guarded(UNLIMITED);
+    let (_, read) = create(&world, "read");
+    let path = world.node.config().with_file_name("state").join("tokens.json");
+    let changed = std::fs::metadata(&path).unwrap().modified().unwrap();
+    let fill = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(changed).unwrap();
+    };
+    let good = std::fs::read(&path).unwrap();
+    fill(&vec![b' '; good.len()]);
+    for _ in 0..3 {
+        assert_eq!(status(&world, Some(&read), "GET", "/streams"), 401);
+    }
+    fill(&good);
+    assert_eq!(status(&world, Some(&read), "GET", "/streams"), 200);
+    assert_eq!(world.node.log_text().matches("tokens_unreadable").count(), 1, "not per request");
+}
+
 #[test]
 fn on_loopback_questions_are_free_and_orders_need_a_token() {
     let mut world = World::prepare(Changes::default());

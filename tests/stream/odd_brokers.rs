@@ -1,7 +1,7 @@
 //! Brokers that grant less than was asked for, nothing at all, or nothing for a long time; and two nodes that take one
 //! session from each other.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use rig::{Mosquitto, MosquittoOptions};
@@ -13,6 +13,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
+use tracing::Dispatch;
+use tracing::subscriber::NoSubscriber;
 
 use super::{LONG, Life, all_payloads, energy, publisher, settings};
 
@@ -160,6 +162,10 @@ impl std::io::Write for Lines {
 
 impl Lines {
     fn listen() -> (Self, tracing::subscriber::DefaultGuard) {
+        // A line that a test which does not listen logs first is off for all of them while there is only one subscriber
+        // in the process: it alone is asked, on the thread of that test, where it does not count.
+        static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
+        LazyLock::force(&SECOND);
         let lines = Lines::default();
         let writer = lines.clone();
         let subscriber =
@@ -446,4 +452,46 @@ async fn a_broker_that_refuses_for_as_long_as_ten_minutes_costs_a_few_lines_and_
             life.stop().await;
         })
         .await;
+}
+
+/// Takes connections one after the other: reads what comes first, answers with `bytes` and hangs up.
+async fn answering(listener: TcpListener, bytes: &'static [u8]) {
+    while let Ok((mut tcp, _)) = listener.accept().await {
+        // The node may hang up first.
+        let _ = tcp.read(&mut [0; 4096]).await;
+        let _ = tcp.write_all(bytes).await;
+    }
+}
+
+#[tokio::test]
+async fn only_what_a_person_must_mend_is_an_error_and_no_remedy_shows_the_password() {
+    const HANDSHAKE: &str = "closed the connection during the TLS handshake";
+    for (tls, answer, level, words) in [
+        // A proxy or balancer whose broker is away.
+        (true, &b""[..], "WARN", HANDSHAKE),
+        (true, b"HTTP/1.1 400 Bad Request\r\n\r\n", "ERROR", "does not seem to speak TLS"),
+        (false, &[0x20, 3, 0, 0x88, 0], "WARN", "unavailable or busy"),
+        (false, &[0x20, 3, 0, 0x89, 0], "WARN", "unavailable or busy"),
+        (false, &[0x20, 3, 0, 0x9F, 0], "WARN", "unavailable or busy"),
+        (false, &[0x20, 3, 0, 0x86, 0], "ERROR", "password is wrong"),
+    ] {
+        let (listener, mut settings) = scripted().await;
+        settings.brokers.get_mut("home").unwrap().tls = tls.then(TlsSettings::default);
+        let state = tempfile::tempdir().unwrap();
+        let (lines, _guard) = Lines::listen();
+        LocalSet::new()
+            .run_until(async {
+                let broker = tokio::task::spawn_local(answering(listener, answer));
+                let life = Life::begin(&settings, state.path());
+                life.until("troubled", |life| !life.trouble().is_empty()).await;
+                assert!(life.trouble().contains(words), "{}", life.trouble());
+                assert!(!life.trouble().contains("remove"), "{}", life.trouble());
+                life.until("told", |_| !lines.with("not receiving").is_empty()).await;
+                let told = lines.with("not receiving");
+                assert!(told[0].contains(level), "{words}: {told:?}");
+                life.stop().await;
+                broker.abort();
+            })
+            .await;
+    }
 }
