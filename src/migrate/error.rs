@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use tokio_postgres::error::{DbError, Severity};
+
 use crate::database::DatabaseError;
 use crate::domain::ErrorClass;
 
@@ -61,6 +63,21 @@ impl MigrateError {
     /// No session was to be had, as opposed to: a file was refused.
     pub fn is_connection_trouble(&self) -> bool {
         matches!(self, MigrateError::Database(source) if source.is_connection_trouble())
+    }
+}
+
+/// Nothing more can be asked in the session. What a function does may fail with any code, with those of a lost connection
+/// too (`dblink`): whether the session goes on is only known from the severity, where the server answered at all.
+pub(super) fn ends_session(error: &DatabaseError) -> bool {
+    let severity = match error {
+        DatabaseError::Postgres { source, .. } => {
+            source.as_db_error().and_then(DbError::parsed_severity)
+        }
+        _ => None,
+    };
+    match severity {
+        Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
+        None => error.is_connection_trouble(),
     }
 }
 

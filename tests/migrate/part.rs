@@ -6,7 +6,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use rig::{Link, Proxy};
 use telemetry::config::{
-    BufferSettings, HttpSettings, LogFormat, LogSettings, NodeSettings, Settings,
+    BufferSettings, HttpSettings, JobSettings, LogFormat, LogSettings, NodeSettings, Settings,
     SupervisionSettings, TableSettings,
 };
 use telemetry::domain::NodeName;
@@ -276,4 +276,79 @@ async fn upkeep_outlives_its_connection() {
             running.stop().await;
         })
         .await;
+}
+
+/// Fails as what the server refuses, and as a function that asks another server in vain.
+#[tokio::test]
+async fn a_job_that_fails_as_if_the_database_were_away_is_the_jobs_failure_alone() {
+    let mut database = TestDatabase::new();
+    let (refresh, far) = (
+        "REFRESH MATERIALIZED VIEW CONCURRENTLY one",
+        "RAISE EXCEPTION 'far away' USING ERRCODE = '08001'",
+    );
+    database.write(
+        "0001_a.sql",
+        &format!(
+            "CREATE MATERIALIZED VIEW one AS SELECT 1 AS a; CREATE TABLE done (); {} {} {}",
+            job_function("a_refresh", refresh),
+            job_function("b_far", far),
+            job_function("c_fine", "INSERT INTO done DEFAULT VALUES"),
+        ),
+    );
+    add_jobs(&mut database, &["a_refresh", "b_far", "c_fine"]);
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Done).await;
+            let view = running.board.dependency("postgresql:telemetry");
+            let since = view.status().since;
+            eventually("the last job ran", || database.rows("SELECT FROM done").len() > 1).await;
+            let status = view.status();
+            assert_eq!((status.up, status.since), (Some(true), since), "it was never away");
+            let trouble = status.trouble.unwrap();
+            assert!(trouble.contains("job a_refresh") && trouble.contains("55000"), "{trouble}");
+            assert!(trouble.contains("job b_far") && trouble.contains("08001"), "{trouble}");
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_job_that_ends_its_session_is_tried_ever_more_seldom_and_the_others_run() {
+    let mut database = TestDatabase::new();
+    let end = "PERFORM nextval('tries'); PERFORM pg_terminate_backend(pg_backend_pid())";
+    database.write(
+        "0001_a.sql",
+        &format!(
+            "CREATE SEQUENCE tries; CREATE TABLE done (); {} {}",
+            job_function("a_end", end),
+            job_function("b_fine", "INSERT INTO done DEFAULT VALUES"),
+        ),
+    );
+    add_jobs(&mut database, &["a_end", "b_fine"]);
+    database.settings.retry.max = Duration::from_secs(5);
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Done).await;
+            eventually("the other job ran", || !database.rows("SELECT FROM done").is_empty()).await;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let tries: u32 = database.rows("SELECT last_value FROM tries")[0].parse().unwrap();
+            assert!((2..15).contains(&tries), "{tries}");
+            running.stop().await;
+        })
+        .await;
+}
+
+fn job_function(name: &str, body: &str) -> String {
+    format!(
+        "CREATE FUNCTION {name}(a timestamptz, b timestamptz) RETURNS void LANGUAGE plpgsql AS $$BEGIN {body}; END$$;"
+    )
+}
+
+fn add_jobs(database: &mut TestDatabase, functions: &[&str]) {
+    let job = |name: &&str| {
+        (name.to_string(), JobSettings { function: name.to_string(), ..rollup_job() })
+    };
+    database.settings.jobs = functions.iter().map(job).collect();
 }
