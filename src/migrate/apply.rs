@@ -171,7 +171,8 @@ impl Session {
         let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
         let ended = self.execute("end the transaction", end).await;
         result?;
-        ended?;
+        // What is deferred fails only now.
+        ended.map_err(|error| in_file(migration, error))?;
         self.confirm(migration).await
     }
 

@@ -20,7 +20,7 @@ pub enum MigrateError {
     TooLarge { path: PathBuf, limit: u64 },
     #[error("nothing was applied: {}", listed(refusals))]
     Refused { refusals: Vec<Refusal> },
-    #[error("{file}{}: {source}; rolled back, correct the file", at(*line))]
+    #[error("{file}{}: {source}; {}", at(*line), outlook(source))]
     File { file: String, line: Option<usize>, source: DatabaseError },
     #[error(
         "{file}{}: {source}; it ran without a transaction, so look what it left (e.g. an invalid index), undo that and correct the file",
@@ -41,14 +41,20 @@ impl MigrateError {
     /// `Transient`: the database is away or busy. Everything else waits for a person, and is tried again slowly.
     pub fn class(&self) -> ErrorClass {
         match self {
-            MigrateError::Database(source)
-            | MigrateError::File { source, .. }
-            | MigrateError::FileWithoutTransaction { source, .. } => match source.class() {
-                ErrorClass::Transient => ErrorClass::Transient,
-                ErrorClass::Data | ErrorClass::Standing => ErrorClass::Standing,
-            },
+            MigrateError::Database(source) if source.class() == ErrorClass::Transient => {
+                ErrorClass::Transient
+            }
+            MigrateError::File { source, .. }
+            | MigrateError::FileWithoutTransaction { source, .. }
+                if passes(source) =>
+            {
+                ErrorClass::Transient
+            }
             MigrateError::Locked { .. } | MigrateError::Interrupted { .. } => ErrorClass::Transient,
-            MigrateError::Unreadable { .. }
+            MigrateError::Database(_)
+            | MigrateError::File { .. }
+            | MigrateError::FileWithoutTransaction { .. }
+            | MigrateError::Unreadable { .. }
             | MigrateError::TooLarge { .. }
             | MigrateError::Refused { .. }
             | MigrateError::EndsItsTransaction { .. } => ErrorClass::Standing,
@@ -60,9 +66,35 @@ impl MigrateError {
         matches!(self, MigrateError::Database(DatabaseError::Resting { .. }))
     }
 
-    /// No session was to be had, as opposed to: a file was refused.
+    /// No session was to be had, or it was lost, as opposed to: a file was refused, or the lock is held elsewhere.
     pub fn is_connection_trouble(&self) -> bool {
-        matches!(self, MigrateError::Database(source) if source.is_connection_trouble())
+        match self {
+            MigrateError::Database(source)
+            | MigrateError::File { source, .. }
+            | MigrateError::FileWithoutTransaction { source, .. } => ends_session(source),
+            _ => false,
+        }
+    }
+}
+
+/// The same file may succeed later, as it is. One that takes longer than it is given does not: waiting for it in silence
+/// would be waiting for ever.
+fn passes(source: &DatabaseError) -> bool {
+    let others_were_in_the_way =
+        source.sqlstate().is_some_and(|code| code == "55P03" || code.starts_with("40"));
+    others_were_in_the_way || ends_session(source)
+}
+
+/// What becomes of a file that was in a transaction. A COMMIT that was not answered may have been carried out.
+fn outlook(source: &DatabaseError) -> &'static str {
+    if ends_session(source) {
+        "the session ended in it, another attempt may succeed"
+    } else if passes(source) {
+        "rolled back, another attempt may succeed"
+    } else if source.sqlstate() == Some("57014") {
+        "rolled back, correct the file or raise `query_timeout_seconds`"
+    } else {
+        "rolled back, correct the file"
     }
 }
 

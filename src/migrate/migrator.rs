@@ -121,8 +121,10 @@ impl Migrator {
     }
 
     fn report_waiting(&self, view: &DependencyView, error: &MigrateError, told: &mut Told) {
-        if !error.is_resting() {
+        if error.is_connection_trouble() {
             view.unreachable(&error.to_string());
+        } else if !error.is_resting() {
+            view.update(|status| status.trouble = Some(error.to_string()));
         }
         if !told.waiting && told.since.elapsed() >= self.settings.migration_wait {
             told.waiting = true;

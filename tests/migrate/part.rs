@@ -135,6 +135,55 @@ async fn a_failed_file_keeps_the_gate_shut_until_it_is_mended() {
 }
 
 #[tokio::test]
+async fn a_file_that_takes_too_long_has_failed_and_the_database_is_not_away() {
+    let mut database = TestDatabase::new();
+    database.settings.query_timeout = Duration::from_millis(500);
+    database.write("0001_a.sql", "CREATE TABLE a (); SELECT pg_sleep(60);");
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            let view = running.board.dependency("postgresql:telemetry");
+            eventually("reached", || view.status().up == Some(true)).await;
+            let since = view.status().since;
+            running.reaches(MigrationState::Failed).await;
+            let status = view.status();
+            assert_eq!((status.up, status.since), (Some(true), since), "it was never away");
+            let trouble = status.trouble.unwrap();
+            assert!(
+                trouble.contains("0001_a.sql") && trouble.contains("query_timeout_seconds"),
+                "{trouble}"
+            );
+            database.write("0001_a.sql", "CREATE TABLE a ();");
+            running.reaches(MigrationState::Done).await;
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn another_node_that_migrates_is_waited_for_and_the_database_is_not_away() {
+    let mut database = TestDatabase::new();
+    let other = database.client().await;
+    let lock = "SELECT pg_advisory_lock(hashtextextended('telemetry migrations of public', 0))";
+    other.execute(lock, &[]).await.unwrap();
+    database.settings.query_timeout = Duration::from_millis(300);
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            let view = running.board.dependency("postgresql:telemetry");
+            let told = || view.status().trouble.is_some_and(|why| why.contains("migration lock"));
+            eventually("told", told).await;
+            let status = view.status();
+            assert_eq!((status.up, status.migration), (Some(true), Some(MigrationState::Waiting)));
+            drop(other);
+            running.reaches(MigrationState::Done).await;
+            assert_eq!(view.status().trouble, None);
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn an_absent_database_is_waited_for_and_the_part_can_be_stopped() {
     let mut database = TestDatabase::new();
     database.settings.port = 1;
