@@ -23,14 +23,23 @@ pub enum MigrateError {
     #[error("{file}{}: {source}; {}", at(*line), outlook(source))]
     File { file: String, line: Option<usize>, source: DatabaseError },
     #[error(
-        "{file}{}: {source}; it ran without a transaction, so look what it left (e.g. an invalid index), undo that and correct the file",
+        "{file}{}: {source}; it ran without a transaction, so look what it left (e.g. an invalid index), undo that and correct the file; `telemetry migrate apply` tries it again as it is",
         at(*line)
     )]
-    FileWithoutTransaction { file: String, line: Option<usize>, source: DatabaseError },
+    FileWithoutTransaction {
+        file: String,
+        /// Of the file that ran.
+        checksum: String,
+        line: Option<usize>,
+        source: Box<DatabaseError>,
+    },
     #[error(
         "{file}: ends its transaction itself; take BEGIN, COMMIT and ROLLBACK out of it, and look what it has left in the database"
     )]
-    EndsItsTransaction { file: String },
+    EndsItsTransaction { file: String, checksum: String },
+    /// The same file as before; the text is that of its failure.
+    #[error("{failure}")]
+    NotRepeated { failure: String },
     #[error("another node or `telemetry migrate` has held the migration lock for {} s{holder}", waited.as_secs())]
     Locked { waited: std::time::Duration, holder: String },
     #[error("interrupted; {left} files are not applied: run it again")]
@@ -38,18 +47,14 @@ pub enum MigrateError {
 }
 
 impl MigrateError {
-    /// `Transient`: the database is away or busy. Everything else waits for a person, and is tried again slowly.
+    /// `Transient`: the database is away or busy. Everything else waits for a person, and is tried again slowly,
+    /// but for what is [left](Self::left_by).
     pub fn class(&self) -> ErrorClass {
         match self {
             MigrateError::Database(source) if source.class() == ErrorClass::Transient => {
                 ErrorClass::Transient
             }
-            MigrateError::File { source, .. }
-            | MigrateError::FileWithoutTransaction { source, .. }
-                if passes(source) =>
-            {
-                ErrorClass::Transient
-            }
+            MigrateError::File { source, .. } if passes(source) => ErrorClass::Transient,
             MigrateError::Locked { .. } | MigrateError::Interrupted { .. } => ErrorClass::Transient,
             MigrateError::Database(_)
             | MigrateError::File { .. }
@@ -57,7 +62,8 @@ impl MigrateError {
             | MigrateError::Unreadable { .. }
             | MigrateError::TooLarge { .. }
             | MigrateError::Refused { .. }
-            | MigrateError::EndsItsTransaction { .. } => ErrorClass::Standing,
+            | MigrateError::EndsItsTransaction { .. }
+            | MigrateError::NotRepeated { .. } => ErrorClass::Standing,
         }
     }
 
@@ -66,12 +72,23 @@ impl MigrateError {
         matches!(self, MigrateError::Database(DatabaseError::Resting { .. }))
     }
 
+    /// The checksum of a file that may have left something: run again as it is, it would do some of its work twice, or take
+    /// what it left for what it makes (`CREATE INDEX … IF NOT EXISTS` an invalid one).
+    pub fn left_by(&self) -> Option<&str> {
+        match self {
+            MigrateError::FileWithoutTransaction { checksum, .. }
+            | MigrateError::EndsItsTransaction { checksum, .. } => Some(checksum),
+            _ => None,
+        }
+    }
+
     /// No session was to be had, or it was lost, as opposed to: a file was refused, or the lock is held elsewhere.
     pub fn is_connection_trouble(&self) -> bool {
         match self {
-            MigrateError::Database(source)
-            | MigrateError::File { source, .. }
-            | MigrateError::FileWithoutTransaction { source, .. } => ends_session(source),
+            MigrateError::Database(source) | MigrateError::File { source, .. } => {
+                ends_session(source)
+            }
+            MigrateError::FileWithoutTransaction { source, .. } => ends_session(source),
             _ => false,
         }
     }

@@ -75,27 +75,25 @@ async fn a_failing_file_is_rolled_back_whole_and_applied_once_mended() {
 #[tokio::test]
 async fn a_file_waits_only_for_others_that_were_in_its_way() {
     let database = TestDatabase::new();
-    for header in ["", "-- transaction: none\n"] {
-        for (code, class) in [
-            ("40001", ErrorClass::Transient),
-            ("40P01", ErrorClass::Transient),
-            ("55P03", ErrorClass::Transient),
-            ("55000", ErrorClass::Standing),
-            ("55P04", ErrorClass::Standing),
-            ("57014", ErrorClass::Standing),
-            ("08001", ErrorClass::Standing),
-        ] {
-            let fail =
-                format!("{header}DO $$BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END$$");
-            database.write("0001_a.sql", &fail);
-            let error = database.apply().await.unwrap_err();
-            assert_eq!((error.class(), error.is_connection_trouble()), (class, false), "{error}");
-        }
-        let end = format!("{header}SELECT pg_terminate_backend(pg_backend_pid())");
-        database.write("0001_a.sql", &end);
+    let lost = "SELECT pg_terminate_backend(pg_backend_pid())";
+    let fails = |code| format!("DO $$BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END$$");
+    for (sql, class, away) in [
+        (fails("40001"), ErrorClass::Transient, false),
+        (fails("40P01"), ErrorClass::Transient, false),
+        (fails("55P03"), ErrorClass::Transient, false),
+        (fails("55000"), ErrorClass::Standing, false),
+        (fails("55P04"), ErrorClass::Standing, false),
+        (fails("57014"), ErrorClass::Standing, false),
+        (fails("08001"), ErrorClass::Standing, false),
+        (lost.to_owned(), ErrorClass::Transient, true),
+    ] {
+        database.write("0001_a.sql", &sql);
         let error = database.apply().await.unwrap_err();
-        let class = ErrorClass::Transient;
-        assert_eq!((error.class(), error.is_connection_trouble()), (class, true), "{error}");
+        assert_eq!((error.class(), error.is_connection_trouble()), (class, away), "{error}");
+        database.write("0001_a.sql", &format!("-- transaction: none\n{sql}"));
+        let error = database.apply().await.unwrap_err();
+        let class = ErrorClass::Standing;
+        assert_eq!((error.class(), error.is_connection_trouble()), (class, away), "{error}");
     }
 }
 

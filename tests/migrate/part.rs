@@ -160,6 +160,53 @@ async fn a_file_that_takes_too_long_has_failed_and_the_database_is_not_away() {
         .await;
 }
 
+/// Long enough for several attempts.
+const SEVERAL_RETRIES: Duration = Duration::from_secs(1);
+
+/// A second run would take the invalid index of the first for the one it makes.
+#[tokio::test]
+async fn a_file_without_a_transaction_that_failed_is_left_to_a_person() {
+    let database = TestDatabase::new();
+    database.write("0001_a.sql", "CREATE TABLE a (x integer); INSERT INTO a VALUES (1), (1);");
+    let index = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS a_x ON a (x);";
+    database.write("0002_x.sql", &format!("-- transaction: none\n{index}"));
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Failed).await;
+            tokio::time::sleep(SEVERAL_RETRIES).await;
+            let status = running.board.dependency("postgresql:telemetry").status();
+            assert_eq!(status.migration, Some(MigrationState::Failed));
+            let trouble = status.trouble.unwrap();
+            assert!(trouble.contains("0002_x.sql") && trouble.contains("23505"), "{trouble}");
+            database.execute("DROP INDEX a_x; DELETE FROM a");
+            assert_eq!(database.apply().await.unwrap(), [2], "as `telemetry migrate apply` does");
+            running.reaches(MigrationState::Done).await;
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_file_that_ended_its_transaction_does_its_work_once() {
+    let database = TestDatabase::new();
+    database.write(
+        "0001_a.sql",
+        "CREATE TABLE IF NOT EXISTS a (); INSERT INTO a DEFAULT VALUES; COMMIT; BEGIN;",
+    );
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Failed).await;
+            tokio::time::sleep(SEVERAL_RETRIES).await;
+            assert_eq!(database.rows("SELECT count(*) FROM a"), ["1"]);
+            database.write("0001_a.sql", "CREATE TABLE IF NOT EXISTS a ();");
+            running.reaches(MigrationState::Done).await;
+            running.stop().await;
+        })
+        .await;
+}
+
 #[tokio::test]
 async fn another_node_that_migrates_is_waited_for_and_the_database_is_not_away() {
     let mut database = TestDatabase::new();
