@@ -209,7 +209,8 @@ impl Upkeep {
     fn note(&mut self, task: &Task, failure: Option<DatabaseError>) {
         let name = &task.name;
         match failure.map(|error| error.to_string()) {
-            Some(text) if self.troubles.get(name) == Some(&text) => return,
+            // Shown again all the same: an outage takes it from the board.
+            Some(text) if self.troubles.get(name) == Some(&text) => {}
             Some(text) => {
                 tracing::warn!(
                     event = "upkeep_failed",

@@ -342,6 +342,9 @@ async fn a_failing_job_is_told_and_the_gate_stays_open() {
             eventually("told", || view.status().trouble.is_some()).await;
             let trouble = view.status().trouble.unwrap();
             assert!(trouble.contains("job energy") && trouble.contains("no_such_function"), "{trouble}");
+            view.unreachable("away for a moment, as a writer saw it");
+            view.reachable();
+            eventually("shown again", || view.status().trouble.as_deref() == Some(&trouble)).await;
             assert_eq!(view.status().migration, Some(MigrationState::Done));
             database.execute("CREATE FUNCTION no_such_function(a timestamptz, b timestamptz) RETURNS void LANGUAGE sql AS ''");
             eventually("recovered", || view.status().trouble.is_none()).await;
