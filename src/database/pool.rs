@@ -53,7 +53,10 @@ impl Pool {
             // A check would cost a round trip per batch; a dead connection fails its first statement just as clearly.
             .test_on_check_out(false)
             .error_sink(Box::new(failures.clone()))
-            .build_unchecked(Manager { settings: Arc::new(settings.clone()) });
+            .build_unchecked(Manager {
+                settings: Arc::new(settings.clone()),
+                failures: failures.clone(),
+            });
         Pool { connections, failures, limit: settings.pool_timeout, dependency }
     }
 
@@ -83,7 +86,7 @@ impl Pool {
                 biased;
                 lent = self.connections.get_owned() => lent,
                 () = failed => match self.connections.state().connections {
-                    0 => return Err(self.failures.cause(self.limit)),
+                    0 => return Err(self.unreachable()),
                     // No further connection is to be had, but those there are will be given back.
                     _ => self.connections.get_owned().await,
                 },
@@ -96,9 +99,26 @@ impl Pool {
                     return Ok(lent);
                 }
                 Err(bb8::RunError::User(error)) => return Err(error),
-                Err(bb8::RunError::TimedOut) => return Err(self.failures.cause(self.limit)),
+                Err(bb8::RunError::TimedOut) => return Err(self.timed_out()),
             }
         }
+    }
+
+    /// The server is not to blame for the wait while it serves others of us.
+    fn timed_out(&self) -> DatabaseError {
+        match self.connections.state().connections {
+            0 => self.unreachable(),
+            _ => DatabaseError::PoolTimedOut { limit: self.limit },
+        }
+    }
+
+    fn unreachable(&self) -> DatabaseError {
+        let cause = self.failures.last().unwrap_or_else(|| {
+            // An attempt may take longer than anybody waits here.
+            let doing = "connect to the database";
+            Arc::new(DatabaseError::TimedOut { doing, limit: self.limit })
+        });
+        DatabaseError::Unreachable { cause }
     }
 }
 
@@ -145,6 +165,7 @@ struct Connection {
 
 struct Manager {
     settings: Arc<DatabaseSettings>,
+    failures: Failures,
 }
 
 impl bb8::ManageConnection for Manager {
@@ -152,7 +173,9 @@ impl bb8::ManageConnection for Manager {
     type Error = DatabaseError;
 
     async fn connect(&self) -> Result<Connection, DatabaseError> {
-        Ok(Connection { client: connect(&self.settings).await?, clean: true })
+        let client = connect(&self.settings).await?;
+        self.failures.forget();
+        Ok(Connection { client, clean: true })
     }
 
     /// Not asked: there is no test on check-out.
@@ -165,7 +188,7 @@ impl bb8::ManageConnection for Manager {
     }
 }
 
-/// The last failed attempt to connect, kept so that whoever waits for a connection learns the cause.
+/// The last failed attempt to connect since one succeeded, kept so that whoever waits for a connection learns the cause.
 #[derive(Debug, Clone, Default)]
 struct Failures {
     last: Arc<Mutex<Option<Arc<DatabaseError>>>>,
@@ -173,12 +196,12 @@ struct Failures {
 }
 
 impl Failures {
-    fn cause(&self, limit: Duration) -> DatabaseError {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match last {
-            Some(cause) => DatabaseError::Unreachable { cause },
-            None => DatabaseError::PoolTimedOut { limit },
-        }
+    fn last(&self) -> Option<Arc<DatabaseError>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn forget(&self) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

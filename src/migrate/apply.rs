@@ -171,7 +171,8 @@ impl Session {
         let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
         let ended = self.execute("end the transaction", end).await;
         result?;
-        ended?;
+        // What is deferred fails only now.
+        ended.map_err(|error| in_file(migration, error))?;
         self.confirm(migration).await
     }
 
@@ -184,7 +185,10 @@ impl Session {
         let before = self.transaction().await?;
         self.execute("apply", &migration.sql).await.map_err(|error| in_file(migration, error))?;
         if self.transaction().await? != before {
-            return Err(MigrateError::EndsItsTransaction { file: migration.name.clone() });
+            return Err(MigrateError::EndsItsTransaction {
+                file: migration.name.clone(),
+                checksum: migration.checksum.clone(),
+            });
         }
         self.record(migration, started).await
     }
@@ -192,7 +196,8 @@ impl Session {
     async fn run_alone(&self, migration: &Migration) -> Result<(), MigrateError> {
         let started = Instant::now();
         self.execute("apply", &migration.sql).await.map_err(|error| in_file(migration, error))?;
-        self.record(migration, started).await
+        // Without its row it would run once more.
+        self.record(migration, started).await.map_err(|error| in_file(migration, error))
     }
 
     async fn record(&self, migration: &Migration, started: Instant) -> Result<(), MigrateError> {
@@ -325,7 +330,8 @@ fn in_file(migration: &Migration, error: MigrateError) -> MigrateError {
     if migration.in_transaction {
         MigrateError::File { file, line, source }
     } else {
-        MigrateError::FileWithoutTransaction { file, line, source }
+        let checksum = migration.checksum.clone();
+        MigrateError::FileWithoutTransaction { file, checksum, line, source: source.into() }
     }
 }
 

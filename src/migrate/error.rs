@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use tokio_postgres::error::{DbError, Severity};
+
 use crate::database::DatabaseError;
 use crate::domain::ErrorClass;
 
@@ -18,17 +20,26 @@ pub enum MigrateError {
     TooLarge { path: PathBuf, limit: u64 },
     #[error("nothing was applied: {}", listed(refusals))]
     Refused { refusals: Vec<Refusal> },
-    #[error("{file}{}: {source}; rolled back, correct the file", at(*line))]
+    #[error("{file}{}: {source}; {}", at(*line), outlook(source))]
     File { file: String, line: Option<usize>, source: DatabaseError },
     #[error(
-        "{file}{}: {source}; it ran without a transaction, so look what it left (e.g. an invalid index), undo that and correct the file",
+        "{file}{}: {source}; it ran without a transaction, so look what it left (e.g. an invalid index), undo that and correct the file; `telemetry migrate apply` tries it again as it is",
         at(*line)
     )]
-    FileWithoutTransaction { file: String, line: Option<usize>, source: DatabaseError },
+    FileWithoutTransaction {
+        file: String,
+        /// Of the file that ran.
+        checksum: String,
+        line: Option<usize>,
+        source: Box<DatabaseError>,
+    },
     #[error(
         "{file}: ends its transaction itself; take BEGIN, COMMIT and ROLLBACK out of it, and look what it has left in the database"
     )]
-    EndsItsTransaction { file: String },
+    EndsItsTransaction { file: String, checksum: String },
+    /// The same file as before; the text is that of its failure.
+    #[error("{failure}")]
+    NotRepeated { failure: String },
     #[error("another node or `telemetry migrate` has held the migration lock for {} s{holder}", waited.as_secs())]
     Locked { waited: std::time::Duration, holder: String },
     #[error("interrupted; {left} files are not applied: run it again")]
@@ -36,20 +47,23 @@ pub enum MigrateError {
 }
 
 impl MigrateError {
-    /// `Transient`: the database is away or busy. Everything else waits for a person, and is tried again slowly.
+    /// `Transient`: the database is away or busy. Everything else waits for a person, and is tried again slowly,
+    /// but for what is [left](Self::left_by).
     pub fn class(&self) -> ErrorClass {
         match self {
-            MigrateError::Database(source)
-            | MigrateError::File { source, .. }
-            | MigrateError::FileWithoutTransaction { source, .. } => match source.class() {
-                ErrorClass::Transient => ErrorClass::Transient,
-                ErrorClass::Data | ErrorClass::Standing => ErrorClass::Standing,
-            },
+            MigrateError::Database(source) if source.class() == ErrorClass::Transient => {
+                ErrorClass::Transient
+            }
+            MigrateError::File { source, .. } if passes(source) => ErrorClass::Transient,
             MigrateError::Locked { .. } | MigrateError::Interrupted { .. } => ErrorClass::Transient,
-            MigrateError::Unreadable { .. }
+            MigrateError::Database(_)
+            | MigrateError::File { .. }
+            | MigrateError::FileWithoutTransaction { .. }
+            | MigrateError::Unreadable { .. }
             | MigrateError::TooLarge { .. }
             | MigrateError::Refused { .. }
-            | MigrateError::EndsItsTransaction { .. } => ErrorClass::Standing,
+            | MigrateError::EndsItsTransaction { .. }
+            | MigrateError::NotRepeated { .. } => ErrorClass::Standing,
         }
     }
 
@@ -58,9 +72,61 @@ impl MigrateError {
         matches!(self, MigrateError::Database(DatabaseError::Resting { .. }))
     }
 
-    /// No session was to be had, as opposed to: a file was refused.
+    /// The checksum of a file that may have left something: run again as it is, it would do some of its work twice, or take
+    /// what it left for what it makes (`CREATE INDEX … IF NOT EXISTS` an invalid one).
+    pub fn left_by(&self) -> Option<&str> {
+        match self {
+            MigrateError::FileWithoutTransaction { checksum, .. }
+            | MigrateError::EndsItsTransaction { checksum, .. } => Some(checksum),
+            _ => None,
+        }
+    }
+
+    /// No session was to be had, or it was lost, as opposed to: a file was refused, or the lock is held elsewhere.
     pub fn is_connection_trouble(&self) -> bool {
-        matches!(self, MigrateError::Database(source) if source.is_connection_trouble())
+        match self {
+            MigrateError::Database(source) | MigrateError::File { source, .. } => {
+                ends_session(source)
+            }
+            MigrateError::FileWithoutTransaction { source, .. } => ends_session(source),
+            _ => false,
+        }
+    }
+}
+
+/// The same file may succeed later, as it is. One that takes longer than it is given does not: waiting for it in silence
+/// would be waiting for ever.
+fn passes(source: &DatabaseError) -> bool {
+    let others_were_in_the_way =
+        source.sqlstate().is_some_and(|code| code == "55P03" || code.starts_with("40"));
+    others_were_in_the_way || ends_session(source)
+}
+
+/// What becomes of a file that was in a transaction. A COMMIT that was not answered may have been carried out.
+fn outlook(source: &DatabaseError) -> &'static str {
+    if ends_session(source) {
+        "the session ended in it, another attempt may succeed"
+    } else if passes(source) {
+        "rolled back, another attempt may succeed"
+    } else if source.sqlstate() == Some("57014") {
+        "rolled back, correct the file or raise `query_timeout_seconds`"
+    } else {
+        "rolled back, correct the file"
+    }
+}
+
+/// Nothing more can be asked in the session. What a function does may fail with any code, with those of a lost connection
+/// too (`dblink`): whether the session goes on is only known from the severity, where the server answered at all.
+pub(super) fn ends_session(error: &DatabaseError) -> bool {
+    let severity = match error {
+        DatabaseError::Postgres { source, .. } => {
+            source.as_db_error().and_then(DbError::parsed_severity)
+        }
+        _ => None,
+    };
+    match severity {
+        Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
+        None => error.is_connection_trouble(),
     }
 }
 

@@ -74,11 +74,12 @@ impl Migrator {
     async fn migrate(&self, view: &DependencyView, control: &mut Control) -> Session {
         let mut backoff = Backoff::new(self.settings.retry);
         let mut told = Told { since: Instant::now(), waiting: false, failure: String::new() };
+        let mut left = None;
         loop {
             while control.paused() {
                 control.changed().await;
             }
-            let attempt = self.attempt(view).await;
+            let attempt = self.attempt(view, left.as_ref()).await;
             control.progress.beat();
             let error = match attempt {
                 Ok(session) => {
@@ -91,6 +92,9 @@ impl Migrator {
                 }
                 Err(error) => error,
             };
+            if let Some(checksum) = error.left_by() {
+                left = Some(Left { checksum: checksum.to_owned(), failure: error.to_string() });
+            }
             let pause = backoff.next_pause();
             let pause = match error.class() {
                 ErrorClass::Transient => {
@@ -110,19 +114,31 @@ impl Migrator {
         }
     }
 
-    async fn attempt(&self, view: &DependencyView) -> Result<Session, MigrateError> {
+    async fn attempt(
+        &self,
+        view: &DependencyView,
+        left: Option<&Left>,
+    ) -> Result<Session, MigrateError> {
         let session = Session::open_if_let(&self.database, &self.settings, view).await?;
         part_point(|| format!("part_migrator_{}", self.database)).await;
         view.reachable();
-        let pending = session.standing().await?.plan.pending.len();
-        view.update(|status| status.migrations_pending = pending as u64);
+        let pending = session.standing().await?.plan.pending;
+        view.update(|status| status.migrations_pending = pending.len() as u64);
+        // Those before it were applied, so it is the next.
+        let again =
+            left.filter(|left| pending.first().is_some_and(|it| it.checksum == left.checksum));
+        if let Some(left) = again {
+            return Err(MigrateError::NotRepeated { failure: left.failure.clone() });
+        }
         session.apply().await?;
         Ok(session)
     }
 
     fn report_waiting(&self, view: &DependencyView, error: &MigrateError, told: &mut Told) {
-        if !error.is_resting() {
+        if error.is_connection_trouble() {
             view.unreachable(&error.to_string());
+        } else if !error.is_resting() {
+            view.update(|status| status.trouble = Some(error.to_string()));
         }
         if !told.waiting && told.since.elapsed() >= self.settings.migration_wait {
             told.waiting = true;
@@ -176,6 +192,13 @@ impl Migrator {
             tracing::info!(event = "database_tier", database = self.database, %tier, "the database is ready");
         }
     }
+}
+
+/// A file that may have left something, and why. Only a person knows whether it can run again: by changing it, or by
+/// `telemetry migrate apply`.
+struct Left {
+    checksum: String,
+    failure: String,
 }
 
 /// What was said, so that it is said once.

@@ -10,10 +10,11 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use super::apply::Session;
+use super::error::ends_session;
 use crate::config::{DatabaseSettings, JobSettings, TableKind, TableSettings};
 use crate::database::DatabaseError;
 use crate::database::maintenance::{Tier, apply_retention, detect_tier, make_partitions, run_job};
-use crate::domain::{Arrival, ErrorClass};
+use crate::domain::Arrival;
 use crate::observe::DependencyView;
 use crate::part::Control;
 use crate::retry::Backoff;
@@ -85,8 +86,7 @@ impl Upkeep {
             control.progress.beat();
             match connected {
                 Ok(connected) => {
-                    backoff.reset();
-                    let lost = self.look_after(connected, &mut control).await;
+                    let lost = self.look_after(connected, &mut control, &mut backoff).await;
                     self.view.unreachable(&lost.to_string());
                 }
                 Err(error) if error.is_resting() => {}
@@ -102,7 +102,12 @@ impl Upkeep {
     }
 
     /// Does what is due, for as long as the connection serves.
-    async fn look_after(&mut self, session: Session, control: &mut Control) -> DatabaseError {
+    async fn look_after(
+        &mut self,
+        session: Session,
+        control: &mut Control,
+        backoff: &mut Backoff,
+    ) -> DatabaseError {
         let tier = match detect_tier(session.client()).await {
             Ok(tier) => tier,
             Err(error) => return error,
@@ -113,6 +118,8 @@ impl Upkeep {
             let next = self.tasks.iter().map(|task| task.due).min();
             let pause = next.map_or(TABLES_INTERVAL, |due| due.saturating_duration_since(now));
             if control.paused() || !pause.is_zero() {
+                // Only now: a task that ends every session it runs in must not have one after the other.
+                backoff.reset();
                 control.sleep(pause.max(PAUSE_MIN)).await;
                 continue;
             }
@@ -123,12 +130,15 @@ impl Upkeep {
                 let task = self.tasks[number].clone();
                 let result = self.bounded(&session, &tier, &task).await;
                 control.progress.beat();
-                if let Err(error) = &result
-                    && breaks_connection(error)
-                {
-                    return result.expect_err("just seen to be an error");
-                }
-                self.note(&task, result.err());
+                let failure = match result {
+                    Err(error) if ends_session(&error) => {
+                        // Should it be the task's own doing, the others have their turn before it.
+                        self.tasks[number..].rotate_left(1);
+                        return error;
+                    }
+                    result => result.err(),
+                };
+                self.note(&task, failure);
                 self.tasks[number].due = Instant::now() + task.interval;
             }
         }
@@ -199,7 +209,8 @@ impl Upkeep {
     fn note(&mut self, task: &Task, failure: Option<DatabaseError>) {
         let name = &task.name;
         match failure.map(|error| error.to_string()) {
-            Some(text) if self.troubles.get(name) == Some(&text) => return,
+            // Shown again all the same: an outage takes it from the board.
+            Some(text) if self.troubles.get(name) == Some(&text) => {}
             Some(text) => {
                 tracing::warn!(
                     event = "upkeep_failed",
@@ -230,12 +241,6 @@ impl Upkeep {
             }
         });
     }
-}
-
-/// After these the session may be unusable or still busy; a statement the server itself ended leaves it sound.
-fn breaks_connection(error: &DatabaseError) -> bool {
-    let ended_by_server = matches!(error.sqlstate(), Some("57014" | "55P03" | "40P01" | "40001"));
-    error.class() == ErrorClass::Transient && !ended_by_server
 }
 
 /// Several sinks may share a table: it is kept for as long as the longest of them asks.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rig::{Link, Proxy};
 use telemetry::breaker::BreakerState;
-use telemetry::database::{Pool, TableSink};
+use telemetry::database::{DatabaseError, Pool, TableSink};
 use telemetry::observe::{DependencyStatus, SinkState};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -229,5 +229,54 @@ fn a_locked_table_is_its_own_writers_trouble_alone() {
         for writer in running {
             writer.stop().await;
         }
+    });
+}
+
+/// Whoever borrows waits only this long for a connection, of which there is one.
+async fn with_one_connection() -> (Bench, Door) {
+    let mut bench = Bench::new().await;
+    let door = Door::before(bench.cluster.port()).await;
+    let database = &mut bench.settings.databases["telemetry"];
+    (database.port, database.connections_max) = (door.port, 1);
+    database.pool_timeout = Duration::from_millis(300);
+    (bench, door)
+}
+
+fn pool_of(bench: &Bench) -> Pool {
+    Pool::new(&bench.settings.databases["telemetry"], bench.dependency("telemetry"))
+}
+
+#[test]
+fn a_connection_that_others_use_is_waited_for_and_old_failures_are_not_to_blame() {
+    local(async {
+        let (mut bench, door) = with_one_connection().await;
+        let database = &mut bench.settings.databases["telemetry"];
+        database.connect_timeout = Duration::from_secs(1);
+        database.pool_timeout = Duration::from_millis(1500);
+        let pool = pool_of(&bench);
+        let cause = pool.get().await.err().expect("silent").to_string();
+        assert!(cause.contains("no answer within 1 s"), "{cause}");
+        door.open.store(true, Ordering::Relaxed);
+        let lent = pool.get().await.unwrap();
+        let one = || async { pool.get().await.err().expect("all are lent") };
+        // As many as open the breaker.
+        let (a, b, c, d, e) = tokio::join!(one(), one(), one(), one(), one());
+        for error in [a, b, c, d, e] {
+            assert!(matches!(error, DatabaseError::PoolTimedOut { .. }), "{error}");
+        }
+        let breaker = bench.dependency("telemetry").status().breaker;
+        assert_eq!(breaker.state, BreakerState::Closed);
+        lent.give_back();
+        pool.get().await.unwrap();
+    });
+}
+
+#[test]
+fn who_waits_less_long_than_connecting_may_take_is_not_told_of_too_few_connections() {
+    local(async {
+        let (bench, _door) = with_one_connection().await;
+        let error = pool_of(&bench).get().await.err().expect("silent");
+        assert!(error.is_connection_trouble(), "{error}");
+        assert_eq!(error.to_string(), "connect to the database: no answer within 0.3 s");
     });
 }

@@ -71,6 +71,47 @@ async fn a_failing_file_is_rolled_back_whole_and_applied_once_mended() {
     assert_eq!(database.apply().await.unwrap(), [2]);
 }
 
+/// Waiting is for what ends without a person, whatever a code means elsewhere.
+#[tokio::test]
+async fn a_file_waits_only_for_others_that_were_in_its_way() {
+    let database = TestDatabase::new();
+    let lost = "SELECT pg_terminate_backend(pg_backend_pid())";
+    let fails = |code| format!("DO $$BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END$$");
+    for (sql, class, away) in [
+        (fails("40001"), ErrorClass::Transient, false),
+        (fails("40P01"), ErrorClass::Transient, false),
+        (fails("55P03"), ErrorClass::Transient, false),
+        (fails("55000"), ErrorClass::Standing, false),
+        (fails("55P04"), ErrorClass::Standing, false),
+        (fails("57014"), ErrorClass::Standing, false),
+        (fails("08001"), ErrorClass::Standing, false),
+        (lost.to_owned(), ErrorClass::Transient, true),
+    ] {
+        database.write("0001_a.sql", &sql);
+        let error = database.apply().await.unwrap_err();
+        assert_eq!((error.class(), error.is_connection_trouble()), (class, away), "{error}");
+        database.write("0001_a.sql", &format!("-- transaction: none\n{sql}"));
+        let error = database.apply().await.unwrap_err();
+        let class = ErrorClass::Standing;
+        assert_eq!((error.class(), error.is_connection_trouble()), (class, away), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_fails_at_the_commit_names_its_file() {
+    let database = TestDatabase::new();
+    database.write(
+        "0001_a.sql",
+        "CREATE TABLE a (x integer PRIMARY KEY, y integer REFERENCES a DEFERRABLE INITIALLY DEFERRED); \
+         INSERT INTO a VALUES (1, 2)",
+    );
+    let error = database.apply().await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Standing);
+    let text = error.to_string();
+    assert!(text.starts_with("0001_a.sql: ") && text.contains("23503"), "{text}");
+    assert!(text.ends_with("rolled back, correct the file"), "{text}");
+}
+
 #[tokio::test]
 async fn a_file_of_another_database_is_refused() {
     let database = TestDatabase::new();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use rig::{Link, Proxy};
 use telemetry::config::{
-    BufferSettings, HttpSettings, LogFormat, LogSettings, NodeSettings, Settings,
+    BufferSettings, HttpSettings, JobSettings, LogFormat, LogSettings, NodeSettings, Settings,
     SupervisionSettings, TableSettings,
 };
 use telemetry::domain::NodeName;
@@ -135,6 +135,102 @@ async fn a_failed_file_keeps_the_gate_shut_until_it_is_mended() {
 }
 
 #[tokio::test]
+async fn a_file_that_takes_too_long_has_failed_and_the_database_is_not_away() {
+    let mut database = TestDatabase::new();
+    database.settings.query_timeout = Duration::from_millis(500);
+    database.write("0001_a.sql", "CREATE TABLE a (); SELECT pg_sleep(60);");
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            let view = running.board.dependency("postgresql:telemetry");
+            eventually("reached", || view.status().up == Some(true)).await;
+            let since = view.status().since;
+            running.reaches(MigrationState::Failed).await;
+            let status = view.status();
+            assert_eq!((status.up, status.since), (Some(true), since), "it was never away");
+            let trouble = status.trouble.unwrap();
+            assert!(
+                trouble.contains("0001_a.sql") && trouble.contains("query_timeout_seconds"),
+                "{trouble}"
+            );
+            database.write("0001_a.sql", "CREATE TABLE a ();");
+            running.reaches(MigrationState::Done).await;
+            running.stop().await;
+        })
+        .await;
+}
+
+/// Long enough for several attempts.
+const SEVERAL_RETRIES: Duration = Duration::from_secs(1);
+
+/// A second run would take the invalid index of the first for the one it makes.
+#[tokio::test]
+async fn a_file_without_a_transaction_that_failed_is_left_to_a_person() {
+    let database = TestDatabase::new();
+    database.write("0001_a.sql", "CREATE TABLE a (x integer); INSERT INTO a VALUES (1), (1);");
+    let index = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS a_x ON a (x);";
+    database.write("0002_x.sql", &format!("-- transaction: none\n{index}"));
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Failed).await;
+            tokio::time::sleep(SEVERAL_RETRIES).await;
+            let status = running.board.dependency("postgresql:telemetry").status();
+            assert_eq!(status.migration, Some(MigrationState::Failed));
+            let trouble = status.trouble.unwrap();
+            assert!(trouble.contains("0002_x.sql") && trouble.contains("23505"), "{trouble}");
+            database.execute("DROP INDEX a_x; DELETE FROM a");
+            assert_eq!(database.apply().await.unwrap(), [2], "as `telemetry migrate apply` does");
+            running.reaches(MigrationState::Done).await;
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_file_that_ended_its_transaction_does_its_work_once() {
+    let database = TestDatabase::new();
+    database.write(
+        "0001_a.sql",
+        "CREATE TABLE IF NOT EXISTS a (); INSERT INTO a DEFAULT VALUES; COMMIT; BEGIN;",
+    );
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Failed).await;
+            tokio::time::sleep(SEVERAL_RETRIES).await;
+            assert_eq!(database.rows("SELECT count(*) FROM a"), ["1"]);
+            database.write("0001_a.sql", "CREATE TABLE IF NOT EXISTS a ();");
+            running.reaches(MigrationState::Done).await;
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn another_node_that_migrates_is_waited_for_and_the_database_is_not_away() {
+    let mut database = TestDatabase::new();
+    let other = database.client().await;
+    let lock = "SELECT pg_advisory_lock(hashtextextended('telemetry migrations of public', 0))";
+    other.execute(lock, &[]).await.unwrap();
+    database.settings.query_timeout = Duration::from_millis(300);
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            let view = running.board.dependency("postgresql:telemetry");
+            let told = || view.status().trouble.is_some_and(|why| why.contains("migration lock"));
+            eventually("told", told).await;
+            let status = view.status();
+            assert_eq!((status.up, status.migration), (Some(true), Some(MigrationState::Waiting)));
+            drop(other);
+            running.reaches(MigrationState::Done).await;
+            assert_eq!(view.status().trouble, None);
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn an_absent_database_is_waited_for_and_the_part_can_be_stopped() {
     let mut database = TestDatabase::new();
     database.settings.port = 1;
@@ -246,6 +342,9 @@ async fn a_failing_job_is_told_and_the_gate_stays_open() {
             eventually("told", || view.status().trouble.is_some()).await;
             let trouble = view.status().trouble.unwrap();
             assert!(trouble.contains("job energy") && trouble.contains("no_such_function"), "{trouble}");
+            view.unreachable("away for a moment, as a writer saw it");
+            view.reachable();
+            eventually("shown again", || view.status().trouble.as_deref() == Some(&trouble)).await;
             assert_eq!(view.status().migration, Some(MigrationState::Done));
             database.execute("CREATE FUNCTION no_such_function(a timestamptz, b timestamptz) RETURNS void LANGUAGE sql AS ''");
             eventually("recovered", || view.status().trouble.is_none()).await;
@@ -276,4 +375,79 @@ async fn upkeep_outlives_its_connection() {
             running.stop().await;
         })
         .await;
+}
+
+/// Fails as what the server refuses, and as a function that asks another server in vain.
+#[tokio::test]
+async fn a_job_that_fails_as_if_the_database_were_away_is_the_jobs_failure_alone() {
+    let mut database = TestDatabase::new();
+    let (refresh, far) = (
+        "REFRESH MATERIALIZED VIEW CONCURRENTLY one",
+        "RAISE EXCEPTION 'far away' USING ERRCODE = '08001'",
+    );
+    database.write(
+        "0001_a.sql",
+        &format!(
+            "CREATE MATERIALIZED VIEW one AS SELECT 1 AS a; CREATE TABLE done (); {} {} {}",
+            job_function("a_refresh", refresh),
+            job_function("b_far", far),
+            job_function("c_fine", "INSERT INTO done DEFAULT VALUES"),
+        ),
+    );
+    add_jobs(&mut database, &["a_refresh", "b_far", "c_fine"]);
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Done).await;
+            let view = running.board.dependency("postgresql:telemetry");
+            let since = view.status().since;
+            eventually("the last job ran", || database.rows("SELECT FROM done").len() > 1).await;
+            let status = view.status();
+            assert_eq!((status.up, status.since), (Some(true), since), "it was never away");
+            let trouble = status.trouble.unwrap();
+            assert!(trouble.contains("job a_refresh") && trouble.contains("55000"), "{trouble}");
+            assert!(trouble.contains("job b_far") && trouble.contains("08001"), "{trouble}");
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_job_that_ends_its_session_is_tried_ever_more_seldom_and_the_others_run() {
+    let mut database = TestDatabase::new();
+    let end = "PERFORM nextval('tries'); PERFORM pg_terminate_backend(pg_backend_pid())";
+    database.write(
+        "0001_a.sql",
+        &format!(
+            "CREATE SEQUENCE tries; CREATE TABLE done (); {} {}",
+            job_function("a_end", end),
+            job_function("b_fine", "INSERT INTO done DEFAULT VALUES"),
+        ),
+    );
+    add_jobs(&mut database, &["a_end", "b_fine"]);
+    database.settings.retry.max = Duration::from_secs(5);
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Done).await;
+            eventually("the other job ran", || !database.rows("SELECT FROM done").is_empty()).await;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let tries: u32 = database.rows("SELECT last_value FROM tries")[0].parse().unwrap();
+            assert!((2..15).contains(&tries), "{tries}");
+            running.stop().await;
+        })
+        .await;
+}
+
+fn job_function(name: &str, body: &str) -> String {
+    format!(
+        "CREATE FUNCTION {name}(a timestamptz, b timestamptz) RETURNS void LANGUAGE plpgsql AS $$BEGIN {body}; END$$;"
+    )
+}
+
+fn add_jobs(database: &mut TestDatabase, functions: &[&str]) {
+    let job = |name: &&str| {
+        (name.to_string(), JobSettings { function: name.to_string(), ..rollup_job() })
+    };
+    database.settings.jobs = functions.iter().map(job).collect();
 }
