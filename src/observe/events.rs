@@ -378,14 +378,14 @@ pub const CHAPTERS: [Chapter; 9] = [
         events: &[
             event(
                 "migration_waiting",
-                "The database has been away for long and is not migrated yet",
-                "Bring it back",
+                "For long a database could not be migrated: it is away, or somebody else holds the migration lock",
+                "What `error` says: bring it back, or look who migrates",
             ),
             event("migration_applied", "A migration was applied", ""),
             event(
                 "migration_failed",
                 "A migration was refused or failed: the writers of this database stay off",
-                "Mend the file or the rights; it is tried again by itself",
+                "Mend the file or the rights; it is tried again by itself, but for a file that could not be rolled back",
             ),
             event(
                 "database_tier",
