@@ -172,6 +172,7 @@ fn is_local_transient(code: Code) -> bool {
             | Code::PurgeQueue
             | Code::PurgeInflight
             | Code::Fatal
+            | Code::Fenced
             | Code::GaplessGuarantee
             | Code::Inconsistent
             | Code::UnknownBroker
@@ -199,6 +200,7 @@ fn is_broker_transient(code: Code) -> bool {
             | Code::OutOfOrderSequenceNumber
             | Code::DuplicateSequenceNumber
             | Code::InvalidProducerEpoch
+            | Code::ProducerFenced
             | Code::UnknownProducerId
             | Code::InvalidProducerIdMapping
             | Code::ConcurrentTransactions
@@ -233,8 +235,11 @@ fn remedy(code: Code, topic: &str) -> String {
         Code::TopicAuthorizationFailed => {
             format!("; allow this user to Write and Describe topic {topic:?}")
         }
-        Code::ClusterAuthorizationFailed => {
-            "; allow this user IdempotentWrite on the cluster".to_owned()
+        Code::ClusterAuthorizationFailed => format!(
+            "; allow this user to Write topic {topic:?} (brokers before 2.8: IdempotentWrite on the cluster)"
+        ),
+        Code::UnsupportedFeature => {
+            "; the brokers know no idempotent producer: upgrade them to 0.11 or later".to_owned()
         }
         Code::Authentication | Code::SaslAuthenticationFailed => {
             "; check the user name, the password and the SASL mechanism".to_owned()
@@ -280,6 +285,9 @@ mod tests {
             (Code::PurgeQueue, Transient),
             (Code::PurgeInflight, Transient),
             (Code::Fatal, Transient),
+            (Code::Fenced, Transient),
+            (Code::ProducerFenced, Transient),
+            (Code::InvalidProducerEpoch, Transient),
             (Code::GaplessGuarantee, Transient),
             (Code::NotLeaderForPartition, Transient),
             (Code::NotEnoughReplicas, Transient),
@@ -320,6 +328,8 @@ mod tests {
     fn a_standing_error_says_what_to_do() {
         for code in [
             Code::TopicAuthorizationFailed,
+            Code::ClusterAuthorizationFailed,
+            Code::UnsupportedFeature,
             Code::SaslAuthenticationFailed,
             Code::SSL,
             Code::UnknownTopicOrPartition,

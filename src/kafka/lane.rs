@@ -231,9 +231,13 @@ impl Lane {
         session: &Arc<Session>,
     ) -> Result<(), KafkaError> {
         let silent = unreported > 0 && stop != Stop::Ended;
-        if silent || session.context().is_fatal() {
+        if silent || session.is_fatal() {
             self.cluster.retire(session);
             self.own_session = None;
+        }
+        if let Some(code) = session.standing_end().filter(|_| stop != Stop::Ended) {
+            let sequence = self.ledger.cursor().next();
+            return self.failed(Failure { sequence, code, data_until: None }).await;
         }
         if let Stop::Refused(sequence, code) = stop {
             return self.failed(Failure { sequence, code, data_until: None }).await;

@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use rig::{
     CertificateFiles, Certificates, Folder, KAFKA_RIGHTS, Kafka, KafkaOptions, KafkaSecurity,
@@ -141,6 +143,43 @@ fn rights_revoked_hold_the_sink_and_given_back_leave_no_hole() {
         site.publish(300);
         site.assert_topic_is_whole(kafka);
     }
+}
+
+/// The user may look at a topic and write to none.
+fn allow_to_look(kafka: &Kafka, topic: &str) {
+    let class_path = format!("{}/*", rig::target().join("kafka/libs").display());
+    let output = Command::new("java")
+        .args(["-Xmx96m", "-XX:TieredStopAtLevel=1", "-cp", &class_path])
+        .args(["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &kafka.bootstrap()])
+        .args(["--add", "--force", "--allow-principal", &format!("User:{USER}")])
+        .args(["--topic", topic, "--operation", "Describe"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_right_to_write_that_was_never_given_holds_the_sink_and_once_given_all_arrives() {
+    const TOPIC: &str = "looked-at";
+    let fortress = Fortress::build(&KAFKA_RIGHTS);
+    let kafka = &fortress.kafka;
+    allow_to_look(kafka, TOPIC);
+    let password = fortress.password_file("password", PASSWORD);
+    let mut site = fortress.login(TOPIC, "PLAIN", &password, &fortress.files.authority);
+    site.publish(300);
+    site.assert_table_follows();
+    let right = "allow this user to Write topic \"looked-at\"";
+    site.says("held", &[right]);
+    // Several tries later.
+    for _ in 0..50 {
+        let (state, trouble) = site.kafka_state();
+        assert!(state == "held" && trouble.contains(right), "{state}: {trouble}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    kafka.allow(USER, TOPIC).unwrap();
+    site.publish(300);
+    site.assert_topic_is_whole(kafka);
+    assert_eq!(kafka.count(TOPIC).unwrap(), site.published(), "nothing twice");
 }
 
 /// Verdict and figure of what `telemetry doctor` says of the cluster.
