@@ -176,6 +176,8 @@ fn a_right_to_write_that_was_never_given_holds_the_sink_and_once_given_all_arriv
         assert!(state == "held" && trouble.contains(right), "{state}: {trouble}");
         std::thread::sleep(Duration::from_millis(100));
     }
+    let (verdict, figure) = doctor(&site, "write");
+    assert!(verdict == "fail" && figure.contains(right), "{verdict}: {figure}");
     kafka.allow(USER, TOPIC).unwrap();
     site.publish(300);
     site.assert_topic_is_whole(kafka);
