@@ -15,7 +15,7 @@ pub enum KafkaError {
     Settings { cluster: String, problem: String },
     #[error("{doing}: librdkafka refuses topic {topic:?}: {problem}")]
     Unaskable { doing: &'static str, topic: String, problem: String },
-    #[error("{doing}: {}{}", describe(*code), remedy(*code, topic))]
+    #[error("{doing}: {}{}", describe(*code), remedy(doing, *code, topic))]
     Refused { doing: &'static str, topic: String, code: Code },
     #[error(
         "topic {topic:?} does not exist: create it, or add an `ensure` table to the stream's kafka settings so that the node does"
@@ -43,6 +43,9 @@ pub enum KafkaError {
     #[error(transparent)]
     Buffer(#[from] BufferError),
 }
+
+/// What is being done when `ensure` has a topic made; it takes a right of its own.
+pub(super) const CREATE_TOPIC: &str = "create the topic";
 
 /// What keeps the node from a cluster that is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,8 +233,15 @@ fn describe(code: Code) -> String {
 }
 
 /// What an operator does about it; empty where waiting is all there is to do.
-fn remedy(code: Code, topic: &str) -> String {
+fn remedy(doing: &str, code: Code, topic: &str) -> String {
     match code {
+        Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed
+            if doing == CREATE_TOPIC =>
+        {
+            format!(
+                "; allow this user to Create, Write and Describe topic {topic:?}, or create it yourself"
+            )
+        }
         Code::TopicAuthorizationFailed => {
             format!("; allow this user to Write and Describe topic {topic:?}")
         }
@@ -322,6 +332,15 @@ mod tests {
         let error = KafkaError::of("create the topic", "energy", &error);
         assert_eq!(error.class(), ErrorClass::Standing, "{error}");
         assert!(error.to_string().contains("topic \"energy\": "), "{error}");
+    }
+
+    #[test]
+    fn a_topic_the_user_may_not_make_asks_for_the_right_to_create() {
+        for code in [Code::TopicAuthorizationFailed, Code::ClusterAuthorizationFailed] {
+            let error = |doing| KafkaError::Refused { doing, topic: "energy".to_owned(), code };
+            assert!(error(CREATE_TOPIC).to_string().contains("allow this user to Create"));
+            assert!(!error("deliver").to_string().contains("Create"));
+        }
     }
 
     #[test]
