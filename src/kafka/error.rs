@@ -59,6 +59,8 @@ impl Access {
     /// and the library calls it a lost connection.
     pub(super) fn of(code: Code, reason: &str) -> Option<Self> {
         match code {
+            // The library calls it that too when the connection broke, or no answer came, before anybody judged the login.
+            Code::Authentication if reason.contains("mechanism handshake failed: Local:") => None,
             Code::Authentication | Code::SaslAuthenticationFailed => Some(Access::Login),
             Code::SSL => Some(Access::Tls),
             _ if reason.contains("SSL alert number") => Some(Access::Tls),
@@ -341,6 +343,22 @@ mod tests {
             assert!(error(CREATE_TOPIC).to_string().contains("allow this user to Create"));
             assert!(!error("deliver").to_string().contains("Create"));
         }
+    }
+
+    #[test]
+    fn a_connection_that_breaks_during_the_handshake_is_no_wrong_password() {
+        let handshake = |words: &str| {
+            let reason = format!(
+                "sasl_ssl://kafka.test:9094/bootstrap: SASL PLAIN mechanism handshake failed: {words}: broker's supported mechanisms: (n/a)"
+            );
+            Access::of(Code::Authentication, &reason)
+        };
+        assert_eq!(handshake("Local: Broker transport failure"), None);
+        assert_eq!(handshake("Local: Timed out"), None);
+        assert_eq!(handshake("Broker: Unsupported SASL mechanism"), Some(Access::Login));
+        let refused =
+            "SASL authentication error: Authentication failed: Invalid username or password";
+        assert_eq!(Access::of(Code::Authentication, refused), Some(Access::Login));
     }
 
     #[test]

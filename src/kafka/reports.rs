@@ -140,7 +140,9 @@ impl Context {
         match code {
             Code::Fatal | Code::GaplessGuarantee => self.set_fatal(),
             Code::AllBrokersDown => self.health.all_brokers_down(reason),
-            Code::Resolve | Code::BrokerTransportFailure => self.health.broker_failed(reason),
+            Code::Resolve | Code::BrokerTransportFailure | Code::Authentication => {
+                self.health.broker_failed(reason);
+            }
             _ => tracing::debug!(target: "librdkafka", %code, reason),
         }
     }
@@ -214,6 +216,16 @@ mod tests {
         for (lane, sequence) in [(0, 0), (0, 1), (3, 77), (LANES_MAX - 1, SEQUENCE_MASK)] {
             assert_eq!(from_opaque(opaque(lane, Sequence(sequence))), (lane, Sequence(sequence)));
         }
+    }
+
+    #[test]
+    fn a_connection_lost_while_logging_in_is_why_the_brokers_are_down() {
+        let context = Context::new(Arc::new(ClusterHealth::detached("test")));
+        let reason = "SASL PLAIN mechanism handshake failed: Local: Broker transport failure: broker's supported mechanisms: (n/a)";
+        context.trouble(Code::Authentication, reason);
+        context.trouble(Code::AllBrokersDown, "1/1 brokers are down");
+        assert!(context.health.refusal().is_none());
+        assert!(context.health.trouble().contains("handshake failed"));
     }
 
     #[test]
