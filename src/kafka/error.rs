@@ -273,7 +273,8 @@ fn remedy(doing: &str, code: Code, topic: &str) -> String {
         | Code::AllBrokersDown
         | Code::Resolve
         | Code::OperationTimedOut => {
-            "; no broker of `bootstrap_servers` answers, records wait in the buffer".to_owned()
+            "; no broker of `bootstrap_servers` answers as it should, records wait in the buffer"
+                .to_owned()
         }
         code if is_missing_topic(code) => {
             format!("; create topic {topic:?} or let the node `ensure` it")

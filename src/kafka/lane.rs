@@ -347,16 +347,18 @@ impl Lane {
         self.control.progress.beat();
         self.prepared = false;
         self.own_session = None;
+        let mut trouble = error.to_string();
         if error.is_unreachable() {
-            self.cluster.health.lost(&error.to_string());
+            self.cluster.health.lost(&trouble);
+            trouble = self.cluster.health.trouble();
         }
         let pause = match class {
             ErrorClass::Standing => {
-                self.ledger.show(SinkState::Held, Some(error.to_string()));
+                self.ledger.show(SinkState::Held, Some(trouble));
                 self.cluster.settings.retry.max
             }
             ErrorClass::Transient | ErrorClass::Data => {
-                self.ledger.show(SinkState::Waiting, Some(error.to_string()));
+                self.ledger.show(SinkState::Waiting, Some(trouble));
                 self.backoff.next_pause()
             }
         };

@@ -63,7 +63,10 @@ async fn look(
             Err(error) => {
                 // Why the brokers turn the node away says more than that nobody answered.
                 let error = cluster.health.refusal().unwrap_or(error);
-                findings.failed("reachable", &error);
+                match cluster.health.question().filter(|_| error.is_unreachable()) {
+                    Some(question) => findings.fail("reachable", error.to_string(), &question),
+                    None => findings.failed("reachable", &error),
+                }
                 // The other topics would wait as long for the same answer.
                 return;
             }

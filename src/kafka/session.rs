@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::client_config::{Purpose, producer_config};
 use super::error::{KafkaError, class_of};
-use super::health::ClusterHealth;
+use super::health::{ClusterHealth, Lacks};
 use super::reports::{Context, Reports};
 use crate::config::{ClusterSettings, TlsSettings};
 use crate::domain::{ErrorClass, Secret};
@@ -53,7 +53,8 @@ impl Session {
     ) -> Result<Self, rdkafka::error::KafkaError> {
         // Before the library reads them: what changes in between is seen as a change.
         let presented = Presented::now(settings);
-        let context = Context::new(health);
+        let lacks = Lacks { tls: settings.tls.is_none(), sasl: settings.sasl.is_none() };
+        let context = Context::new(health, lacks);
         let config = producer_config(settings, lanes, purpose);
         let producer = ThreadedProducer::from_config_and_context(&config, context)?;
         Ok(Session { presented, producer: Some(producer) })

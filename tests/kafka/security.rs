@@ -184,8 +184,29 @@ fn a_right_to_write_that_was_never_given_holds_the_sink_and_once_given_all_arriv
     assert_eq!(kafka.count(TOPIC).unwrap(), site.published(), "nothing twice");
 }
 
+#[test]
+fn a_listener_that_wants_tls_or_a_login_the_node_has_not_got_is_asked_about() {
+    let fortress = fortress();
+    fortress.kafka.create_topic("openly", 1).unwrap();
+    let tls = format!("[clusters.main.tls]\nca_file = {:?}\n", fortress.files.authority);
+    for (cluster, wanted) in [("", "[clusters.main.tls]?"), (&*tls, "[clusters.main.sasl]?")] {
+        let mut site = Site::start(&fortress.kafka.login_bootstrap(), "openly", cluster, "");
+        site.publish(10);
+        site.assert_table_follows();
+        site.says("waiting", &[wanted]);
+        let (verdict, remedy) = doctor_says(&site, "reachable", "remedy");
+        assert_eq!(verdict, "fail");
+        assert!(remedy.contains(wanted), "{remedy}");
+    }
+}
+
 /// Verdict and figure of what `telemetry doctor` says of the cluster.
 fn doctor(site: &Site, check: &str) -> (String, String) {
+    doctor_says(site, check, "figure")
+}
+
+/// The verdict and another of its words on the cluster.
+fn doctor_says(site: &Site, check: &str, word: &str) -> (String, String) {
     let output = site.world.node.command(&["doctor", "--json"]).unwrap();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let lines = report["findings"].as_array().unwrap();
@@ -193,7 +214,7 @@ fn doctor(site: &Site, check: &str) -> (String, String) {
         |line: &&serde_json::Value| line["about"] == "kafka:main" && line["check"] == check;
     let line = lines.iter().find(of_cluster).unwrap_or_else(|| panic!("{check} in {report:#}"));
     let text = |name: &str| line[name].as_str().unwrap().to_owned();
-    (text("verdict"), text("figure"))
+    (text("verdict"), text(word))
 }
 
 #[test]
