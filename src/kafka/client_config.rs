@@ -37,6 +37,8 @@ pub(super) fn producer_config(
     // A record that travels alone waits for no company.
     let linger = if purpose == Purpose::Single { Duration::ZERO } else { settings.linger };
     let queue = settings.in_flight_max * streams.max(1) + QUEUE_SPARE_MESSAGES;
+    // How early a connection was closed says what its listener may want, and is told on this level only.
+    config.set_log_level(RDKafkaLogLevel::Info).set("log.connection.close", "true");
     config
         .set("enable.idempotence", "true")
         .set("acks", "all")

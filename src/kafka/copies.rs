@@ -179,7 +179,7 @@ impl Copier {
     async fn copy(&mut self, letters: &[DeadLetter]) -> Result<(), KafkaError> {
         const DOING: &str = "copy dead letters";
         let cluster = &self.parts.cluster;
-        let session = match self.session.take().filter(|session| !session.context().is_fatal()) {
+        let session = match self.session.take().filter(|session| !session.is_fatal()) {
             Some(session) => session,
             None => cluster.single()?,
         };
@@ -206,18 +206,17 @@ impl Copier {
             }));
             let copy = copy.map_err(|_| KafkaError::Panicked { doing: DOING })?;
             let record = copy.record(&self.sink.topic, opaque(self.parts.lane, place));
-            session
-                .producer()
-                .send(record)
-                .map_err(|(error, _)| KafkaError::of(DOING, &self.sink.topic, &error))?;
+            session.producer().send(record).map_err(|(error, _)| {
+                session.explain(KafkaError::of(DOING, &self.sink.topic, &error))
+            })?;
         }
         let limit = cluster.settings.message_timeout;
         timeout(limit, self.all_reported(&reports))
             .await
             .map_err(|_| KafkaError::TimedOut { doing: DOING, limit })?;
         if let Some(failure) = reports.window().failure() {
-            let topic = self.sink.topic.clone();
-            return Err(KafkaError::Refused { doing: DOING, topic, code: failure.code });
+            let (topic, code) = (self.sink.topic.clone(), failure.code);
+            return Err(session.explain(KafkaError::Refused { doing: DOING, topic, code }));
         }
         self.session = Some(session);
         Ok(())

@@ -15,7 +15,7 @@ pub enum KafkaError {
     Settings { cluster: String, problem: String },
     #[error("{doing}: librdkafka refuses topic {topic:?}: {problem}")]
     Unaskable { doing: &'static str, topic: String, problem: String },
-    #[error("{doing}: {}{}", describe(*code), remedy(*code, topic))]
+    #[error("{doing}: {}{}", describe(*code), remedy(doing, *code, topic))]
     Refused { doing: &'static str, topic: String, code: Code },
     #[error(
         "topic {topic:?} does not exist: create it, or add an `ensure` table to the stream's kafka settings so that the node does"
@@ -44,6 +44,9 @@ pub enum KafkaError {
     Buffer(#[from] BufferError),
 }
 
+/// What is being done when `ensure` has a topic made; it takes a right of its own.
+pub(super) const CREATE_TOPIC: &str = "create the topic";
+
 /// What keeps the node from a cluster that is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -56,6 +59,8 @@ impl Access {
     /// and the library calls it a lost connection.
     pub(super) fn of(code: Code, reason: &str) -> Option<Self> {
         match code {
+            // The library calls it that too when the connection broke, or no answer came, before anybody judged the login.
+            Code::Authentication if reason.contains("mechanism handshake failed: Local:") => None,
             Code::Authentication | Code::SaslAuthenticationFailed => Some(Access::Login),
             Code::SSL => Some(Access::Tls),
             _ if reason.contains("SSL alert number") => Some(Access::Tls),
@@ -172,6 +177,7 @@ fn is_local_transient(code: Code) -> bool {
             | Code::PurgeQueue
             | Code::PurgeInflight
             | Code::Fatal
+            | Code::Fenced
             | Code::GaplessGuarantee
             | Code::Inconsistent
             | Code::UnknownBroker
@@ -199,6 +205,7 @@ fn is_broker_transient(code: Code) -> bool {
             | Code::OutOfOrderSequenceNumber
             | Code::DuplicateSequenceNumber
             | Code::InvalidProducerEpoch
+            | Code::ProducerFenced
             | Code::UnknownProducerId
             | Code::InvalidProducerIdMapping
             | Code::ConcurrentTransactions
@@ -228,13 +235,23 @@ fn describe(code: Code) -> String {
 }
 
 /// What an operator does about it; empty where waiting is all there is to do.
-fn remedy(code: Code, topic: &str) -> String {
+fn remedy(doing: &str, code: Code, topic: &str) -> String {
     match code {
+        Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed
+            if doing == CREATE_TOPIC =>
+        {
+            format!(
+                "; allow this user to Create, Write and Describe topic {topic:?}, or create it yourself"
+            )
+        }
         Code::TopicAuthorizationFailed => {
             format!("; allow this user to Write and Describe topic {topic:?}")
         }
-        Code::ClusterAuthorizationFailed => {
-            "; allow this user IdempotentWrite on the cluster".to_owned()
+        Code::ClusterAuthorizationFailed => format!(
+            "; allow this user to Write topic {topic:?} (brokers before 2.8: IdempotentWrite on the cluster)"
+        ),
+        Code::UnsupportedFeature => {
+            "; the brokers know no idempotent producer: upgrade them to 0.11 or later".to_owned()
         }
         Code::Authentication | Code::SaslAuthenticationFailed => {
             "; check the user name, the password and the SASL mechanism".to_owned()
@@ -256,7 +273,8 @@ fn remedy(code: Code, topic: &str) -> String {
         | Code::AllBrokersDown
         | Code::Resolve
         | Code::OperationTimedOut => {
-            "; no broker of `bootstrap_servers` answers, records wait in the buffer".to_owned()
+            "; no broker of `bootstrap_servers` answers as it should, records wait in the buffer"
+                .to_owned()
         }
         code if is_missing_topic(code) => {
             format!("; create topic {topic:?} or let the node `ensure` it")
@@ -280,6 +298,9 @@ mod tests {
             (Code::PurgeQueue, Transient),
             (Code::PurgeInflight, Transient),
             (Code::Fatal, Transient),
+            (Code::Fenced, Transient),
+            (Code::ProducerFenced, Transient),
+            (Code::InvalidProducerEpoch, Transient),
             (Code::GaplessGuarantee, Transient),
             (Code::NotLeaderForPartition, Transient),
             (Code::NotEnoughReplicas, Transient),
@@ -317,9 +338,36 @@ mod tests {
     }
 
     #[test]
+    fn a_topic_the_user_may_not_make_asks_for_the_right_to_create() {
+        for code in [Code::TopicAuthorizationFailed, Code::ClusterAuthorizationFailed] {
+            let error = |doing| KafkaError::Refused { doing, topic: "energy".to_owned(), code };
+            assert!(error(CREATE_TOPIC).to_string().contains("allow this user to Create"));
+            assert!(!error("deliver").to_string().contains("Create"));
+        }
+    }
+
+    #[test]
+    fn a_connection_that_breaks_during_the_handshake_is_no_wrong_password() {
+        let handshake = |words: &str| {
+            let reason = format!(
+                "sasl_ssl://kafka.test:9094/bootstrap: SASL PLAIN mechanism handshake failed: {words}: broker's supported mechanisms: (n/a)"
+            );
+            Access::of(Code::Authentication, &reason)
+        };
+        assert_eq!(handshake("Local: Broker transport failure"), None);
+        assert_eq!(handshake("Local: Timed out"), None);
+        assert_eq!(handshake("Broker: Unsupported SASL mechanism"), Some(Access::Login));
+        let refused =
+            "SASL authentication error: Authentication failed: Invalid username or password";
+        assert_eq!(Access::of(Code::Authentication, refused), Some(Access::Login));
+    }
+
+    #[test]
     fn a_standing_error_says_what_to_do() {
         for code in [
             Code::TopicAuthorizationFailed,
+            Code::ClusterAuthorizationFailed,
+            Code::UnsupportedFeature,
             Code::SaslAuthenticationFailed,
             Code::SSL,
             Code::UnknownTopicOrPartition,

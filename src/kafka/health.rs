@@ -42,6 +42,8 @@ pub(super) struct ClusterHealth {
     refusal: watch::Sender<Option<Refusal>>,
     /// What was told of a single broker last, until the cluster answers.
     broker_failure: Mutex<Option<String>>,
+    /// Which of the cluster's settings its listener seems to want, until the cluster answers.
+    missed: Mutex<Option<&'static str>>,
 }
 
 impl ClusterHealth {
@@ -64,6 +66,7 @@ impl ClusterHealth {
             news: Notify::new(),
             refusal: watch::Sender::new(None),
             broker_failure: Mutex::default(),
+            missed: Mutex::default(),
         }
     }
 
@@ -83,6 +86,27 @@ impl ClusterHealth {
         self.dependency.reachable();
         self.logged.lock().unwrap_or_else(PoisonError::into_inner).clear();
         *self.broker_failure() = None;
+        *self.missed() = None;
+    }
+
+    fn missed(&self) -> MutexGuard<'_, Option<&'static str>> {
+        self.missed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A listener seems to want this table of the cluster's. It does not once it has let the node in.
+    pub fn suspect(&self, setting: &'static str) {
+        if self.is_down() || !self.known.load(Ordering::Acquire) {
+            *self.missed() = Some(setting);
+        }
+    }
+
+    /// What to look at when brokers close the connection before anything was said; a question, for one that is about to
+    /// stop does that too.
+    pub fn question(&self) -> Option<String> {
+        let (setting, cluster) = ((*self.missed())?, &self.cluster);
+        Some(format!(
+            "a broker closes the connection at once: does its listener want [clusters.{cluster}.{setting}]?"
+        ))
     }
 
     fn broker_failure(&self) -> MutexGuard<'_, Option<String>> {
@@ -102,11 +126,14 @@ impl ClusterHealth {
 
     pub fn lost(&self, why: &str) {
         let refusal = self.refusal().map(|refusal| refusal.to_string());
-        let why = refusal.as_deref().unwrap_or(why);
+        let why = refusal.unwrap_or_else(|| match self.question() {
+            Some(question) => format!("{why}; {question}"),
+            None => why.to_owned(),
+        });
         self.down.store(true, Ordering::Release);
         self.known.store(true, Ordering::Release);
         self.dependency.breaker().failed();
-        self.dependency.unreachable(why);
+        self.dependency.unreachable(&why);
         self.news.notify_one();
     }
 
@@ -184,6 +211,34 @@ impl ClusterHealth {
     }
 }
 
+/// What a cluster's settings have not got of what a listener may want.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Lacks {
+    pub tls: bool,
+    pub sasl: bool,
+}
+
+/// A connection that lives this long was not closed for want of a setting.
+const CLOSED_AT_ONCE_MS: u64 = 2_000;
+
+impl Lacks {
+    /// Which of them is to blame for a connection's end, by the library's line about it: a listener for TLS does not
+    /// understand the first question, one for logins answers that and hangs up at the second. The library means to guess
+    /// the same, but compares its own words with a format string.
+    pub fn blamed(self, text: &str) -> Option<&'static str> {
+        let (_, end) = text.split_once("Disconnected: ")?.1.rsplit_once("(after ")?;
+        let (lived_ms, state) = end.split_once("ms in state ")?;
+        if lived_ms.parse::<u64>().ok()? > CLOSED_AT_ONCE_MS {
+            return None;
+        }
+        match state {
+            state if self.tls && state.starts_with("APIVERSION_QUERY") => Some("tls"),
+            state if self.sasl && state.starts_with("UP") => Some("sasl"),
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,6 +265,32 @@ mod tests {
         health.reached();
         health.all_brokers_down("1/1 brokers are down");
         assert_eq!(health.trouble(), "1/1 brokers are down");
+    }
+
+    #[test]
+    fn a_listener_that_hangs_up_at_once_may_want_a_setting_that_is_not_there() {
+        let health = ClusterHealth::detached("main");
+        let closed = |state| {
+            format!(
+                "kafka.test:9094/bootstrap: Disconnected: connection closed by peer: receive 0 (after {state})"
+            )
+        };
+        let lacks = Lacks { tls: true, sasl: true };
+        for (state, setting) in [
+            ("4ms in state APIVERSION_QUERY, 1 identical error(s) suppressed", "tls"),
+            ("90ms in state UP", "sasl"),
+        ] {
+            assert_eq!(Lacks::default().blamed(&closed(state)), None, "it is there");
+            health.suspect(lacks.blamed(&closed(state)).unwrap());
+            health.all_brokers_down("1/1 brokers are down");
+            let trouble = health.trouble();
+            assert!(trouble.contains(&format!("want [clusters.main.{setting}]?")), "{trouble}");
+        }
+        assert_eq!(lacks.blamed(&closed("3600000ms in state UP")), None, "it was let in");
+        health.reached();
+        health.suspect("tls");
+        health.lost("1/1 brokers are down");
+        assert_eq!(health.trouble(), "1/1 brokers are down", "it was let in before");
     }
 
     #[test]

@@ -231,9 +231,13 @@ impl Lane {
         session: &Arc<Session>,
     ) -> Result<(), KafkaError> {
         let silent = unreported > 0 && stop != Stop::Ended;
-        if silent || session.context().is_fatal() {
+        if silent || session.is_fatal() {
             self.cluster.retire(session);
             self.own_session = None;
+        }
+        if let Some(code) = session.standing_end().filter(|_| stop != Stop::Ended) {
+            let sequence = self.ledger.cursor().next();
+            return self.failed(Failure { sequence, code, data_until: None }).await;
         }
         if let Stop::Refused(sequence, code) = stop {
             return self.failed(Failure { sequence, code, data_until: None }).await;
@@ -343,16 +347,18 @@ impl Lane {
         self.control.progress.beat();
         self.prepared = false;
         self.own_session = None;
+        let mut trouble = error.to_string();
         if error.is_unreachable() {
-            self.cluster.health.lost(&error.to_string());
+            self.cluster.health.lost(&trouble);
+            trouble = self.cluster.health.trouble();
         }
         let pause = match class {
             ErrorClass::Standing => {
-                self.ledger.show(SinkState::Held, Some(error.to_string()));
+                self.ledger.show(SinkState::Held, Some(trouble));
                 self.cluster.settings.retry.max
             }
             ErrorClass::Transient | ErrorClass::Data => {
-                self.ledger.show(SinkState::Waiting, Some(error.to_string()));
+                self.ledger.show(SinkState::Waiting, Some(trouble));
                 self.backoff.next_pause()
             }
         };

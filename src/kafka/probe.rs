@@ -1,6 +1,9 @@
 //! A look at a cluster: does it let the node in, are the topics there, do records fit.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::copies;
 use super::error::KafkaError;
@@ -9,6 +12,10 @@ use super::session::{Cluster, Session};
 use super::topics::{self, TopicFacts};
 use crate::config::{ClusterSettings, KafkaSinkSettings, StreamSettings};
 use crate::domain::{Finding, Findings};
+
+/// The library asks for a producer's identity half a second after its last try.
+const IDENTITY_WAIT: Duration = Duration::from_millis(1_500);
+const IDENTITY_LOOK: Duration = Duration::from_millis(50);
 
 /// What one cluster says to the topics of these streams. Makes nothing; each question has the cluster's own limit.
 pub async fn probe(
@@ -32,7 +39,7 @@ async fn look(
     streams: &[&StreamSettings],
     findings: &mut Findings,
 ) {
-    let mut reached = false;
+    let (mut reached, mut asked_for) = (false, None);
     let copies = cluster.settings.dead_letters.as_ref();
     let copies = copies.map(|topic| copies::sink_settings(&cluster.name, topic));
     let routed = streams.iter().filter_map(|stream| stream.kafka.clone());
@@ -46,6 +53,7 @@ async fn look(
             let protocol = topics_way(&cluster.settings);
             findings.ok("reachable", format!("the cluster lets the node in, {protocol}"));
         }
+        asked_for.get_or_insert_with(|| sink.topic.clone());
         match found {
             Ok(facts) => topic(&cluster.settings, sink, &facts, findings),
             Err(_) if missing && sink.ensure.is_some() => {
@@ -55,12 +63,33 @@ async fn look(
             Err(error) => {
                 // Why the brokers turn the node away says more than that nobody answered.
                 let error = cluster.health.refusal().unwrap_or(error);
-                findings.failed("reachable", &error);
+                match cluster.health.question().filter(|_| error.is_unreachable()) {
+                    Some(question) => findings.fail("reachable", error.to_string(), &question),
+                    None => findings.failed("reachable", &error),
+                }
                 // The other topics would wait as long for the same answer.
                 return;
             }
         }
     }
+    let Some(topic) = asked_for else { return };
+    if let Some(code) = refused_identity(session).await {
+        findings.failed("write", &KafkaError::Refused { doing: "open a producer", topic, code });
+    }
+}
+
+/// What the brokers refuse the producer its identity for: a right to look at a topic is none to write to it. The library
+/// asks by itself once a broker answers, and of being granted it tells nobody: silence is taken for that.
+async fn refused_identity(session: &Session) -> Option<Code> {
+    let refused = async {
+        loop {
+            if let Some(code) = session.standing_end() {
+                return code;
+            }
+            tokio::time::sleep(IDENTITY_LOOK).await;
+        }
+    };
+    tokio::time::timeout(IDENTITY_WAIT, refused).await.ok()
 }
 
 fn topics_way(settings: &ClusterSettings) -> &'static str {

@@ -164,7 +164,7 @@ impl Inner {
     ) -> Result<(), KafkaError> {
         const DOING: &str = "replay";
         let mut slot = self.session.lock().await;
-        let session = match slot.take().filter(|session| !session.context().is_fatal()) {
+        let session = match slot.take().filter(|session| !session.is_fatal()) {
             Some(session) => session,
             None => self.cluster.single()?,
         };
@@ -176,7 +176,7 @@ impl Inner {
         session
             .producer()
             .send(outgoing)
-            .map_err(|(error, _)| KafkaError::of(DOING, &target.topic, &error))?;
+            .map_err(|(error, _)| session.explain(KafkaError::of(DOING, &target.topic, &error)))?;
         let limit = self.cluster.settings.message_timeout;
         // A session whose report stays out is not used again: its late report would be taken for another's.
         let reported = tokio::select! {
@@ -193,14 +193,11 @@ impl Inner {
             false => KafkaError::TimedOut { doing: DOING, limit },
         })?;
         let failure = reports.window().failure();
+        let outcome = failure.map_or(Ok(()), |failure| {
+            let (topic, code) = (target.topic.clone(), failure.code);
+            Err(session.explain(KafkaError::Refused { doing: DOING, topic, code }))
+        });
         *slot = Some(session);
-        match failure {
-            None => Ok(()),
-            Some(failure) => Err(KafkaError::Refused {
-                doing: DOING,
-                topic: target.topic.clone(),
-                code: failure.code,
-            }),
-        }
+        outcome
     }
 }

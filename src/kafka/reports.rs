@@ -12,7 +12,7 @@ use rdkafka::producer::{DeliveryResult, ProducerContext};
 use tokio::sync::Notify;
 
 use super::error::Access;
-use super::health::ClusterHealth;
+use super::health::{ClusterHealth, Lacks};
 use super::window::{Fate, Window};
 use crate::crash::crash_point;
 use crate::domain::Sequence;
@@ -87,15 +87,16 @@ pub(super) struct Context {
     /// Made when a lane first asks for its own; read for each report, so without a lock.
     reports: Box<[OnceLock<Arc<Reports>>]>,
     health: Arc<ClusterHealth>,
+    lacks: Lacks,
     fatal: AtomicBool,
     last_report: Mutex<Instant>,
 }
 
 impl Context {
-    pub fn new(health: Arc<ClusterHealth>) -> Self {
+    pub fn new(health: Arc<ClusterHealth>, lacks: Lacks) -> Self {
         let last_report = Mutex::new(Instant::now());
         let reports = (0..LANES_MAX).map(|_| OnceLock::new()).collect();
-        Context { reports, health, fatal: AtomicBool::new(false), last_report }
+        Context { reports, health, lacks, fatal: AtomicBool::new(false), last_report }
     }
 
     /// Of the lane with this number, which is below [`LANES_MAX`].
@@ -140,7 +141,9 @@ impl Context {
         match code {
             Code::Fatal | Code::GaplessGuarantee => self.set_fatal(),
             Code::AllBrokersDown => self.health.all_brokers_down(reason),
-            Code::Resolve | Code::BrokerTransportFailure => self.health.broker_failed(reason),
+            Code::Resolve | Code::BrokerTransportFailure | Code::Authentication => {
+                self.health.broker_failed(reason);
+            }
             _ => tracing::debug!(target: "librdkafka", %code, reason),
         }
     }
@@ -194,6 +197,9 @@ impl ClientContext for Context {
         guarded("log", || {
             fail::fail_point!("callback_log");
             self.health.library_log(level, facility, text);
+            if let Some(setting) = self.lacks.blamed(text) {
+                self.health.suspect(setting);
+            }
         });
     }
 
@@ -217,8 +223,18 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_lost_while_logging_in_is_why_the_brokers_are_down() {
+        let context = Context::new(Arc::new(ClusterHealth::detached("test")), Lacks::default());
+        let reason = "SASL PLAIN mechanism handshake failed: Local: Broker transport failure: broker's supported mechanisms: (n/a)";
+        context.trouble(Code::Authentication, reason);
+        context.trouble(Code::AllBrokersDown, "1/1 brokers are down");
+        assert!(context.health.refusal().is_none());
+        assert!(context.health.trouble().contains("handshake failed"));
+    }
+
+    #[test]
     fn a_report_for_no_lane_is_ignored_and_a_fatal_one_wakes_every_lane() {
-        let context = Context::new(Arc::new(ClusterHealth::detached("test")));
+        let context = Context::new(Arc::new(ClusterHealth::detached("test")), Lacks::default());
         let lanes: Vec<_> = (0..2).map(|lane| context.reports(lane)).collect();
         context.report(Ok(()), opaque(7, Sequence(1)));
         assert!(!context.is_fatal());

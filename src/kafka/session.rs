@@ -6,15 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::config::FromClientConfigAndContext as _;
+use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 use tokio::sync::Semaphore;
 
 use super::client_config::{Purpose, producer_config};
-use super::error::KafkaError;
-use super::health::ClusterHealth;
+use super::error::{KafkaError, class_of};
+use super::health::{ClusterHealth, Lacks};
 use super::reports::{Context, Reports};
 use crate::config::{ClusterSettings, TlsSettings};
-use crate::domain::Secret;
+use crate::domain::{ErrorClass, Secret};
 use crate::private_file::Stamp;
 
 /// A record ready for librdkafka, which copies it.
@@ -52,7 +53,8 @@ impl Session {
     ) -> Result<Self, rdkafka::error::KafkaError> {
         // Before the library reads them: what changes in between is seen as a change.
         let presented = Presented::now(settings);
-        let context = Context::new(health);
+        let lacks = Lacks { tls: settings.tls.is_none(), sasl: settings.sasl.is_none() };
+        let context = Context::new(health, lacks);
         let config = producer_config(settings, lanes, purpose);
         let producer = ThreadedProducer::from_config_and_context(&config, context)?;
         Ok(Session { presented, producer: Some(producer) })
@@ -68,6 +70,30 @@ impl Session {
 
     pub fn reports(&self, lane: usize) -> Arc<Reports> {
         self.context().reports(lane)
+    }
+
+    /// The producer will deliver nothing any more. The library tells its callback only what happened, not that this is the
+    /// end.
+    pub fn is_fatal(&self) -> bool {
+        self.context().is_fatal() || self.producer().client().fatal_error().is_some()
+    }
+
+    /// What ended the producer and would end a fresh one too, until a person mends it. What it held comes back as purged,
+    /// and what it is given is refused as fatal: neither names the cause.
+    pub fn standing_end(&self) -> Option<Code> {
+        let (code, reason) = self.producer().client().fatal_error()?;
+        tracing::debug!(target: "librdkafka", %code, reason, "the producer has ended");
+        (class_of(code) == ErrorClass::Standing).then_some(code)
+    }
+
+    /// The error with what ended the producer in place of what followed from it.
+    pub fn explain(&self, error: KafkaError) -> KafkaError {
+        match (self.standing_end(), error) {
+            (Some(code), KafkaError::Refused { doing, topic, .. }) => {
+                KafkaError::Refused { doing, topic, code }
+            }
+            (_, error) => error,
+        }
     }
 }
 
@@ -116,7 +142,7 @@ impl Cluster {
         if let Some(outdated) = shared.take_if(|session| self.is_outdated(session)) {
             outdated.context().give_up();
         }
-        if let Some(session) = shared.as_ref().filter(|session| !session.context().is_fatal()) {
+        if let Some(session) = shared.as_ref().filter(|session| !session.is_fatal()) {
             return Ok(session.clone());
         }
         let session = Arc::new(self.open(Purpose::Shared)?);

@@ -11,7 +11,7 @@ use rdkafka::producer::Producer as _;
 use tokio::runtime::Handle;
 
 use super::client_config::admin_config;
-use super::error::{KafkaError, is_missing_topic};
+use super::error::{CREATE_TOPIC, KafkaError, is_missing_topic};
 use super::session::{Cluster, Session};
 use crate::config::{KafkaSinkSettings, TopicSettings};
 
@@ -121,19 +121,23 @@ fn create(
     topic: &str,
     wanted: &TopicSettings,
 ) -> Result<(), KafkaError> {
-    const DOING: &str = "create the topic";
     let retention = wanted.retention.as_millis().to_string();
     let new = NewTopic::new(topic, wanted.partitions, TopicReplication::Fixed(wanted.replication))
         .set("retention.ms", &retention);
     let admin = admin(cluster)?;
     let asked = admin.create_topics([&new], &options(cluster.settings.operation_timeout));
-    let answers = runtime.block_on(asked).map_err(|error| KafkaError::of(DOING, topic, &error))?;
+    let answers =
+        runtime.block_on(asked).map_err(|error| KafkaError::of(CREATE_TOPIC, topic, &error))?;
     for answer in answers {
         match answer {
             Ok(_) => tracing::info!(event = "kafka_topic_created", cluster = %cluster.name, topic),
             Err((_, Code::TopicAlreadyExists)) => {}
             Err((_, code)) => {
-                return Err(KafkaError::Refused { doing: DOING, topic: topic.to_owned(), code });
+                return Err(KafkaError::Refused {
+                    doing: CREATE_TOPIC,
+                    topic: topic.to_owned(),
+                    code,
+                });
             }
         }
     }

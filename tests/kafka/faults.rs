@@ -1,13 +1,15 @@
 //! The producer against librdkafka's mock cluster: one exact fault at one exact moment.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use telemetry::breaker::BreakerState;
 use telemetry::buffer::DeadLetterFilter;
+use telemetry::config::DeadLetterTopic;
 use telemetry::domain::{DeadLetter, ErrorClass, Reason};
 use telemetry::kafka::ReplayOutcome;
-use telemetry::observe::SinkState;
+use telemetry::observe::{SinkState, SinkStatus};
 
 use crate::stage::{CLUSTER, Stage, assert_whole_and_in_order, good, sink_name, stream_name};
 
@@ -346,4 +348,119 @@ async fn a_replay_for_which_a_paused_stream_has_no_room_ends_and_is_taken_once_i
         .await;
     stage.assert_balanced("energy");
     assert!(stage.letters().await.is_empty());
+}
+
+/// A broker asks for the right to write when a producer wants its identity, and the library then ends the producer.
+const NO_RIGHT: RDKafkaRespErr = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+const RIGHT: &str = "allow this user to Write topic \"energy\"";
+
+#[tokio::test]
+async fn a_producer_without_the_right_to_write_holds_the_stream_until_it_is_given() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.mock.request_errors(RDKafkaApiKey::InitProducerId, &[NO_RIGHT; 4]);
+    stage.keep_good("energy", 500).await;
+    let mut states = Vec::new();
+    stage
+        .run(async |_| {
+            while stage.cursor("energy") < 500 {
+                let SinkStatus { state, trouble, .. } = stage.status("energy");
+                if states.last() != Some(&(state, trouble.clone())) {
+                    states.push((state, trouble));
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+    let held = states.iter().position(|(state, _)| *state == SinkState::Held).expect("it is held");
+    let words = states[held].1.as_ref().unwrap();
+    assert!(words.contains(RIGHT), "{words}");
+    let after = &states[held..];
+    let waits = after.iter().any(|(state, _)| *state == SinkState::Waiting);
+    assert!(!waits, "what is refused is no outage: {after:?}");
+    assert_eq!(stage.status("energy").state, SinkState::Delivering);
+    let seen = stage.read("energy", 500);
+    assert_eq!(seen.len(), 500, "nothing twice");
+    assert_whole_and_in_order(&seen, 1..=500);
+    stage.assert_balanced("energy");
+}
+
+#[tokio::test]
+async fn a_stream_with_nothing_to_send_tells_of_the_missing_right_and_that_it_was_given() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.mock.request_errors(RDKafkaApiKey::InitProducerId, &[NO_RIGHT; 2]);
+    stage
+        .run(async |_| {
+            let is = |state| move |stage: &Stage| stage.status("energy").state == state;
+            stage.until("the stream is held", is(SinkState::Held)).await;
+            let trouble = stage.status("energy").trouble.unwrap();
+            assert!(trouble.contains(RIGHT), "{trouble}");
+            stage.until("it is released", is(SinkState::Delivering)).await;
+            stage.keep_good("energy", 10).await;
+            stage.until_cursor("energy", 10).await;
+        })
+        .await;
+    assert_whole_and_in_order(&stage.read("energy", 10), 1..=10);
+}
+
+#[tokio::test]
+async fn a_replay_without_the_right_to_write_says_so_and_the_next_one_is_tried_anew() {
+    let stage = Stage::new(&["energy"], |_| {});
+    stage.keep("energy", [good(1), "no json".to_owned()]).await;
+    stage
+        .run(async |replayer| {
+            stage.until_cursor("energy", 2).await;
+            let mut letter = stage.letters().await.remove(0);
+            letter.payload = good(2).into_bytes();
+            stage.mock.request_errors(RDKafkaApiKey::InitProducerId, &[NO_RIGHT]);
+            let refused = replayer.replay(&letter).await.unwrap_err();
+            assert!(refused.to_string().contains(RIGHT), "{refused}");
+            assert_eq!(refused.class(), ErrorClass::Standing);
+            assert_eq!(replayer.replay(&letter).await.unwrap(), ReplayOutcome::Delivered);
+        })
+        .await;
+    stage.assert_balanced("energy");
+}
+
+#[tokio::test]
+async fn copies_without_the_right_to_write_are_told_as_held_and_made_once_it_is_given() {
+    let topic = "copies".to_owned();
+    let stage = Stage::new(&["energy", "copies"], |settings| {
+        settings.clusters[CLUSTER].dead_letters = Some(DeadLetterTopic { topic, ensure: None });
+    });
+    stage.buffer.state().copy_dead_letters_to(vec![CLUSTER.to_owned()]).await.unwrap();
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    stage
+        .run(async |_| {
+            stage.keep_good("energy", 1).await;
+            stage.until_cursor("energy", 1).await;
+            stage.mock.request_errors(RDKafkaApiKey::InitProducerId, &[NO_RIGHT; 2]);
+            stage.keep("energy", ["no json".to_owned()]).await;
+            stage.until("it is told", |_| log.text().contains("dead_letter_copies_held")).await;
+            assert!(log.text().contains("allow this user to Write topic"), "{}", log.text());
+            stage.until("copies are made", |_| log.text().contains("copying again")).await;
+        })
+        .await;
+}
+
+/// What this thread logs.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

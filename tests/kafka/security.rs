@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use rig::{
     CertificateFiles, Certificates, Folder, KAFKA_RIGHTS, Kafka, KafkaOptions, KafkaSecurity,
@@ -143,8 +145,68 @@ fn rights_revoked_hold_the_sink_and_given_back_leave_no_hole() {
     }
 }
 
+/// The user may look at a topic and write to none.
+fn allow_to_look(kafka: &Kafka, topic: &str) {
+    let class_path = format!("{}/*", rig::target().join("kafka/libs").display());
+    let output = Command::new("java")
+        .args(["-Xmx96m", "-XX:TieredStopAtLevel=1", "-cp", &class_path])
+        .args(["org.apache.kafka.tools.AclCommand", "--bootstrap-server", &kafka.bootstrap()])
+        .args(["--add", "--force", "--allow-principal", &format!("User:{USER}")])
+        .args(["--topic", topic, "--operation", "Describe"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_right_to_write_that_was_never_given_holds_the_sink_and_once_given_all_arrives() {
+    const TOPIC: &str = "looked-at";
+    let fortress = Fortress::build(&KAFKA_RIGHTS);
+    let kafka = &fortress.kafka;
+    allow_to_look(kafka, TOPIC);
+    let password = fortress.password_file("password", PASSWORD);
+    let mut site = fortress.login(TOPIC, "PLAIN", &password, &fortress.files.authority);
+    site.publish(300);
+    site.assert_table_follows();
+    let right = "allow this user to Write topic \"looked-at\"";
+    site.says("held", &[right]);
+    // Several tries later.
+    for _ in 0..50 {
+        let (state, trouble) = site.kafka_state();
+        assert!(state == "held" && trouble.contains(right), "{state}: {trouble}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let (verdict, figure) = doctor(&site, "write");
+    assert!(verdict == "fail" && figure.contains(right), "{verdict}: {figure}");
+    kafka.allow(USER, TOPIC).unwrap();
+    site.publish(300);
+    site.assert_topic_is_whole(kafka);
+    assert_eq!(kafka.count(TOPIC).unwrap(), site.published(), "nothing twice");
+}
+
+#[test]
+fn a_listener_that_wants_tls_or_a_login_the_node_has_not_got_is_asked_about() {
+    let fortress = fortress();
+    fortress.kafka.create_topic("openly", 1).unwrap();
+    let tls = format!("[clusters.main.tls]\nca_file = {:?}\n", fortress.files.authority);
+    for (cluster, wanted) in [("", "[clusters.main.tls]?"), (&*tls, "[clusters.main.sasl]?")] {
+        let mut site = Site::start(&fortress.kafka.login_bootstrap(), "openly", cluster, "");
+        site.publish(10);
+        site.assert_table_follows();
+        site.says("waiting", &[wanted]);
+        let (verdict, remedy) = doctor_says(&site, "reachable", "remedy");
+        assert_eq!(verdict, "fail");
+        assert!(remedy.contains(wanted), "{remedy}");
+    }
+}
+
 /// Verdict and figure of what `telemetry doctor` says of the cluster.
 fn doctor(site: &Site, check: &str) -> (String, String) {
+    doctor_says(site, check, "figure")
+}
+
+/// The verdict and another of its words on the cluster.
+fn doctor_says(site: &Site, check: &str, word: &str) -> (String, String) {
     let output = site.world.node.command(&["doctor", "--json"]).unwrap();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let lines = report["findings"].as_array().unwrap();
@@ -152,7 +214,7 @@ fn doctor(site: &Site, check: &str) -> (String, String) {
         |line: &&serde_json::Value| line["about"] == "kafka:main" && line["check"] == check;
     let line = lines.iter().find(of_cluster).unwrap_or_else(|| panic!("{check} in {report:#}"));
     let text = |name: &str| line[name].as_str().unwrap().to_owned();
-    (text("verdict"), text("figure"))
+    (text("verdict"), text(word))
 }
 
 #[test]
