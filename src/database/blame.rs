@@ -3,11 +3,16 @@
 
 use std::ops::Range;
 
+/// So many names of one batch are followed: behind each one all of the rest is sent, and where most rows are refused halves
+/// send fewer.
+const NAMES_MAX: usize = 8;
+
 /// What is believed of the server while one batch is delivered. It may collect rows and name the last one it has read: after
 /// one wrong word nothing that it names counts.
 #[derive(Debug, Default)]
 pub struct Blame {
     named: Option<usize>,
+    names: usize,
     misled: bool,
 }
 
@@ -26,8 +31,9 @@ impl Blame {
             self.misled = true;
         }
         let row = rows.start.saturating_add(line?.checked_sub(1)?);
-        let believed = !self.misled && rows.len() > 1 && rows.contains(&row);
-        self.named = believed.then_some(row);
+        let followed = !self.misled && self.names < NAMES_MAX;
+        self.named = Some(row).filter(|row| followed && rows.len() > 1 && rows.contains(row));
+        self.names += usize::from(self.named.is_some());
         self.named
     }
 }
@@ -99,6 +105,16 @@ mod tests {
         assert_eq!(deliver(&[ROWS - 1], truly), (vec![ROWS - 1], 3, 2 * ROWS));
         let (alone, writes, _) = deliver(&[7, 8, 4_000], truly);
         assert_eq!((alone, writes), (vec![7, 8, 4_000], 9));
+    }
+
+    #[test]
+    fn where_most_rows_are_refused_names_cost_no_more_than_halves() {
+        let bad: Vec<usize> = (0..ROWS).collect();
+        let (alone, _, halved) = deliver(&bad, |_, _| None);
+        assert_eq!(alone, bad);
+        let (alone, _, named) = deliver(&bad, truly);
+        assert_eq!(alone, bad);
+        assert!(named <= halved + (NAMES_MAX + 1) * ROWS, "{named} rows sent, {halved} by halves");
     }
 
     #[test]
