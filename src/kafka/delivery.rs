@@ -34,7 +34,7 @@ const SHOW_WAITING_AFTER: Duration = Duration::from_secs(2);
 const FATAL_GRACE: Duration = Duration::from_secs(2);
 /// When the node stops at once, what is on its way may still be confirmed for this long.
 const STOP_GRACE: Duration = Duration::from_secs(1);
-/// A trial with one record that finds none ends when its producer has lived for so long: the brokers have let it have an
+/// Where there is nothing to deliver, a producer is good when it has lived for so long: the brokers have let it have an
 /// identity, which is where a missing right shows.
 const EMPTY_TRIAL: Duration = Duration::from_secs(3);
 /// Beyond this many times the message timeout a stream's silence counts even when others are served.
@@ -122,11 +122,11 @@ impl Delivery<'_> {
                     let last = self.reports.window().last();
                     chunk = reader.read(last, chunk_bytes).await?;
                     if chunk.blocks.is_empty() && chunk.lost.is_none() {
-                        let trial_without_record = self.single_until.is_some() && pending == 0;
-                        if trial_without_record && begun.elapsed() > EMPTY_TRIAL {
+                        let good = begun.elapsed() > EMPTY_TRIAL;
+                        if good && self.single_until.is_some() && pending == 0 {
                             return Ok(Stop::Single);
                         }
-                        self.idle(pending, &mut durable).await;
+                        self.idle(pending, good, &mut durable).await;
                     }
                 }
                 None => {
@@ -154,9 +154,11 @@ impl Delivery<'_> {
         }
     }
 
-    async fn idle(&mut self, pending: usize, durable: &mut watch::Receiver<Durable>) {
+    /// `good`: what the lane was held for would have shown by now.
+    async fn idle(&mut self, pending: usize, good: bool, durable: &mut watch::Receiver<Durable>) {
         self.control.progress.set_work_waiting(pending > 0);
-        if pending == 0 && !self.cluster.health.is_down() && self.single_until.is_none() {
+        let up = !self.cluster.health.is_down() && self.single_until.is_none();
+        if pending == 0 && up && (good || self.ledger.view().status().state != SinkState::Held) {
             self.ledger.show(SinkState::Delivering, None);
         }
         tokio::select! {

@@ -102,6 +102,8 @@ impl KafkaError {
     pub(super) fn is_unreachable(&self) -> bool {
         match self {
             KafkaError::TimedOut { .. } => true,
+            // Only the brokers that make topics were asked.
+            KafkaError::Refused { doing, .. } if *doing == CREATE_TOPIC => false,
             KafkaError::Refused { code, .. } => matches!(
                 code,
                 Code::BrokerTransportFailure
@@ -329,10 +331,11 @@ mod tests {
     #[test]
     fn an_administrators_question_without_an_answer_is_asked_again() {
         let error = ClientError::AdminOp(Code::OperationTimedOut);
-        let error = KafkaError::of("create the topic", "energy", &error);
+        let error = KafkaError::of(CREATE_TOPIC, "energy", &error);
         assert_eq!(error.class(), ErrorClass::Transient, "{error}");
+        assert!(!error.is_unreachable(), "the other streams' brokers answer");
         let error = ClientError::AdminOpCreation("no such name".to_owned());
-        let error = KafkaError::of("create the topic", "energy", &error);
+        let error = KafkaError::of(CREATE_TOPIC, "energy", &error);
         assert_eq!(error.class(), ErrorClass::Standing, "{error}");
         assert!(error.to_string().contains("topic \"energy\": "), "{error}");
     }

@@ -26,6 +26,7 @@ use crate::retry::Backoff;
 /// A lane that waits for room in the store of dead letters looks this often.
 const FULL_RETRY: Duration = Duration::from_secs(5);
 
+const DELIVER: &str = "deliver";
 /// How soon a sink that waits for its topic says what became known of the cluster.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -236,8 +237,9 @@ impl Lane {
             self.own_session = None;
         }
         if let Some(code) = session.standing_end().filter(|_| stop != Stop::Ended) {
-            let sequence = self.ledger.cursor().next();
-            return self.failed(Failure { sequence, code, data_until: None }).await;
+            // The next producer that all share is the trial for all of them: one of each lane's own would be hundreds.
+            let topic = self.sink.topic.clone();
+            return Err(KafkaError::Refused { doing: DELIVER, topic, code });
         }
         if let Stop::Refused(sequence, code) = stop {
             return self.failed(Failure { sequence, code, data_until: None }).await;
@@ -270,11 +272,8 @@ impl Lane {
             Some(_) => ErrorClass::Data,
             None => class_of(failure.code),
         };
-        let error = KafkaError::Refused {
-            doing: "deliver",
-            topic: self.sink.topic.clone(),
-            code: failure.code,
-        };
+        let (topic, code) = (self.sink.topic.clone(), failure.code);
+        let error = KafkaError::Refused { doing: DELIVER, topic, code };
         tracing::debug!(stream = %self.ledger.stream(), sequence = failure.sequence.0, %error);
         match class {
             ErrorClass::Data if self.single_until.is_some() => {

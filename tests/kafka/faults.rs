@@ -1,7 +1,7 @@
 //! The producer against librdkafka's mock cluster: one exact fault at one exact moment.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use telemetry::breaker::BreakerState;
@@ -400,6 +400,40 @@ async fn a_stream_with_nothing_to_send_tells_of_the_missing_right_and_that_it_wa
         })
         .await;
     assert_whole_and_in_order(&stage.read("energy", 10), 1..=10);
+}
+
+/// A service has a limit of threads, and a producer some four.
+#[tokio::test]
+async fn a_hundred_streams_without_the_right_to_write_are_tried_with_one_producer() {
+    let names: Vec<String> = (0..100).map(|number| format!("stream_{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let stage = Stage::new(&names, |settings| {
+        settings.clusters[CLUSTER].operation_timeout = Duration::from_millis(100);
+        settings.clusters[CLUSTER].retry.max = Duration::from_secs(1);
+    });
+    stage.mock.request_errors(RDKafkaApiKey::InitProducerId, &[NO_RIGHT; 3_000]);
+    stage
+        .run(async |_| {
+            let held = |name: &&str| stage.status(name).state == SinkState::Held;
+            let all_held = |_: &Stage| names.iter().all(held);
+            stage.until("all are held", all_held).await;
+            let (held_since, mut most) = (Instant::now(), 0);
+            while held_since.elapsed() < Duration::from_secs(4) {
+                most = most.max(threads());
+                assert!(all_held(&stage), "a trial is told by nobody");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            // Those of the tests beside this one are among them.
+            assert!(most < 200, "{most} threads");
+        })
+        .await;
+}
+
+/// Of this process.
+fn threads() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Threads:")).unwrap();
+    line.trim().parse().unwrap()
 }
 
 #[tokio::test]
