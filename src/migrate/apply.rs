@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::ErrorPosition;
 use tokio_postgres::types::ToSql;
 
-use super::error::MigrateError;
+use super::error::{APPLY, MigrateError};
 use super::plan::{Applied, Migration, Plan, plan};
 use super::source::read_folder;
 use crate::breaker::Resting;
@@ -183,7 +183,7 @@ impl Session {
         started: Instant,
     ) -> Result<(), MigrateError> {
         let before = self.transaction().await?;
-        self.execute("apply", &migration.sql).await.map_err(|error| in_file(migration, error))?;
+        self.execute(APPLY, &migration.sql).await.map_err(|error| in_file(migration, error))?;
         if self.transaction().await? != before {
             return Err(MigrateError::EndsItsTransaction {
                 file: migration.name.clone(),
@@ -195,7 +195,7 @@ impl Session {
 
     async fn run_alone(&self, migration: &Migration) -> Result<(), MigrateError> {
         let started = Instant::now();
-        self.execute("apply", &migration.sql).await.map_err(|error| in_file(migration, error))?;
+        self.execute(APPLY, &migration.sql).await.map_err(|error| in_file(migration, error))?;
         // Without its row it would run once more.
         self.record(migration, started).await.map_err(|error| in_file(migration, error))
     }

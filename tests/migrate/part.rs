@@ -160,6 +160,35 @@ async fn a_file_that_takes_too_long_has_failed_and_the_database_is_not_away() {
         .await;
 }
 
+/// The server's own limit begins anew with each statement.
+#[tokio::test]
+async fn a_file_whose_statements_take_too_long_together_has_failed() {
+    let mut database = TestDatabase::new();
+    database.settings.query_timeout = Duration::from_millis(500);
+    database.settings.statement_timeout = Duration::from_millis(100);
+    let slow = "SELECT pg_sleep(0.4); ".repeat(5);
+    database.write("0001_a.sql", &format!("CREATE TABLE a (); {slow}"));
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            let view = running.board.dependency("postgresql:telemetry");
+            eventually("reached", || view.status().up == Some(true)).await;
+            let since = view.status().since;
+            running.reaches(MigrationState::Failed).await;
+            let status = view.status();
+            assert_eq!((status.up, status.since), (Some(true), since), "it was never away");
+            let trouble = status.trouble.unwrap();
+            assert!(
+                trouble.contains("0001_a.sql") && trouble.contains("query_timeout_seconds"),
+                "{trouble}"
+            );
+            database.write("0001_a.sql", "CREATE TABLE a ();");
+            running.reaches(MigrationState::Done).await;
+            running.stop().await;
+        })
+        .await;
+}
+
 /// Long enough for several attempts.
 const SEVERAL_RETRIES: Duration = Duration::from_secs(1);
 
