@@ -40,6 +40,16 @@ pub enum MigrateError {
         "{file}: ends its transaction itself; take BEGIN, COMMIT and ROLLBACK out of it, and look what it has left in the database"
     )]
     EndsItsTransaction { file: String, checksum: String },
+    #[error(
+        "{file}{}: {source}; by then it had ended its transaction itself: take BEGIN, COMMIT and ROLLBACK out of it, and look what it has left in the database",
+        at(*line)
+    )]
+    FailedAfterItsCommit {
+        file: String,
+        checksum: String,
+        line: Option<usize>,
+        source: Box<DatabaseError>,
+    },
     /// The same file as before; the text is that of its failure.
     #[error("{failure}")]
     NotRepeated { failure: String },
@@ -66,6 +76,7 @@ impl MigrateError {
             | MigrateError::TooLarge { .. }
             | MigrateError::Refused { .. }
             | MigrateError::EndsItsTransaction { .. }
+            | MigrateError::FailedAfterItsCommit { .. }
             | MigrateError::NotRepeated { .. } => ErrorClass::Standing,
         }
     }
@@ -80,7 +91,8 @@ impl MigrateError {
     pub fn left_by(&self) -> Option<&str> {
         match self {
             MigrateError::FileWithoutTransaction { checksum, .. }
-            | MigrateError::EndsItsTransaction { checksum, .. } => Some(checksum),
+            | MigrateError::EndsItsTransaction { checksum, .. }
+            | MigrateError::FailedAfterItsCommit { checksum, .. } => Some(checksum),
             _ => None,
         }
     }

@@ -237,6 +237,34 @@ async fn a_file_that_ended_its_transaction_does_its_work_once() {
 }
 
 #[tokio::test]
+async fn a_file_that_commits_and_then_fails_does_its_work_once() {
+    let database = TestDatabase::new();
+    database.write(
+        "0001_a.sql",
+        "CREATE TABLE IF NOT EXISTS a (); INSERT INTO a DEFAULT VALUES; COMMIT; BEGIN; SELECT 1/0;",
+    );
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Failed).await;
+            tokio::time::sleep(SEVERAL_RETRIES).await;
+            assert_eq!(database.rows("SELECT count(*) FROM a"), ["1"]);
+            let trouble =
+                running.board.dependency("postgresql:telemetry").status().trouble.unwrap();
+            assert!(
+                trouble.contains("22012")
+                    && trouble.contains("COMMIT")
+                    && !trouble.contains("rolled back"),
+                "{trouble}"
+            );
+            database.write("0001_a.sql", "CREATE TABLE IF NOT EXISTS a ();");
+            running.reaches(MigrationState::Done).await;
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn another_node_that_migrates_is_waited_for_and_the_database_is_not_away() {
     let mut database = TestDatabase::new();
     let other = database.client().await;
