@@ -264,6 +264,30 @@ async fn a_file_that_commits_and_then_fails_does_its_work_once() {
         .await;
 }
 
+/// It was given the next number, to make room for another.
+#[tokio::test]
+async fn a_new_file_before_one_that_is_left_to_a_person_does_not_run_that_again() {
+    let database = TestDatabase::new();
+    let ends_its_transaction =
+        "CREATE TABLE IF NOT EXISTS a (); INSERT INTO a DEFAULT VALUES; COMMIT; BEGIN;";
+    database.write("0001_a.sql", ends_its_transaction);
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Failed).await;
+            let folder = database.settings.migrations_dir.as_ref().unwrap();
+            std::fs::rename(folder.join("0001_a.sql"), folder.join("0002_a.sql")).unwrap();
+            database.write("0001_b.sql", "CREATE TABLE b ();");
+            tokio::time::sleep(SEVERAL_RETRIES).await;
+            assert_eq!(database.rows("SELECT count(*) FROM a"), ["1"]);
+            database.write("0002_a.sql", "CREATE TABLE IF NOT EXISTS a ();");
+            running.reaches(MigrationState::Done).await;
+            assert_eq!(database.rows("SELECT version FROM schema_migrations"), ["1", "2"]);
+            running.stop().await;
+        })
+        .await;
+}
+
 #[tokio::test]
 async fn another_node_that_migrates_is_waited_for_and_the_database_is_not_away() {
     let mut database = TestDatabase::new();
