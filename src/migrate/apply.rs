@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::ErrorPosition;
 use tokio_postgres::types::ToSql;
 
-use super::error::MigrateError;
+use super::error::{APPLY, MigrateError};
 use super::plan::{Applied, Migration, Plan, plan};
 use super::source::read_folder;
 use crate::breaker::Resting;
@@ -167,10 +167,17 @@ impl Session {
     async fn run_in_transaction(&self, migration: &Migration) -> Result<(), MigrateError> {
         let started = Instant::now();
         self.execute("begin", "BEGIN").await?;
-        let result = self.run_between(migration, started).await;
+        let begun = self.transaction().await?;
+        let result = self.run_between(migration, &begun, started).await;
         let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
         let ended = self.execute("end the transaction", end).await;
-        result?;
+        match result {
+            // Not while the session does not answer: that would be one more wait.
+            Err(error) if ended.is_ok() => {
+                return Err(self.unless_committed(&begun, migration, error).await);
+            }
+            result => result?,
+        }
         // What is deferred fails only now.
         ended.map_err(|error| in_file(migration, error))?;
         self.confirm(migration).await
@@ -180,11 +187,11 @@ impl Session {
     async fn run_between(
         &self,
         migration: &Migration,
+        begun: &str,
         started: Instant,
     ) -> Result<(), MigrateError> {
-        let before = self.transaction().await?;
-        self.execute("apply", &migration.sql).await.map_err(|error| in_file(migration, error))?;
-        if self.transaction().await? != before {
+        self.execute(APPLY, &migration.sql).await.map_err(|error| in_file(migration, error))?;
+        if self.transaction().await? != begun {
             return Err(MigrateError::EndsItsTransaction {
                 file: migration.name.clone(),
                 checksum: migration.checksum.clone(),
@@ -193,9 +200,36 @@ impl Session {
         self.record(migration, started).await
     }
 
+    /// ROLLBACK succeeds where the file itself has committed before it failed, too: only the server knows what became of
+    /// the transaction it was begun in.
+    async fn unless_committed(
+        &self,
+        begun: &str,
+        migration: &Migration,
+        error: MigrateError,
+    ) -> MigrateError {
+        match error {
+            MigrateError::File { file, line, source } if self.is_committed(begun).await => {
+                let (checksum, source) = (migration.checksum.clone(), source.into());
+                MigrateError::FailedAfterItsCommit { file, checksum, line, source }
+            }
+            error => error,
+        }
+    }
+
+    async fn is_committed(&self, transaction: &str) -> bool {
+        let sql = "SELECT pg_xact_status($1::text::xid8)";
+        let ask = async {
+            let row = self.client.query_one(sql, &[&transaction]).await;
+            row.map_err(postgres("ask what became of the transaction"))
+        };
+        let answer = self.bounded("ask what became of the transaction", ask).await;
+        answer.is_ok_and(|row| row.get::<_, Option<&str>>(0) == Some("committed"))
+    }
+
     async fn run_alone(&self, migration: &Migration) -> Result<(), MigrateError> {
         let started = Instant::now();
-        self.execute("apply", &migration.sql).await.map_err(|error| in_file(migration, error))?;
+        self.execute(APPLY, &migration.sql).await.map_err(|error| in_file(migration, error))?;
         // Without its row it would run once more.
         self.record(migration, started).await.map_err(|error| in_file(migration, error))
     }

@@ -9,6 +9,9 @@ use crate::domain::ErrorClass;
 
 use super::plan::Refusal;
 
+/// What a file's own statements are run as.
+pub(super) const APPLY: &str = "apply";
+
 /// Nothing of a failed file stays, unless the text says so. Its text tells what to mend.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
@@ -37,6 +40,16 @@ pub enum MigrateError {
         "{file}: ends its transaction itself; take BEGIN, COMMIT and ROLLBACK out of it, and look what it has left in the database"
     )]
     EndsItsTransaction { file: String, checksum: String },
+    #[error(
+        "{file}{}: {source}; by then it had ended its transaction itself: take BEGIN, COMMIT and ROLLBACK out of it, and look what it has left in the database",
+        at(*line)
+    )]
+    FailedAfterItsCommit {
+        file: String,
+        checksum: String,
+        line: Option<usize>,
+        source: Box<DatabaseError>,
+    },
     /// The same file as before; the text is that of its failure.
     #[error("{failure}")]
     NotRepeated { failure: String },
@@ -63,6 +76,7 @@ impl MigrateError {
             | MigrateError::TooLarge { .. }
             | MigrateError::Refused { .. }
             | MigrateError::EndsItsTransaction { .. }
+            | MigrateError::FailedAfterItsCommit { .. }
             | MigrateError::NotRepeated { .. } => ErrorClass::Standing,
         }
     }
@@ -77,18 +91,19 @@ impl MigrateError {
     pub fn left_by(&self) -> Option<&str> {
         match self {
             MigrateError::FileWithoutTransaction { checksum, .. }
-            | MigrateError::EndsItsTransaction { checksum, .. } => Some(checksum),
+            | MigrateError::EndsItsTransaction { checksum, .. }
+            | MigrateError::FailedAfterItsCommit { checksum, .. } => Some(checksum),
             _ => None,
         }
     }
 
-    /// No session was to be had, or it was lost, as opposed to: a file was refused, or the lock is held elsewhere.
+    /// No session was to be had, or it was lost, as opposed to: a file was refused or took too long, or the lock is held
+    /// elsewhere.
     pub fn is_connection_trouble(&self) -> bool {
         match self {
-            MigrateError::Database(source) | MigrateError::File { source, .. } => {
-                ends_session(source)
-            }
-            MigrateError::FileWithoutTransaction { source, .. } => ends_session(source),
+            MigrateError::Database(source) => ends_session(source),
+            MigrateError::File { source, .. } => loses_session(source),
+            MigrateError::FileWithoutTransaction { source, .. } => loses_session(source),
             _ => false,
         }
     }
@@ -99,12 +114,24 @@ impl MigrateError {
 fn passes(source: &DatabaseError) -> bool {
     let others_were_in_the_way =
         source.sqlstate().is_some_and(|code| code == "55P03" || code.starts_with("40"));
-    others_were_in_the_way || ends_session(source)
+    others_were_in_the_way || loses_session(source)
+}
+
+fn loses_session(source: &DatabaseError) -> bool {
+    ends_session(source) && !was_given_up_on(source)
+}
+
+/// The server's limit is for each statement, this one for all of a file. A server that froze looks the same; the next
+/// attempt tells, as it gets no session.
+fn was_given_up_on(source: &DatabaseError) -> bool {
+    matches!(source, DatabaseError::TimedOut { doing: APPLY, .. })
 }
 
 /// What becomes of a file that was in a transaction. A COMMIT that was not answered may have been carried out.
 fn outlook(source: &DatabaseError) -> &'static str {
-    if ends_session(source) {
+    if was_given_up_on(source) {
+        "its session is closed, upon which the server rolls it back; correct the file or raise `query_timeout_seconds`"
+    } else if ends_session(source) {
         "the session ended in it, another attempt may succeed"
     } else if passes(source) {
         "rolled back, another attempt may succeed"

@@ -124,9 +124,8 @@ impl Migrator {
         view.reachable();
         let pending = session.standing().await?.plan.pending;
         view.update(|status| status.migrations_pending = pending.len() as u64);
-        // Those before it were applied, so it is the next.
-        let again =
-            left.filter(|left| pending.first().is_some_and(|it| it.checksum == left.checksum));
+        // Wherever it stands: one that was put before it since would be applied, and then it as it is.
+        let again = left.filter(|left| pending.iter().any(|it| it.checksum == left.checksum));
         if let Some(left) = again {
             return Err(MigrateError::NotRepeated { failure: left.failure.clone() });
         }

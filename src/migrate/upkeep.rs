@@ -28,6 +28,8 @@ const PARTITIONS_AHEAD: i64 = 2;
 /// So that a paused part, or a task that is due at once, does not spin.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 
+const READ_ONLY: &str = "25006";
+
 pub(super) struct Upkeep {
     database: String,
     settings: DatabaseSettings,
@@ -131,7 +133,7 @@ impl Upkeep {
                 let result = self.bounded(&session, &tier, &task).await;
                 control.progress.beat();
                 let failure = match result {
-                    Err(error) if ends_session(&error) => {
+                    Err(error) if self.is_of_no_more_use(&session, &error).await => {
                         // Should it be the task's own doing, the others have their turn before it.
                         self.tasks[number..].rotate_left(1);
                         return error;
@@ -160,6 +162,21 @@ impl Upkeep {
         };
         let timed_out = DatabaseError::TimedOut { doing: "look after the tables", limit };
         timeout(limit, work).await.unwrap_or(Err(timed_out))
+    }
+
+    /// A server that a failover made read-only keeps its sessions, and only a new connection leads to the one that took
+    /// over.
+    async fn is_of_no_more_use(&self, session: &Session, error: &DatabaseError) -> bool {
+        let refused_to_write = error.sqlstate() == Some(READ_ONLY);
+        ends_session(error) || refused_to_write && !self.can_write(session).await
+    }
+
+    /// Only the session itself knows: a task may fail with any code on its own, as one that asks another server (`dblink`).
+    async fn can_write(&self, session: &Session) -> bool {
+        let sql = "SELECT current_setting('transaction_read_only') = 'off'";
+        let asked = session.client().query_one(sql, &[]);
+        let answer = timeout(self.settings.statement_timeout, asked).await;
+        matches!(answer, Ok(Ok(row)) if row.get(0))
     }
 
     async fn keep_table(

@@ -160,6 +160,35 @@ async fn a_file_that_takes_too_long_has_failed_and_the_database_is_not_away() {
         .await;
 }
 
+/// The server's own limit begins anew with each statement.
+#[tokio::test]
+async fn a_file_whose_statements_take_too_long_together_has_failed() {
+    let mut database = TestDatabase::new();
+    database.settings.query_timeout = Duration::from_millis(500);
+    database.settings.statement_timeout = Duration::from_millis(100);
+    let slow = "SELECT pg_sleep(0.4); ".repeat(5);
+    database.write("0001_a.sql", &format!("CREATE TABLE a (); {slow}"));
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            let view = running.board.dependency("postgresql:telemetry");
+            eventually("reached", || view.status().up == Some(true)).await;
+            let since = view.status().since;
+            running.reaches(MigrationState::Failed).await;
+            let status = view.status();
+            assert_eq!((status.up, status.since), (Some(true), since), "it was never away");
+            let trouble = status.trouble.unwrap();
+            assert!(
+                trouble.contains("0001_a.sql") && trouble.contains("query_timeout_seconds"),
+                "{trouble}"
+            );
+            database.write("0001_a.sql", "CREATE TABLE a ();");
+            running.reaches(MigrationState::Done).await;
+            running.stop().await;
+        })
+        .await;
+}
+
 /// Long enough for several attempts.
 const SEVERAL_RETRIES: Duration = Duration::from_secs(1);
 
@@ -202,6 +231,58 @@ async fn a_file_that_ended_its_transaction_does_its_work_once() {
             assert_eq!(database.rows("SELECT count(*) FROM a"), ["1"]);
             database.write("0001_a.sql", "CREATE TABLE IF NOT EXISTS a ();");
             running.reaches(MigrationState::Done).await;
+            running.stop().await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_file_that_commits_and_then_fails_does_its_work_once() {
+    let database = TestDatabase::new();
+    database.write(
+        "0001_a.sql",
+        "CREATE TABLE IF NOT EXISTS a (); INSERT INTO a DEFAULT VALUES; COMMIT; BEGIN; SELECT 1/0;",
+    );
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Failed).await;
+            tokio::time::sleep(SEVERAL_RETRIES).await;
+            assert_eq!(database.rows("SELECT count(*) FROM a"), ["1"]);
+            let trouble =
+                running.board.dependency("postgresql:telemetry").status().trouble.unwrap();
+            assert!(
+                trouble.contains("22012")
+                    && trouble.contains("COMMIT")
+                    && !trouble.contains("rolled back"),
+                "{trouble}"
+            );
+            database.write("0001_a.sql", "CREATE TABLE IF NOT EXISTS a ();");
+            running.reaches(MigrationState::Done).await;
+            running.stop().await;
+        })
+        .await;
+}
+
+/// It was given the next number, to make room for another.
+#[tokio::test]
+async fn a_new_file_before_one_that_is_left_to_a_person_does_not_run_that_again() {
+    let database = TestDatabase::new();
+    let ends_its_transaction =
+        "CREATE TABLE IF NOT EXISTS a (); INSERT INTO a DEFAULT VALUES; COMMIT; BEGIN;";
+    database.write("0001_a.sql", ends_its_transaction);
+    LocalSet::new()
+        .run_until(async {
+            let mut running = start(&database, Vec::new());
+            running.reaches(MigrationState::Failed).await;
+            let folder = database.settings.migrations_dir.as_ref().unwrap();
+            std::fs::rename(folder.join("0001_a.sql"), folder.join("0002_a.sql")).unwrap();
+            database.write("0001_b.sql", "CREATE TABLE b ();");
+            tokio::time::sleep(SEVERAL_RETRIES).await;
+            assert_eq!(database.rows("SELECT count(*) FROM a"), ["1"]);
+            database.write("0002_a.sql", "CREATE TABLE IF NOT EXISTS a ();");
+            running.reaches(MigrationState::Done).await;
+            assert_eq!(database.rows("SELECT version FROM schema_migrations"), ["1", "2"]);
             running.stop().await;
         })
         .await;
@@ -377,24 +458,55 @@ async fn upkeep_outlives_its_connection() {
         .await;
 }
 
+/// As after a failover behind one name: the server that was the primary keeps its sessions, and refuses to write.
+#[tokio::test]
+async fn upkeep_does_not_stay_with_a_server_that_is_read_only() {
+    let mut database = TestDatabase::migrated("telemetry").await;
+    database.settings.jobs = IndexMap::from([("energy".to_owned(), rollup_job())]);
+    let name = database.name.clone();
+    LocalSet::new()
+        .run_until(async {
+            let table = append_table("energy_consumption", 7 * DAY, None);
+            let mut running = start(&database, vec![table]);
+            running.reaches(MigrationState::Done).await;
+            let partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'energy_consumption'::regclass";
+            eventually("3 partitions", || database.rows(partitions) == ["3"]).await;
+            database.execute(&format!("ALTER DATABASE {name} SET default_transaction_read_only = on"));
+            let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                        WHERE application_name = 'telemetry-migrator' AND datname = current_database()";
+            assert_eq!(database.rows(kill), ["t"]);
+            let view = running.board.dependency("postgresql:telemetry");
+            let told = || view.status().trouble.is_some_and(|why| why.contains("25006"));
+            eventually("told", told).await;
+            database.execute(&format!(
+                "BEGIN READ WRITE; ALTER DATABASE {name} RESET default_transaction_read_only; COMMIT"
+            ));
+            database.execute("INSERT INTO energy_consumption (time, device_serial, active_energy_total) VALUES (now(), 'a', 5)");
+            let hours = "SELECT count(*) FROM energy_hourly";
+            eventually("rolled up", || database.rows(hours) == ["1"]).await;
+            eventually("there again", || view.status().trouble.is_none()).await;
+            running.stop().await;
+        })
+        .await;
+}
+
 /// Fails as what the server refuses, and as a function that asks another server in vain.
 #[tokio::test]
 async fn a_job_that_fails_as_if_the_database_were_away_is_the_jobs_failure_alone() {
     let mut database = TestDatabase::new();
-    let (refresh, far) = (
-        "REFRESH MATERIALIZED VIEW CONCURRENTLY one",
-        "RAISE EXCEPTION 'far away' USING ERRCODE = '08001'",
-    );
+    let refresh = "REFRESH MATERIALIZED VIEW CONCURRENTLY one";
+    let far = |code| format!("RAISE EXCEPTION 'far away' USING ERRCODE = '{code}'");
     database.write(
         "0001_a.sql",
         &format!(
-            "CREATE MATERIALIZED VIEW one AS SELECT 1 AS a; CREATE TABLE done (); {} {} {}",
+            "CREATE MATERIALIZED VIEW one AS SELECT 1 AS a; CREATE TABLE done (); {} {} {} {}",
             job_function("a_refresh", refresh),
-            job_function("b_far", far),
-            job_function("c_fine", "INSERT INTO done DEFAULT VALUES"),
+            job_function("b_far", &far("08001")),
+            job_function("c_far_read_only", &far("25006")),
+            job_function("d_fine", "INSERT INTO done DEFAULT VALUES"),
         ),
     );
-    add_jobs(&mut database, &["a_refresh", "b_far", "c_fine"]);
+    add_jobs(&mut database, &["a_refresh", "b_far", "c_far_read_only", "d_fine"]);
     LocalSet::new()
         .run_until(async {
             let mut running = start(&database, Vec::new());
@@ -407,6 +519,10 @@ async fn a_job_that_fails_as_if_the_database_were_away_is_the_jobs_failure_alone
             let trouble = status.trouble.unwrap();
             assert!(trouble.contains("job a_refresh") && trouble.contains("55000"), "{trouble}");
             assert!(trouble.contains("job b_far") && trouble.contains("08001"), "{trouble}");
+            assert!(
+                trouble.contains("job c_far_read_only") && trouble.contains("25006"),
+                "{trouble}"
+            );
             running.stop().await;
         })
         .await;
