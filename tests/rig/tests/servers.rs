@@ -46,10 +46,16 @@ fn a_message_the_broker_acknowledged_survives_its_death() {
     receive(port, "reader", "t/#", 0);
     let publisher = Publisher::new(port, "writer");
     for number in 0..50 {
-        publisher.publish("s", "t/a", number.to_string());
+        publisher.publish("s", "t/a", format!("message {number}"));
     }
     publisher.flush(SOON).unwrap();
     assert_eq!(publisher.ledger().acked_count(), 50);
+    // Mosquitto acknowledges before it saves.
+    let store = broker.folder().join("data/mosquitto.db");
+    eventually(SOON, "the last one is saved", || {
+        let saved = std::fs::read(&store).unwrap_or_default();
+        saved.windows(10).any(|bytes| bytes == b"message 49")
+    });
 
     broker.kill();
     publisher.publish("s", "t/a", "late");
