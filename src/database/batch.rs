@@ -181,10 +181,10 @@ impl Batch {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn record(sequence: u64) -> Record<'static> {
+    pub(in crate::database) fn record(sequence: u64) -> Record<'static> {
         Record {
             sequence: Sequence(sequence),
             arrival: Arrival(0),

@@ -42,21 +42,15 @@ impl Blame {
 mod tests {
     use super::*;
     use crate::database::batch::Batch;
-    use crate::domain::{Arrival, Record, Sequence};
+    use crate::database::batch::tests::record;
+    use crate::domain::Sequence;
 
     const ROWS: usize = 5_000;
 
     fn batch() -> Batch {
         let mut batch = Batch::behind(Sequence::ZERO);
         for sequence in 1..=ROWS as u64 {
-            let record = Record {
-                sequence: Sequence(sequence),
-                arrival: Arrival(0),
-                topic: "t",
-                payload: b"{}",
-                flags: Default::default(),
-                packet_id: 0,
-            };
+            let record = record(sequence);
             batch.take(&record);
             batch.mark_row(&record);
         }
