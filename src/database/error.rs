@@ -221,29 +221,22 @@ fn class_of(error: &tokio_postgres::Error) -> ErrorClass {
     }
 }
 
-/// Without a code the network may be at fault, which passes; or TLS, the way to log in, the settings, which do not.
 fn class_of_refusal(error: &tokio_postgres::Error) -> ErrorClass {
-    match error.code() {
-        Some(code) => class_of_refusal_code(code.code()),
-        None if error.is_closed() || wraps_io(error) => ErrorClass::Transient,
-        None => ErrorClass::Standing,
-    }
+    error.code().map_or_else(|| class_of(error), |code| class_of_refusal_code(code.code()))
 }
 
+/// Whatever a trigger at the log-in says: no row was sent.
 fn class_of_refusal_code(code: &str) -> ErrorClass {
-    match (code, class_of_code(code)) {
-        // "The database is not currently accepting connections".
-        ("55000", _) => ErrorClass::Transient,
-        // Whatever a trigger at the log-in says: no row was sent.
-        (_, ErrorClass::Data) => ErrorClass::Standing,
-        (_, class) => class,
+    match class_of_code(code) {
+        ErrorClass::Data => ErrorClass::Standing,
+        class => class,
     }
 }
 
 fn class_of_code(code: &str) -> ErrorClass {
     match (code, code.get(..2).unwrap_or_default()) {
-        // Read-only after a failover: a new connection leads to the new primary. Of class 55 what is locked or in use.
-        ("25006" | "55P03" | "55006", _) | (_, "08" | "40" | "57") => ErrorClass::Transient,
+        // Read-only after a failover: a new connection leads to the new primary.
+        ("25006", _) | (_, "08" | "40" | "55" | "57") => ErrorClass::Transient,
         ("54000" | "P0001", _) | (_, "22" | "23") => ErrorClass::Data,
         _ => ErrorClass::Standing,
     }
@@ -272,12 +265,6 @@ fn wraps_tls(error: &tokio_postgres::Error) -> bool {
         cause.is::<tokio_rustls::rustls::Error>()
             || inner.is_some_and(|inner| inner.is::<tokio_rustls::rustls::Error>())
     })
-}
-
-/// The network's own error. The library's reading of a log-in speaks in I/O errors too.
-fn wraps_io(error: &tokio_postgres::Error) -> bool {
-    let of_login = error.to_string().starts_with("authentication error");
-    !of_login && !wraps_tls(error) && causes(error).any(|cause| cause.is::<std::io::Error>())
 }
 
 /// A value came that does not fit, or would not have gone: a column has another type than when it was looked at.
@@ -333,11 +320,11 @@ mod tests {
     #[test]
     fn an_sqlstate_says_whether_to_wait_to_set_aside_or_to_ask_a_person() {
         let of = |class| move |code: &&str| class_of_code(code) == class;
-        let transient = ["08006", "40001", "40P01", "55P03", "55006", "57P01", "57014", "25006"];
+        let transient = ["08006", "40001", "40P01", "55P03", "55000", "57P01", "57014", "25006"];
         let data = ["22001", "22003", "22P02", "23502", "23505", "23514", "54000", "P0001"];
         let standing = [
             "42P01", "42501", "3D000", "3F000", "28P01", "53100", "53300", "0P000", "25P02",
-            "55000", "55P02", "55P04", "XX000", "",
+            "XX000", "",
         ];
         assert!(transient.iter().all(of(ErrorClass::Transient)));
         assert!(data.iter().all(of(ErrorClass::Data)));
