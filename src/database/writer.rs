@@ -583,14 +583,14 @@ impl Runner {
         let before = self.view.status();
         if before.state != SinkState::Held || before.trouble.as_deref() != Some(text.as_str()) {
             tracing::error!(
-                           event = "sink_held",
-            runbook = Runbook::SinkHeld.page(),
-                           correlation_id = %self.view.hold.id(),
-                           stream = %self.sink.stream.name,
-                           sink = %self.sink.table.sink,
-                           error = %text,
-                           "the sink holds until this is mended; its stream is kept"
-                       );
+                event = "sink_held",
+                runbook = Runbook::SinkHeld.page(),
+                correlation_id = %self.view.hold.id(),
+                stream = %self.sink.stream.name,
+                sink = %self.sink.table.sink,
+                error = %text,
+                "the sink holds until this is mended; its stream is kept"
+            );
         }
         self.show(SinkState::Held, Some(text));
         self.backoff.next_pause()

@@ -109,12 +109,13 @@ impl MigrateError {
     }
 }
 
-/// The same file may succeed later, as it is. One that takes longer than it is given does not: waiting for it in silence
-/// would be waiting for ever.
+/// The same file may succeed later, as it is: others were in its way, or the server was read-only after a failover. One
+/// that takes longer than it is given does not: waiting for it in silence would be waiting for ever.
 fn passes(source: &DatabaseError) -> bool {
-    let others_were_in_the_way =
-        source.sqlstate().is_some_and(|code| code == "55P03" || code.starts_with("40"));
-    others_were_in_the_way || loses_session(source)
+    let not_the_files_doing = source
+        .sqlstate()
+        .is_some_and(|code| matches!(code, "55P03" | "25006") || code.starts_with("40"));
+    not_the_files_doing || loses_session(source)
 }
 
 fn loses_session(source: &DatabaseError) -> bool {

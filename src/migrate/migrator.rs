@@ -161,13 +161,13 @@ impl Migrator {
         self.show(view, MigrationState::Failed);
         if told.failure != text {
             tracing::error!(
-                           event = "migration_failed",
-            runbook = Runbook::MigrationFailed.page(),
-                           database = self.database,
-                           retry_seconds = self.settings.retry.max.as_secs(),
-                           %error,
-                           "the database is not migrated; its writers stay off, messages are kept"
-                       );
+                event = "migration_failed",
+                runbook = Runbook::MigrationFailed.page(),
+                database = self.database,
+                retry_seconds = self.settings.retry.max.as_secs(),
+                %error,
+                "the database is not migrated; its writers stay off, messages are kept"
+            );
             told.failure = text;
         }
     }

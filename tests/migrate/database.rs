@@ -82,6 +82,13 @@ impl TestDatabase {
         self.rows(sql);
     }
 
+    /// How many sessions have ended here, or lasted a second. Asked elsewhere, so that asking is none of them.
+    pub fn sessions(&self) -> u64 {
+        let name = &self.name;
+        let sql = format!("SELECT sessions FROM pg_stat_database WHERE datname = '{name}'");
+        self.cluster.value("postgres", &sql).unwrap().parse().unwrap()
+    }
+
     pub async fn client(&self) -> tokio_postgres::Client {
         let client = telemetry::database::connect(&self.settings).await.unwrap();
         telemetry::database::maintenance::prepare_session(&client, &self.settings).await.unwrap();

@@ -73,7 +73,7 @@ async fn a_failing_file_is_rolled_back_whole_and_applied_once_mended() {
 
 /// Waiting is for what ends without a person, whatever a code means elsewhere.
 #[tokio::test]
-async fn a_file_waits_only_for_others_that_were_in_its_way() {
+async fn a_file_waits_only_for_what_is_not_its_own_doing() {
     let database = TestDatabase::new();
     let lost = "SELECT pg_terminate_backend(pg_backend_pid())";
     let fails = |code| format!("DO $$BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END$$");
@@ -81,6 +81,7 @@ async fn a_file_waits_only_for_others_that_were_in_its_way() {
         (fails("40001"), ErrorClass::Transient, false),
         (fails("40P01"), ErrorClass::Transient, false),
         (fails("55P03"), ErrorClass::Transient, false),
+        (fails("25006"), ErrorClass::Transient, false),
         (fails("55000"), ErrorClass::Standing, false),
         (fails("55P04"), ErrorClass::Standing, false),
         (fails("57014"), ErrorClass::Standing, false),

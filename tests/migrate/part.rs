@@ -176,8 +176,11 @@ async fn a_file_whose_statements_take_too_long_together_has_failed() {
     assert_takes_too_long(&database).await;
 }
 
-/// Long enough for several attempts.
-const SEVERAL_RETRIES: Duration = Duration::from_secs(1);
+/// By the server's count: each attempt is a session of its own. The first to be counted may have begun before.
+async fn several_more_attempts(database: &TestDatabase) {
+    let before = database.sessions();
+    eventually("several attempts", || database.sessions() >= before + 4).await;
+}
 
 /// A second run would take the invalid index of the first for the one it makes.
 #[tokio::test]
@@ -190,7 +193,7 @@ async fn a_file_without_a_transaction_that_failed_is_left_to_a_person() {
         .run_until(async {
             let mut running = start(&database, Vec::new());
             running.reaches(MigrationState::Failed).await;
-            tokio::time::sleep(SEVERAL_RETRIES).await;
+            several_more_attempts(&database).await;
             let status = running.board.dependency("postgresql:telemetry").status();
             assert_eq!(status.migration, Some(MigrationState::Failed));
             let trouble = status.trouble.unwrap();
@@ -214,7 +217,7 @@ async fn a_file_that_ended_its_transaction_does_its_work_once() {
         .run_until(async {
             let mut running = start(&database, Vec::new());
             running.reaches(MigrationState::Failed).await;
-            tokio::time::sleep(SEVERAL_RETRIES).await;
+            several_more_attempts(&database).await;
             assert_eq!(database.rows("SELECT count(*) FROM a"), ["1"]);
             database.write("0001_a.sql", "CREATE TABLE IF NOT EXISTS a ();");
             running.reaches(MigrationState::Done).await;
@@ -234,7 +237,7 @@ async fn a_file_that_commits_and_then_fails_does_its_work_once() {
         .run_until(async {
             let mut running = start(&database, Vec::new());
             running.reaches(MigrationState::Failed).await;
-            tokio::time::sleep(SEVERAL_RETRIES).await;
+            several_more_attempts(&database).await;
             assert_eq!(database.rows("SELECT count(*) FROM a"), ["1"]);
             let trouble =
                 running.board.dependency("postgresql:telemetry").status().trouble.unwrap();
@@ -265,7 +268,7 @@ async fn a_new_file_before_one_that_is_left_to_a_person_does_not_run_that_again(
             let folder = database.settings.migrations_dir.as_ref().unwrap();
             std::fs::rename(folder.join("0001_a.sql"), folder.join("0002_a.sql")).unwrap();
             database.write("0001_b.sql", "CREATE TABLE b ();");
-            tokio::time::sleep(SEVERAL_RETRIES).await;
+            several_more_attempts(&database).await;
             assert_eq!(database.rows("SELECT count(*) FROM a"), ["1"]);
             database.write("0002_a.sql", "CREATE TABLE IF NOT EXISTS a ();");
             running.reaches(MigrationState::Done).await;
