@@ -60,7 +60,8 @@ pub static TLS: Group = Group {
             "server_name",
             Kind::Text,
             "the host connected to",
-            "The name the server's certificate must carry.",
+            "The name the server's certificate must carry. A Kafka broker's carries the host it \
+             advertises.",
         ),
     ],
     refused: &[(

@@ -140,6 +140,10 @@ const OWN_PROPERTIES: &[(&str, &str)] = &[
 
 pub fn cluster(section: &Section, context: &mut Context<'_>) -> ClusterSettings {
     let tls = section.section("tls").map(|tls| access::tls(tls, context));
+    if let Some(tls) = section.section("tls").filter(|tls| tls.has("server_name")) {
+        let rule = "a Kafka broker's certificate must carry the host it advertises; remove this";
+        context.problems.error(tls.at("server_name"), rule);
+    }
     let sasl = section.section("sasl").map(|sasl| sasl_settings(sasl, context));
     let bootstrap_servers = section.texts("bootstrap_servers");
     for server in &bootstrap_servers {

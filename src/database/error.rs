@@ -204,6 +204,12 @@ fn remedy_without_code(error: &tokio_postgres::Error) -> &'static str {
         "; set `ssl = on` at the server: without TLS rows and password travel in clear text"
     } else if text.contains("password missing") {
         "; it asks for one: set `password_file`, `password_credential` or `password_env`"
+    } else if text.contains("certificate not valid for name") {
+        "; set `server_name` in the database's tls table to a name it carries"
+    } else if text.contains("certificate expired") || text.contains("certificate not valid yet") {
+        "; renew it at the server, or set the clock of this host"
+    } else if text.contains("peer certificate") {
+        "; set `ca_file` in the database's tls table to the authority that signed it"
     } else if text.contains("authentication") {
         "; let it ask this user for a password by scram-sha-256 (pg_hba.conf)"
     } else if text.contains("unexpected message") {

@@ -59,8 +59,9 @@ impl Access {
     /// and the library calls it a lost connection.
     pub(super) fn of(code: Code, reason: &str) -> Option<Self> {
         match code {
-            // The library calls it that too when the connection broke, or no answer came, before anybody judged the login.
+            // The library calls it that too when the connection broke, or no answer came, before anybody judged anything.
             Code::Authentication if reason.contains("mechanism handshake failed: Local:") => None,
+            Code::SSL if reason.contains("SSL transport error: ") => None,
             Code::Authentication | Code::SaslAuthenticationFailed => Some(Access::Login),
             Code::SSL => Some(Access::Tls),
             _ if reason.contains("SSL alert number") => Some(Access::Tls),
@@ -350,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_breaks_during_the_handshake_is_no_wrong_password() {
+    fn a_connection_that_breaks_during_a_handshake_is_no_refusal() {
         let handshake = |words: &str| {
             let reason = format!(
                 "sasl_ssl://kafka.test:9094/bootstrap: SASL PLAIN mechanism handshake failed: {words}: broker's supported mechanisms: (n/a)"
@@ -363,6 +364,17 @@ mod tests {
         let refused =
             "SASL authentication error: Authentication failed: Invalid username or password";
         assert_eq!(Access::of(Code::Authentication, refused), Some(Access::Login));
+        let tls = |words: &str| {
+            let reason = format!(
+                "ssl://kafka.test:9094/bootstrap: SSL handshake failed: {words} (after 9ms)"
+            );
+            Access::of(Code::SSL, &reason)
+        };
+        assert_eq!(tls("SSL transport error: Connection timed out"), None);
+        assert_eq!(
+            tls("error:0A000086:SSL routines::certificate verify failed"),
+            Some(Access::Tls)
+        );
     }
 
     #[test]

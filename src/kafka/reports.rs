@@ -141,7 +141,7 @@ impl Context {
         match code {
             Code::Fatal | Code::GaplessGuarantee => self.set_fatal(),
             Code::AllBrokersDown => self.health.all_brokers_down(reason),
-            Code::Resolve | Code::BrokerTransportFailure | Code::Authentication => {
+            Code::Resolve | Code::BrokerTransportFailure | Code::Authentication | Code::SSL => {
                 self.health.broker_failed(reason);
             }
             _ => tracing::debug!(target: "librdkafka", %code, reason),

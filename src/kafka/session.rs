@@ -161,13 +161,6 @@ impl Cluster {
     }
 
     fn open(&self, purpose: Purpose) -> Result<Session, KafkaError> {
-        if self.settings.tls.as_ref().is_some_and(|tls| tls.server_name.is_some()) {
-            return Err(KafkaError::Settings {
-                cluster: self.name.clone(),
-                problem: "a Kafka broker's certificate must carry the host it advertises; remove tls.server_name"
-                    .to_owned(),
-            });
-        }
         let lanes = self.lanes.load(Ordering::Relaxed);
         Session::open(&self.settings, lanes, purpose, self.health.clone()).map_err(|error| {
             KafkaError::Settings { cluster: self.name.clone(), problem: error.to_string() }

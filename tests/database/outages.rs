@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{MetadataExt as _, chown};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rig::{Disk, FileSystem, Folder, Link, Postgres, PostgresOptions, Proxy};
-use telemetry::config::{DatabaseSettings, DatabaseTls, Settings};
+use rig::{Certificates, Disk, FileSystem, Folder, Link, Postgres, PostgresOptions, Proxy};
+use telemetry::config::{DatabaseSettings, DatabaseTls, Settings, TlsSettings};
 use telemetry::domain::{ErrorClass, Secret};
 use telemetry::migrate::Migrator;
 use telemetry::observe::{MigrationState, SinkState, SinkStatus};
@@ -347,6 +348,63 @@ fn a_server_without_tls_or_with_a_question_nobody_answers_is_waited_for_and_says
 /// TLS as it is by default.
 fn as_by_default(database: &mut DatabaseSettings) {
     database.tls_mode = DatabaseTls::VerifyFull;
+}
+
+/// On a server with these certificates, where this file holds the authority's.
+async fn over_tls(theirs: &Certificates, ca_file: &Path) -> Bench {
+    let options = PostgresOptions { tls: Some(theirs.clone()), ..PostgresOptions::default() };
+    let mut bench = Bench::on(Arc::new(Postgres::start_with(options).unwrap())).await;
+    let database = &mut bench.settings.databases["telemetry"];
+    as_by_default(database);
+    let ca_file = Some(ca_file.to_owned());
+    database.tls = Some(TlsSettings { ca_file, ..TlsSettings::default() });
+    bench.feed("energy", energies(10)).await;
+    bench
+}
+
+/// It gives no code, as a lost connection does; but waiting does not mend it.
+#[test]
+fn a_certificate_that_is_refused_holds_the_writer_and_says_what_to_do() {
+    let other = Certificates::generate().unwrap();
+    let far = Certificates::generate_for(&["db.plant"]).unwrap();
+    let old = Certificates::generate_expired().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let ca_file = folder.path().join("ca.pem");
+    local(async {
+        for (theirs, trusted, remedy) in [
+            (&far, &other, "set `ca_file`"),
+            (&far, &far, "set `server_name`"),
+            (&old, &old, "renew it"),
+        ] {
+            std::fs::write(&ca_file, &trusted.authority).unwrap();
+            let bench = over_tls(theirs, &ca_file).await;
+            let running = bench.start("energy", "energy_consumption");
+            let trouble = running.reaches(SinkState::Held).await.trouble.unwrap();
+            assert!(trouble.contains(remedy), "{trouble}");
+            assert_eq!(running.sink.dependency().status().up, Some(false));
+            running.stop().await;
+        }
+    });
+}
+
+#[test]
+fn a_writer_held_for_an_unknown_authority_goes_on_once_it_is_given_and_knows_the_servers_other_name()
+ {
+    let [theirs, other] = [(); 2].map(|()| Certificates::generate_for(&["db.plant"]).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let ca_file = folder.path().join("ca.pem");
+    std::fs::write(&ca_file, &other.authority).unwrap();
+    local(async {
+        let mut bench = over_tls(&theirs, &ca_file).await;
+        let tls = bench.settings.databases["telemetry"].tls.as_mut().unwrap();
+        tls.server_name = Some("db.plant".to_owned());
+        let running = bench.start("energy", "energy_consumption");
+        running.reaches(SinkState::Held).await;
+        std::fs::write(&ca_file, &theirs.authority).unwrap();
+        assert_eq!(running.drained().await.delivered, 10);
+        running.reaches(SinkState::Delivering).await;
+        running.stop().await;
+    });
 }
 
 #[test]
