@@ -25,6 +25,9 @@ pub enum DatabaseError {
     TimedOut { doing: &'static str, limit: Duration },
     #[error("no connection free within {} s: raise connections_max or look for a writer that hangs", limit.as_secs_f32())]
     PoolTimedOut { limit: Duration },
+    /// Fewer than `connections_max` are to be had, and others of this node use them.
+    #[error("no connection free within {} s, and the server gives no further one: {cause}", limit.as_secs_f32())]
+    NoFurther { limit: Duration, cause: std::sync::Arc<DatabaseError> },
     /// The breaker is open: nothing was tried.
     #[error("the database failed too often and is left alone: next trial in {:.0} s", retry_in.as_secs_f32().ceil())]
     Resting { retry_in: Duration },
@@ -63,6 +66,7 @@ impl DatabaseError {
             DatabaseError::ConnectTimedOut { .. }
             | DatabaseError::TimedOut { .. }
             | DatabaseError::PoolTimedOut { .. }
+            | DatabaseError::NoFurther { .. }
             | DatabaseError::Resting { .. }
             | DatabaseError::CursorMoved
             | DatabaseError::RolledBack

@@ -81,6 +81,7 @@ impl Pool {
 
     async fn connection(&self) -> Result<Lent, DatabaseError> {
         loop {
+            let mut in_vain = None;
             let failed = self.failures.notified.notified();
             let lent = tokio::select! {
                 biased;
@@ -88,7 +89,10 @@ impl Pool {
                 () = failed => match self.connections.state().connections {
                     0 => return Err(self.unreachable()),
                     // No further connection is to be had, but those there are will be given back.
-                    _ => self.connections.get_owned().await,
+                    _ => {
+                        in_vain = self.failures.last();
+                        self.connections.get_owned().await
+                    }
                 },
             };
             match lent {
@@ -99,16 +103,18 @@ impl Pool {
                     return Ok(lent);
                 }
                 Err(bb8::RunError::User(error)) => return Err(error),
-                Err(bb8::RunError::TimedOut) => return Err(self.timed_out()),
+                Err(bb8::RunError::TimedOut) => return Err(self.timed_out(in_vain)),
             }
         }
     }
 
-    /// The server is not to blame for the wait while it serves others of us.
-    fn timed_out(&self) -> DatabaseError {
-        match self.connections.state().connections {
-            0 => self.unreachable(),
-            _ => DatabaseError::PoolTimedOut { limit: self.limit },
+    /// The server is not to blame for the wait while it serves others of us, unless one more was tried `in_vain` meanwhile.
+    fn timed_out(&self, in_vain: Option<Arc<DatabaseError>>) -> DatabaseError {
+        let limit = self.limit;
+        match (self.connections.state().connections, in_vain) {
+            (0, _) => self.unreachable(),
+            (_, Some(cause)) => DatabaseError::NoFurther { limit, cause },
+            (_, None) => DatabaseError::PoolTimedOut { limit },
         }
     }
 

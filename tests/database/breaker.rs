@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rig::{Link, Proxy};
+use rig::{Link, PASSWORD, Proxy};
 use telemetry::breaker::BreakerState;
 use telemetry::database::{DatabaseError, Pool, TableSink};
+use telemetry::domain::ErrorClass;
 use telemetry::observe::{DependencyStatus, SinkState};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -266,6 +267,27 @@ fn a_connection_that_others_use_is_waited_for_and_old_failures_are_not_to_blame(
         }
         let breaker = bench.dependency("telemetry").status().breaker;
         assert_eq!(breaker.state, BreakerState::Closed);
+        lent.give_back();
+        pool.get().await.unwrap();
+    });
+}
+
+#[test]
+fn a_server_that_gives_fewer_connections_than_the_pool_may_have_is_named_to_who_waits() {
+    local(async {
+        let mut bench = Bench::new().await;
+        bench.cluster.create_role("one_at_a_time", PASSWORD).unwrap();
+        bench.cluster.execute("postgres", "ALTER ROLE one_at_a_time CONNECTION LIMIT 1").unwrap();
+        let database = &mut bench.settings.databases["telemetry"];
+        database.user = "one_at_a_time".to_owned();
+        database.connections_max = 2;
+        database.pool_timeout = Duration::from_millis(500);
+        let pool = pool_of(&bench);
+        let lent = pool.get().await.unwrap();
+        let error = pool.get().await.err().expect("there is no second one");
+        let text = error.to_string();
+        assert!(text.contains("53300") && !text.contains("connections_max"), "{text}");
+        assert!(error.class() == ErrorClass::Transient && !error.is_connection_trouble());
         lent.give_back();
         pool.get().await.unwrap();
     });
