@@ -18,8 +18,8 @@ pub static BROKER: Group = Group {
             "version",
             Kind::Choice(&["5", "3.1.1"]),
             "5",
-            "MQTT version. 3.1.1 has no session expiry, no receive maximum and no maximum \
-             packet size: the broker's own limits count.",
+            "MQTT version. 3.1.1 has no session expiry and no receive maximum: the broker's own limits \
+             count.",
         ),
         optional_section("tls", &TLS, "no TLS"),
         optional("username", Kind::Text, "no user", "User."),
@@ -89,7 +89,8 @@ pub static BROKER: Group = Group {
             "packet_bytes_max",
             (KIB, 256 * MIB),
             8 * MIB,
-            "Announced to the broker. A larger message is kept cut off and becomes a dead letter.",
+            "A larger message is kept cut off and becomes a dead letter. The broker does not learn of it: it \
+             would drop such a message in silence.",
         ),
     ],
     refused: &[

@@ -126,7 +126,6 @@ pub struct ConnectRequest {
     pub password: Option<Secret>,
     pub session_expiry: Duration,
     pub receive_maximum: u16,
-    pub packet_bytes_max: usize,
 }
 
 /// What arrived is not MQTT as we speak it.
@@ -418,7 +417,7 @@ fn write_v5(packet: &Outbound) -> v5::Packet {
             let properties = v5::ConnectProperties {
                 session_expiry_interval: Some(seconds(request.session_expiry, u32::MAX)),
                 receive_maximum: Some(request.receive_maximum),
-                max_packet_size: u32::try_from(request.packet_bytes_max).ok(),
+                // No largest packet: what is above it a broker must drop and forget, without a word to anybody.
                 ..v5::ConnectProperties::new()
             };
             let connect = v5::Connect {

@@ -226,7 +226,6 @@ fn session_settings(stream: &StreamSettings, broker: &BrokerSettings) -> Session
             password: broker.password.as_ref().map(Password::current),
             session_expiry: broker.session_expiry,
             receive_maximum: broker.receive_maximum,
-            packet_bytes_max: broker.packet_bytes_max,
         },
         filter: stream.topic_filter.clone(),
         qos: stream.qos,

@@ -139,7 +139,6 @@ impl<'a> Visit<'a> {
             password: broker.password.as_ref().map(Password::current),
             session_expiry: broker.session_expiry,
             receive_maximum: broker.receive_maximum,
-            packet_bytes_max: broker.packet_bytes_max,
         };
         visit.send(&Outbound::Connect(Box::new(request))).await?;
         let connack = visit.until("waiting for CONNACK", |packet| match packet {

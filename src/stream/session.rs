@@ -257,7 +257,6 @@ mod tests {
                 password: None,
                 session_expiry: Duration::from_secs(3600),
                 receive_maximum: 1000,
-                packet_bytes_max: 1 << 20,
             },
             filter: "energy/#".to_owned(),
             qos: 1,

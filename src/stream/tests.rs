@@ -185,7 +185,6 @@ fn session_settings() -> SessionSettings {
             password: None,
             session_expiry: Duration::from_secs(60),
             receive_maximum: 100,
-            packet_bytes_max: 100_000,
         },
         filter: "a/#".to_owned(),
         qos: 1,

@@ -137,7 +137,6 @@ fn the_session_is_asked_for_again_and_retained_copies_only_once() {
         password: Some(Secret::new("secret".to_owned())),
         session_expiry: Duration::from_secs(3600),
         receive_maximum: 100,
-        packet_bytes_max: 4096,
     };
     let mut out = BytesMut::new();
     let codec = Codec::new(MqttVersion::V5, 4096);
@@ -151,7 +150,7 @@ fn the_session_is_asked_for_again_and_retained_copies_only_once() {
     let properties = connect.properties.unwrap();
     assert_eq!(properties.session_expiry_interval, Some(3600));
     assert_eq!(properties.receive_maximum, Some(100));
-    assert_eq!(properties.max_packet_size, Some(4096));
+    assert_eq!(properties.max_packet_size, None, "a larger one would be dropped in silence");
     assert_eq!(properties.topic_alias_max, None);
 
     let subscribe = Outbound::Subscribe { packet_id: 1, filter: "a/#".to_owned(), qos: 1 };
