@@ -112,7 +112,22 @@ impl Default for Progress {
     }
 }
 
+/// How often a part beats that waits for an answer.
+const BEAT: Duration = Duration::from_secs(1);
+
 impl Progress {
+    /// Beats until `answer` is there, which has a limit of its own: to wait for as long as the settings allow is no stall.
+    pub async fn waiting<T>(&self, answer: impl Future<Output = T>) -> T {
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            self.beat();
+            tokio::select! {
+                answer = &mut answer => return answer,
+                () = tokio::time::sleep(BEAT) => {}
+            }
+        }
+    }
+
     /// Something got done (a batch delivered, an attempt made and its failure classified, a packet handled).
     pub fn beat(&self) {
         self.last_beat_ms.store(self.now_ms(), Ordering::Relaxed);

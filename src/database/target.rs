@@ -146,7 +146,7 @@ impl Target {
             _ => None,
         };
         let cursor = Move { cursor: &self.cursor, from, to: segment.to, tally, shape };
-        transaction::run(&self.sink.pool, &self.sink.database, async |client| {
+        let run = transaction::run(&self.sink.pool, &self.sink.database, async |client| {
             let begin = match table {
                 Table::AsPlanned => self.begin.as_str(),
                 Table::Locked => {
@@ -172,8 +172,8 @@ impl Target {
                     Ok((Move { tally, ..cursor }.commit(client).await?, tally))
                 }
             }
-        })
-        .await
+        });
+        self.progress.waiting(run).await
     }
 
     /// Until this transaction ends the table stays as it is, and that is as planned.
@@ -288,7 +288,7 @@ impl Target {
     async fn make_partitions(&self, batch: &Batch, segment: &Segment) -> Result<(), DatabaseError> {
         let rows = &batch.rows[segment.rows.clone()];
         let arrivals = rows.iter().map(|row| row.arrival.as_micros()).collect();
-        self.sink.make_partitions(arrivals).await
+        self.progress.waiting(self.sink.make_partitions(arrivals)).await
     }
 
     /// A transaction is committed: from here on nothing of it comes again.

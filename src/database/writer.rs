@@ -242,9 +242,10 @@ impl Runner {
     /// Reads the cursor row, checks the table, and begins behind the cursor.
     async fn resume(&mut self) -> Result<(Source, Target), Trouble> {
         let mapper = self.sink.mapper()?;
-        let mut lease = self.sink.pool.get().await?;
+        let progress = Arc::clone(&self.control.progress);
+        let mut lease = progress.waiting(self.sink.pool.get()).await?;
         let limit = self.sink.database.statement_timeout + ANSWER_MARGIN;
-        let prepared = timeout(limit, self.prepare(&lease, &mapper)).await;
+        let prepared = progress.waiting(timeout(limit, self.prepare(&lease, &mapper))).await;
         let timed_out = DatabaseError::TimedOut { doing: "read the cursor", limit };
         let prepared = match prepared.unwrap_or(Err(timed_out.into())) {
             Err(Trouble::Buffer(error)) => return Err(error.into()),
@@ -257,7 +258,6 @@ impl Runner {
         let plan = Arc::new(plan);
         let reader = self.buffer.reader(&self.sink.stream.name);
         let source = Source::new(&self.sink, reader, mapper, Arc::clone(&plan), self.pace);
-        let progress = Arc::clone(&self.control.progress);
         let mut target = Target::new(&self.sink, self.buffer.clone(), progress, plan, books);
         target.uncertain.clone_from(&self.uncertain);
         target.panics_in_a_row = self.panics_in_a_row;

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use rdkafka::message::{Header, OwnedHeaders};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::error::KafkaError;
 use super::outbox::{RECORD_OVERHEAD_BYTES, TELEMETRY_ID_HEADER};
-use super::reports::{Reports, opaque};
+use super::reports::opaque;
 use super::session::{Cluster, Outgoing, Session};
 use super::topics;
 use crate::buffer::{BufferError, State};
@@ -29,8 +29,6 @@ const BATCH_LETTERS: usize = 100;
 const BATCH_BYTES: usize = 1 << 20;
 /// Without a new letter for so long the connection is given up.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
-/// Between two signs of life while copies are on their way.
-const BEAT: Duration = Duration::from_millis(100);
 /// Room for the headers of a copy whose payload has to be cut.
 const HEADERS_BYTES: usize = 4 << 10;
 
@@ -211,7 +209,9 @@ impl Copier {
             })?;
         }
         let limit = cluster.settings.message_timeout;
-        timeout(limit, self.all_reported(&reports))
+        let progress = &self.parts.control.progress;
+        progress
+            .waiting(timeout(limit, reports.all_reported()))
             .await
             .map_err(|_| KafkaError::TimedOut { doing: DOING, limit })?;
         if let Some(failure) = reports.window().failure() {
@@ -220,20 +220,6 @@ impl Copier {
         }
         self.session = Some(session);
         Ok(())
-    }
-
-    /// Waiting is work too; how long is bounded by the caller.
-    async fn all_reported(&self, reports: &Reports) {
-        let beating = async {
-            loop {
-                self.parts.control.progress.beat();
-                sleep(BEAT).await;
-            }
-        };
-        tokio::select! {
-            () = reports.all_reported() => {}
-            () = beating => {}
-        }
     }
 }
 

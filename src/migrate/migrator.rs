@@ -1,7 +1,7 @@
 //! The supervised part of one database: migrations first, then upkeep for as long as the node runs.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -13,10 +13,8 @@ use crate::crash::part_point;
 use crate::database::maintenance::detect_tier;
 use crate::domain::{ErrorClass, Runbook};
 use crate::observe::{Board, DependencyView, MigrationState};
-use crate::part::{Control, Part, PartResult, Phase, Progress};
+use crate::part::{Control, Part, PartResult, Phase};
 use crate::retry::Backoff;
-
-const BEAT: Duration = Duration::from_secs(1);
 
 /// Waits for its database, applies what is pending, opens the gate, keeps the tables in shape. What fails here keeps
 /// this database's writers off and nothing else: the node stays up and goes on keeping messages.
@@ -43,21 +41,13 @@ impl Part for Migrator {
         // Ending in the middle of a file drops the connection, and the server rolls the file back.
         let progress = control.progress.clone();
         progress.set_work_waiting(true);
+        // A statement may take as long as it was given, and every wait has its limit: all that can hang is the thread.
         tokio::select! {
             () = over => {}
-            never = self.live(control) => match never {},
-            never = beating(&progress) => match never {},
+            never = progress.waiting(self.live(control)) => match never {},
         }
         progress.set_work_waiting(false);
         Ok(())
-    }
-}
-
-/// A statement may take as long as it was given, and every wait has its limit: all that can hang is the thread.
-async fn beating(progress: &Progress) -> std::convert::Infallible {
-    loop {
-        progress.beat();
-        tokio::time::sleep(BEAT).await;
     }
 }
 

@@ -162,6 +162,7 @@ pub struct Running {
     pub phase: watch::Sender<Phase>,
     pub paused: watch::Sender<bool>,
     pub gate: watch::Sender<MigrationState>,
+    pub progress: Arc<Progress>,
     pub task: JoinHandle<Result<(), anyhow::Error>>,
 }
 
@@ -170,10 +171,11 @@ impl Running {
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let (paused, paused_seen) = watch::channel(false);
         let (gate, gate_seen) = watch::channel(MigrationState::Done);
-        let control = Control::new(phase_seen, paused_seen, Arc::new(Progress::default()));
+        let progress = Arc::new(Progress::default());
+        let control = Control::new(phase_seen, paused_seen, progress.clone());
         let writer = BatchWriter::new(sink.clone(), buffer.clone(), gate_seen);
         let task = tokio::task::spawn_local(writer.run(control));
-        Running { sink, buffer, phase, paused, gate, task }
+        Running { sink, buffer, phase, paused, gate, progress, task }
     }
 
     pub fn status(&self) -> SinkStatus {

@@ -407,6 +407,28 @@ fn a_writer_held_for_an_unknown_authority_goes_on_once_it_is_given_and_knows_the
     });
 }
 
+/// As long as the settings allow: a supervisor that took it for hung would end what a slow link needs that long for, and
+/// its next life would begin it again.
+#[test]
+fn a_writer_that_waits_for_an_answer_makes_progress() {
+    local(async {
+        let bench = Bench::new().await;
+        let running = at_work(&bench).await;
+        let lock = session(&bench).await;
+        lock.batch_execute("BEGIN; LOCK TABLE telemetry.energy_consumption").await.unwrap();
+        bench.feed("energy", next_hundred()).await;
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'telemetry' \
+                     AND datname = current_database() AND wait_event_type = 'Lock' \
+                     AND query_start < now() - interval '4 s'";
+        eventually("it waits", || bench.rows(waits) == ["1"]).await;
+        let stalled_for = running.progress.stalled_for().expect("there is work");
+        assert!(stalled_for < Duration::from_secs(3), "{stalled_for:?}");
+        lock.batch_execute("ROLLBACK").await.unwrap();
+        assert_eq!(running.drained().await.delivered, 200);
+        running.stop().await;
+    });
+}
+
 #[test]
 fn a_table_dropped_under_the_writer_holds_it_until_there_is_one_again() {
     local(async {
