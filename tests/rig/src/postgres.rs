@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use rustix::process::Signal;
-use tokio_postgres::{NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::background::{block_on, spawn};
 use crate::certificates::Certificates;
@@ -198,6 +198,27 @@ impl Postgres {
         self.query(database, sql).map(drop)
     }
 
+    /// Runs statements in a transaction that stays open until the answer is dropped; then it is rolled back.
+    ///
+    /// # Errors
+    /// When the server refuses or does not answer.
+    pub fn hold(&self, database: &str, sql: &str) -> Result<Held> {
+        let (target, statements) = (self.connection_string(database), format!("BEGIN; {sql}"));
+        let client = block_on(async move {
+            let begun = async {
+                let (client, connection) =
+                    tokio_postgres::connect(&target, NoTls).await.map_err(told)?;
+                spawn(connection);
+                client.batch_execute(&statements).await.map_err(told)?;
+                anyhow::Ok(client)
+            };
+            tokio::time::timeout(QUERY_WITHIN, begun)
+                .await
+                .map_err(|_| anyhow!("no answer within {QUERY_WITHIN:?}"))?
+        });
+        client.map(Held).with_context(|| format!("in database {database}: {sql}"))
+    }
+
     /// The first value of the first row.
     ///
     /// # Errors
@@ -236,6 +257,9 @@ impl Postgres {
 fn quoted(text: &str, mark: char) -> String {
     format!("{mark}{}{mark}", text.replace(mark, &format!("{mark}{mark}")))
 }
+
+/// An open transaction.
+pub struct Held(#[expect(dead_code, reason = "its drop ends the session")] Client);
 
 async fn simple_query(target: &str, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
     let (client, connection) = tokio_postgres::connect(target, NoTls).await.map_err(told)?;

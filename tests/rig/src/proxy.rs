@@ -1,6 +1,8 @@
 //! A TCP connection with the faults of a network: everything of one server passes through here.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -67,6 +69,7 @@ struct Weather {
 pub struct Proxy {
     port: u16,
     weather: watch::Sender<Weather>,
+    replaced: Arc<AtomicU64>,
 }
 
 impl Proxy {
@@ -79,8 +82,9 @@ impl Proxy {
         let listener = block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, port)));
         let listener = listener.with_context(|| format!("listen on port {port}"))?;
         let (weather, seen) = watch::channel(Weather::default());
-        spawn(accept(listener, server_port, seen));
-        Ok(Self { port, weather })
+        let replaced = Arc::default();
+        spawn(accept(listener, server_port, seen, Arc::clone(&replaced)));
+        Ok(Self { port, weather, replaced })
     }
 
     pub fn port(&self) -> u16 {
@@ -92,6 +96,11 @@ impl Proxy {
         self.weather.send_modify(|weather| weather.link = link);
     }
 
+    /// How many pieces of what clients send arrived as another.
+    pub fn replaced(&self) -> u64 {
+        self.replaced.load(Ordering::Relaxed)
+    }
+
     /// Ends every open connection by a reset, wherever it is in what it says.
     pub fn reset(&self) {
         self.weather.send_modify(|weather| weather.resets += 1);
@@ -99,19 +108,31 @@ impl Proxy {
 }
 
 /// Until the proxy is dropped.
-async fn accept(listener: TcpListener, server_port: u16, mut weather: watch::Receiver<Weather>) {
+async fn accept(
+    listener: TcpListener,
+    server_port: u16,
+    mut weather: watch::Receiver<Weather>,
+    counter: Arc<AtomicU64>,
+) {
     loop {
         tokio::select! {
             changed = weather.changed() => if changed.is_err() { return },
             accepted = listener.accept() => match accepted {
-                Ok((client, _)) => { spawn(carry(client, server_port, weather.clone())); }
+                Ok((client, _)) => {
+                    spawn(carry(client, server_port, weather.clone(), counter.clone()));
+                }
                 Err(_) => sleep(Duration::from_millis(10)).await,
             },
         }
     }
 }
 
-async fn carry(mut client: TcpStream, server_port: u16, mut weather: watch::Receiver<Weather>) {
+async fn carry(
+    mut client: TcpStream,
+    server_port: u16,
+    mut weather: watch::Receiver<Weather>,
+    counter: Arc<AtomicU64>,
+) {
     let born = weather.borrow().resets;
     let server = TcpStream::connect((Ipv4Addr::LOCALHOST, server_port)).await;
     let Ok(mut server) = server else {
@@ -121,8 +142,8 @@ async fn carry(mut client: TcpStream, server_port: u16, mut weather: watch::Rece
     let _ = client.set_nodelay(true).and(server.set_nodelay(true));
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
-    let up = pump(from_client, to_server, Direction::ToServer, weather.clone());
-    let down = pump(from_server, to_client, Direction::ToClient, weather.clone());
+    let up = pump(from_client, to_server, Direction::ToServer, weather.clone(), &counter);
+    let down = pump(from_server, to_client, Direction::ToClient, weather.clone(), &counter);
     let whole = tokio::select! {
         ended = async { tokio::try_join!(up, down) } => ended.is_ok(),
         _ = weather.wait_for(|weather| weather.resets != born) => false,
@@ -138,6 +159,7 @@ async fn pump(
     mut to: WriteHalf<'_>,
     direction: Direction,
     mut weather: watch::Receiver<Weather>,
+    counter: &AtomicU64,
 ) -> std::io::Result<()> {
     let mut bytes = vec![0; PIECE_BYTES];
     let mut carried = 0;
@@ -172,7 +194,9 @@ async fn pump(
                 to.write_all(&bytes[..count]).await?;
             }
             Link::Replacing(what, by) if direction == Direction::ToServer => {
-                to.write_all(&replaced(&bytes[..count], what, by)).await?;
+                let other = replaced(&bytes[..count], what, by);
+                counter.fetch_add(u64::from(other != bytes[..count]), Ordering::Relaxed);
+                to.write_all(&other).await?;
             }
             _ => to.write_all(&bytes[..count]).await?,
         }

@@ -183,6 +183,8 @@ fn share_topics(homelab: &mut Homelab, brokers: usize) {
 fn configuration(state: &Path, http_port: u16) -> Result<Homelab> {
     let mut homelab = Homelab::load()?;
     homelab.node(state, http_port);
+    // Whatever the surroundings would make of it: alarms are looked for in it.
+    homelab.set(&["log", "format"], "json");
     for stream in homelab.names("streams") {
         let Some(taking_part) = STREAMS.iter().find(|known| known.name == stream) else {
             homelab.remove(&["streams", &stream]);

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use anyhow::{Result, ensure};
 use rig::{Books, Entry};
 
 use crate::books::Accounts;
@@ -12,13 +13,15 @@ use crate::fate::{self, Fate};
 use crate::traffic::{Kind, Message, STREAMS, Stream, Table, number_in};
 use crate::verdict::Verdict;
 
-/// Lines of the node's log that send the operator to the page of lost data.
-pub fn alarms(log: &str) -> Vec<String> {
-    let lines = log.lines().filter(|line| {
-        let line = serde_json::from_str::<serde_json::Value>(line).unwrap_or_default();
-        line["runbook"] == "data-lost"
-    });
-    lines.map(str::to_owned).collect()
+/// Lines of the node's log, from this byte on, that send the operator to the page of lost data.
+///
+/// # Errors
+/// When nothing in the log can be read: then its silence would mean nothing.
+pub fn alarms(log: &str, from: usize) -> Result<Vec<String>> {
+    let read = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok();
+    ensure!(log.lines().any(|line| read(line).is_some()), "the node's log has no line of JSON");
+    let is_alarm = |line: &&str| read(line).is_some_and(|said| said["runbook"] == "data-lost");
+    Ok(log[from..].lines().filter(is_alarm).map(str::to_owned).collect())
 }
 
 /// One round's publications.
@@ -111,7 +114,10 @@ impl<'a> Sink<'a> {
             verdict.lost.push(name());
         }
         if right > 1 {
-            match self.stream.keeps_repeats && (case.broker_was_cut || entry.resent) {
+            // More often than it was kept it can only be the node that doubled it.
+            let by_others = self.name == KAFKA || right <= case.copies;
+            let by_others = by_others && (case.broker_was_cut || entry.resent);
+            match self.stream.keeps_repeats && by_others {
                 true => verdict.made_twice += 1,
                 false => verdict.doubled.push(format!("{}, {right} times", name())),
             }

@@ -139,7 +139,7 @@ impl Run {
         outcome.verdict.books.append(&mut outcome.unbalanced);
         if outcome.verdict.holds() {
             let log = self.lab.node.log_text();
-            outcome.verdict.alarms = oracle::alarms(&log[self.log_bytes..]);
+            outcome.verdict.alarms = oracle::alarms(&log, self.log_bytes)?;
             self.log_bytes = log.len();
         }
         if outcome.verdict.holds() {

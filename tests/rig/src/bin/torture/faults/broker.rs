@@ -1,6 +1,6 @@
 //! The MQTT broker ends, stops for a while, or gives the session to another.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rig::{Mqtt, MqttOptions, block_on};
@@ -47,6 +47,7 @@ fn takeover(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
     let mut options = MqttOptions::new(lab.mosquitto.port(), &format!("homelab-1-{}", stream.name));
     options.clean_start = false;
     let thief = block_on(async move { Mqtt::connect(&options).await })?;
+    ensure!(thief.session_present, "there was no session of stream {} to take", stream.name);
     linger(lab, dice, 0..200)?;
     drop(thief);
     Ok(true)

@@ -13,7 +13,7 @@ use crate::lab::Lab;
 
 /// The step must come within this time, under load.
 const STEP_WITHIN: Duration = Duration::from_secs(5);
-const ABORTED: i32 = 6;
+pub const ABORTED: i32 = 6;
 /// How often the step may pass before the one that is fatal. Rare steps are fatal at once.
 const PASSES: u32 = 12;
 const RARE: [&str; 7] = [

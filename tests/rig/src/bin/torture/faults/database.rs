@@ -71,11 +71,10 @@ fn lock(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
         1 => (DATABASES[0], "telemetry_cursors"),
         _ => (DATABASES[1], "power_plugs"),
     };
-    let millis = dice.random_range(300..3_000);
-    let hold = format!(
-        "BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep({millis} / 1000.0); COMMIT"
-    );
-    lab.postgres.execute(database, &hold)?;
+    let lock = format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE");
+    let held = lab.postgres.hold(database, &lock)?;
+    linger(lab, dice, 300..3_000)?;
+    drop(held);
     Ok(true)
 }
 
@@ -143,10 +142,11 @@ fn disk_full(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
 
 /// On its way each COMMIT becomes a ROLLBACK: what a server does that ends a transaction without a word.
 fn rolls_back(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
+    let before = lab.to_database.replaced();
     lab.to_database.set(Link::Replacing(COMMIT, ROLLBACK));
     linger(lab, dice, 300..1_500)?;
     lab.to_database.set(Link::Fine);
-    Ok(true)
+    Ok(lab.to_database.replaced() > before)
 }
 
 const COMMIT: &[u8] = b"Q\0\0\0\x0bCOMMIT\0";

@@ -1,6 +1,7 @@
 //! The power goes, or the space. Only where the system lets us have a disk of our own (root, loop devices).
 
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use rand::Rng;
@@ -13,6 +14,9 @@ use crate::lab::Lab;
 /// Less than the node wants free, and more than it needs to go on.
 const TIGHT_BYTES: u64 = 12 << 20;
 const CUTS: usize = 10;
+/// It looks whenever it writes.
+const REFUSES_WITHIN: Duration = Duration::from_secs(3);
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// It notices with its next sync, which is under way, and waits for no sink longer than it was told to.
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
 
@@ -84,16 +88,32 @@ fn gone(_: &Fault, lab: &mut Lab, _: &mut StdRng) -> Result<bool> {
 fn tight(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
     let Some(disk) = &lab.disk else { return Ok(false) };
     let filling = disk.fill(TIGHT_BYTES)?;
+    let refused = refuses(lab)?;
     last(dice, 500..2_000);
     drop(filling);
     ensure!(lab.node.daemon().is_running(), "the node ended, though there was room");
-    Ok(true)
+    Ok(refused)
+}
+
+/// Whether it takes no more messages, as it says, or has ended; with so little space left that it must, soon.
+fn refuses(lab: &mut Lab) -> Result<bool> {
+    let began = Instant::now();
+    while began.elapsed() < REFUSES_WITHIN {
+        let health = lab.node.get("/health").and_then(|answer| answer.json());
+        let accepting = health.map_or(true, |health| health["buffer"]["accepting"] != false);
+        if !accepting || lab.node.daemon().exit_status()?.is_some() {
+            return Ok(true);
+        }
+        sleep(LOOK_PAUSE);
+    }
+    Ok(false)
 }
 
 /// It may end over this, and is then started by whoever looks after it.
 fn full(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
     let Some(disk) = &lab.disk else { return Ok(false) };
     let filling = disk.fill(dice.random_range(0..2) << 20)?;
+    let refused = refuses(lab)?;
     last(dice, 500..2_000);
     drop(filling);
     if let Some(status) = lab.node.daemon().exit_status()? {
@@ -101,5 +121,5 @@ fn full(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
         lab.node.kill();
         lab.node.start()?;
     }
-    Ok(true)
+    Ok(refused)
 }

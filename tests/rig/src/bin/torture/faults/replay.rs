@@ -1,8 +1,9 @@
 //! Rows the table refused are replayed once the table takes them; and the node ends in the middle of it.
 
+use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rig::{Node, until};
@@ -30,27 +31,36 @@ pub static FAULTS: &[Fault] = &[
 ];
 
 fn replay(_: &Fault, lab: &mut Lab, _: &mut StdRng) -> Result<bool> {
+    let refused = any_refused(&lab.node)?;
     lab.take_poison()?;
     replay_all(&lab.node)?;
     lab.refuse_poison()?;
-    Ok(true)
+    Ok(refused)
+}
+
+/// A round need not have had any.
+fn any_refused(node: &Node) -> Result<bool> {
+    let answer = node.command(&["dlq", "list", "--reason", "database_refused", "--json"])?;
+    ensure!(answer.status.success(), "dlq list: {}", String::from_utf8_lossy(&answer.stderr));
+    Ok(!answer.stdout.is_empty())
 }
 
 /// A command at the stopped node is killed at any moment of it; another one, or the node, does the rest.
 fn stopped(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
+    let refused = any_refused(&lab.node)?;
     lab.take_poison()?;
     node::stop_alone(lab)?;
     let mut begun = lab.node.begin(&REPLAY)?;
     last(dice, KILLED_AFTER_MS);
     begun.kill()?;
-    begun.wait()?;
+    let killed = begun.wait()?.signal().is_some();
     if dice.random_bool(0.5) {
         replay_all(&lab.node)?;
     }
     lab.node.start()?;
     replay_all(&lab.node)?;
     lab.refuse_poison()?;
-    Ok(true)
+    Ok(refused && killed)
 }
 
 fn crashed(fault: &Fault, lab: &mut Lab, _: &mut StdRng) -> Result<bool> {
@@ -59,8 +69,16 @@ fn crashed(fault: &Fault, lab: &mut Lab, _: &mut StdRng) -> Result<bool> {
     lab.node.set_failpoints(&crash::point(fault, 0));
     lab.node.start()?;
     let answer = lab.node.command(&REPLAY)?;
-    // Without a refused row in this round there is nothing to replay.
-    let taken = !answer.status.success() && lab.node.daemon().exit_status()?.is_some();
+    let taken = match lab.node.daemon().exit_status()? {
+        Some(status) if status.signal() == Some(crash::ABORTED) => true,
+        Some(status) => bail!("the node ended otherwise: {status}"),
+        // Without a refused row in this round there is nothing to replay.
+        None => {
+            let said = String::from_utf8_lossy(&answer.stderr);
+            ensure!(answer.status.success(), "the replay failed, and the node lives: {said}");
+            false
+        }
+    };
     lab.node.set_failpoints("");
     lab.node.kill();
     lab.node.start()?;

@@ -103,7 +103,9 @@ const TOPIC: &str = "energy/kafka";
 fn a_line_that_tells_of_lost_data_is_an_alarm() {
     let alarm = r#"{"level":"ERROR","event":"buffer_quarantined","runbook":"data-lost"}"#;
     let other = r#"{"level":"WARN","event":"dependency_lost","runbook":"dependency-down"}"#;
-    assert_eq!(alarms(&format!("{other}\n{alarm}\nno JSON\n")), [alarm]);
+    assert_eq!(alarms(&format!("{other}\n{alarm}\nno JSON\n"), 0).unwrap(), [alarm]);
+    assert!(alarms(&format!("{alarm}\n{other}\n"), alarm.len()).unwrap().is_empty());
+    assert!(alarms("no JSON\n", 0).is_err(), "who cannot read it has seen nothing");
 }
 
 #[test]
@@ -177,6 +179,19 @@ fn copies_are_the_brokers_only_in_the_stream_that_keeps_repeats_and_with_a_cause
     }
     let without = verdict(ENERGY, false, false);
     assert_eq!((without.doubled.len(), without.made_twice), (2, 0));
+}
+
+#[test]
+fn rows_of_a_message_that_was_kept_less_often_are_the_nodes_own() {
+    for (rows, records) in [(&[1, 1][..], &[1][..]), (&[1, 1, 1], &[1, 1])] {
+        let mut world = World::of(ENERGY, &[Kind::Reading]).with(rows, records);
+        world.broker_was_cut = true;
+        let doubled = world.verdict().doubled;
+        assert_eq!(
+            doubled,
+            [format!("energy/energy_consumption: Reading 1, {} times", rows.len())]
+        );
+    }
 }
 
 #[test]
