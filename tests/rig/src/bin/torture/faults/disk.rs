@@ -8,7 +8,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rig::until;
 
-use super::{Fault, last};
+use super::{Fault, last, node};
 use crate::lab::Lab;
 
 /// Less than the node wants free, and more than it needs to go on.
@@ -51,10 +51,11 @@ fn cut_twice(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
         return Ok(false);
     }
     lab.node.spawn()?;
-    last(dice, 20..300);
+    last(dice, node::EARLY_MS);
+    let recovered = node::is_live(lab);
     power_cut(lab)?;
     lab.node.start()?;
-    Ok(true)
+    Ok(!recovered)
 }
 
 /// After each the binary itself says what the disk still holds, before a node mends anything.

@@ -10,8 +10,8 @@ use super::{Fault, last};
 use crate::lab::Lab;
 
 const STOP_WITHIN: Duration = Duration::from_secs(20);
-/// Within it a start is not finished.
-const EARLY_MS: std::ops::Range<u64> = 0..400;
+/// From before it has opened its buffer to after that.
+pub const EARLY_MS: std::ops::Range<u64> = 0..300;
 
 pub static FAULTS: &[Fault] = &[
     Fault::new("node-kill", "kill -9 at a random moment", kill),
@@ -29,13 +29,20 @@ fn kill(_: &Fault, lab: &mut Lab, _: &mut StdRng) -> Result<bool> {
 
 fn kill_in_start(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {
     lab.node.kill();
+    let mut early = false;
     for _ in 0..dice.random_range(1..3) {
         lab.node.spawn()?;
         last(dice, EARLY_MS);
+        early |= !is_live(lab);
         lab.node.kill();
     }
     lab.node.start()?;
-    Ok(true)
+    Ok(early)
+}
+
+/// It answers once its buffer is open.
+pub fn is_live(lab: &Lab) -> bool {
+    lab.node.get("/health/live").is_ok_and(|answer| answer.status == 200)
 }
 
 fn kill_twice(_: &Fault, lab: &mut Lab, dice: &mut StdRng) -> Result<bool> {

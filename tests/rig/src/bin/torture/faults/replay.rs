@@ -13,7 +13,7 @@ use crate::lab::Lab;
 
 const REPLAYED_WITHIN: Duration = Duration::from_secs(20);
 /// From before it has locked the state directory to after its end.
-const KILLED_AFTER_MS: std::ops::Range<u64> = 0..800;
+const KILLED_AFTER_MS: std::ops::Range<u64> = 0..120;
 const REPLAY: [&str; 4] = ["dlq", "replay", "--reason", "database_refused"];
 
 pub static FAULTS: &[Fault] = &[
