@@ -300,7 +300,9 @@ fn a_full_store_is_announced_holds_the_sink_and_drops_nothing() {
 #[test]
 fn a_replay_killed_half_way_and_repeated_writes_each_row_once() {
     const LETTERS: u64 = 400;
-    let mut world = World::start(Changes::default());
+    // So slow that no replay is over before it is seen and killed.
+    let failpoints = "crash_replay_written=sleep(20)".to_owned();
+    let mut world = World::start(Changes { failpoints, ..Changes::default() });
     world
         .postgres
         .execute(

@@ -49,24 +49,37 @@ fn kills_under_the_older_protocol_lose_nothing_and_double_no_row() {
 fn kill_rounds(changes: Changes, rounds: u64) -> (World, u64) {
     let mut world = World::start(changes);
     let publisher = world.publisher();
+    let rows = |world: &World| world.count("telemetry", "energy_consumption");
     let mut count = 0;
-    for round in 0..rounds {
-        for _ in 0..MESSAGES_A_ROUND {
+    let mut publish = |messages: u64| {
+        for _ in 0..messages {
             for stream in ["energy", "temperature_outdoor"] {
                 let (topic, payload) = payload(stream, count);
                 publisher.publish(stream, topic, payload);
             }
             count += 1;
         }
+        count
+    };
+    let mut hits = 0;
+    for round in 0..rounds {
+        let before = rows(&world);
+        // Every other life is killed on its way to its first row, the others while they deliver.
+        if round % 2 == 1 {
+            eventually(SOON, "rows come", || publish(10) > 0 && rows(&world) > before);
+        }
+        let published = publish(MESSAGES_A_ROUND);
         // A moment that differs from round to round, and does not depend on what the node has done.
         std::thread::sleep(Duration::from_millis(round * 37 % 250));
         world.node.kill();
+        let after = rows(&world);
+        hits += u64::from(before < after && after < published);
         world.node.start().unwrap();
     }
+    assert!(hits >= rounds / 4, "{hits} of {rounds} kills came between two rows");
     publisher.flush(Duration::from_secs(60)).unwrap();
     eventually(Duration::from_secs(60), "all rows", || {
-        world.count("telemetry", "energy_consumption") >= count
-            && world.count("telemetry", "temperature_sensors") >= count
+        rows(&world) >= count && world.count("telemetry", "temperature_sensors") >= count
     });
     world.drained(SOON);
     let mut arrived = Vec::new();

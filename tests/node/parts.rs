@@ -183,11 +183,13 @@ fn a_message_that_panics_in_the_fold_is_set_aside_and_a_fold_that_always_panics_
 #[test]
 fn a_part_of_each_kind_that_hangs_is_started_afresh_and_nothing_is_lost() {
     const BLOCKED: &str = "migrator:homelab_settings";
+    /// Longer than all the waiting here together.
+    const BLOCK: Duration = Duration::from_secs(20 * SOON.as_secs());
     let neighbours = ["writer:heatpump:settings", "writer:plug:power_plugs"];
     let points = format!(
         "{}part_migrator_homelab_settings=1*sleep({})",
         everywhere("1*return", &[BLOCKED]),
-        SOON.as_millis()
+        BLOCK.as_millis()
     );
     let mut world = prepare(&points, "stall_timeout_seconds = 5");
     world.node.start().unwrap();
@@ -206,7 +208,7 @@ fn a_part_of_each_kind_that_hangs_is_started_afresh_and_nothing_is_lost() {
     let restarted: Vec<_> = KINDS.iter().map(|(part, _)| *part).chain(neighbours).collect();
     nothing_lost(&world, &restarted, 4);
     assert_eq!(world.count("homelab_settings", "power_plugs"), 1);
-    assert!(began.elapsed() < SOON, "it waited for the blocked thread");
+    assert!(began.elapsed() < BLOCK, "it waited for the blocked thread");
 }
 
 /// While a part of each kind panics at every attempt, another stream's rows come at the rate at which they are published.

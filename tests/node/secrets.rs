@@ -135,24 +135,30 @@ impl Site {
         for path in ["/health", "/health/ready", "/streams", "/metrics", "/parts", "/nothing"] {
             for token in [None, Some(token)] {
                 let answer = request_as(self.http_port, token, "GET", path, "").unwrap();
+                let refused = [401, 403, 429].contains(&answer.status);
+                assert!(token.is_none() || !refused, "{path}: {}", answer.status);
                 shown.push((path.to_owned(), format!("{}{}", answer.head, answer.body)));
             }
         }
-        for arguments in [
-            &["check"][..],
-            &["check", "--effective"],
-            &["check", "--effective", "--json"],
-            &["status", "--json"],
-            &["parts", "list"],
-            &["dlq", "list", "--json"],
-            &["token", "list", "--json"],
-            &["certs", "show", "--json"],
-            &["doctor", "--json"],
-            &["migrate", "plan"],
+        let plan = if database == PASSWORD { "up to date" } else { "authentication failed" };
+        // With a word of what each of them is asked for: what only fails shows no secret either.
+        for (arguments, word) in [
+            (&["check"][..], "is fine"),
+            (&["check", "--effective"], "brokers.home.host"),
+            (&["check", "--effective", "--json"], "\"brokers.home.host\""),
+            (&["status", "--json"], "\"dependencies\""),
+            (&["parts", "list"], "writer:energy:energy_consumption"),
+            (&["dlq", "list"], "no dead letters"),
+            (&["token", "list", "--json"], "\"operate\""),
+            (&["certs", "show", "--json"], "\"days_left\""),
+            (&["doctor", "--json"], "\"findings\""),
+            (&["migrate", "plan"], plan),
             // Refused: a second node on the same directory.
-            &["run"],
+            (&["run"], "held by another process"),
         ] {
-            shown.push((arguments.join(" "), self.command(database, arguments)));
+            let said = self.command(database, arguments);
+            assert!(said.contains(word), "{word} in {arguments:?}:\n{said}");
+            shown.push((arguments.join(" "), said));
         }
         let process = node.daemon().pid().unwrap();
         let arguments = fs::read(format!("/proc/{process}/cmdline")).unwrap();

@@ -133,15 +133,31 @@ fn a_drain_that_gets_nowhere_ends_at_its_limit_and_what_is_pending_stays() {
 
 #[test]
 fn a_liveness_probe_answers_while_everything_outside_hangs() {
-    let world = World::start(Changes::default());
+    /// Whoever asks what is frozen waits longer than this.
+    const PROBE_LIMIT: Duration = Duration::from_secs(2);
+    let extra = "[brokers.home]\nkeepalive_seconds = 5\n\
+                 [databases.telemetry]\nstatement_timeout_seconds = 5\n";
+    let world = World::start(Changes { extra: extra.to_owned(), ..Changes::default() });
+    let publisher = world.publisher();
+    publisher.publish("energy", "saveeye/telemetry", reading(0));
+    publisher.flush(SOON).unwrap();
+    world.drained(SOON);
     world.postgres.freeze();
+    publisher.publish("energy", "saveeye/telemetry", reading(1));
+    publisher.flush(SOON).unwrap();
+    eventually(SOON, "a row waits for the database", || {
+        world.sink("energy", "energy_consumption")["pending"] == 1
+    });
     world.mosquitto.freeze();
-    for _ in 0..20 {
+    eventually(SOON, "both are said to be away", || {
         let asked = Instant::now();
         let answer = world.node.get("/health/live").unwrap();
         assert_eq!(answer.status, 200);
-        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
-    }
+        assert!(asked.elapsed() < PROBE_LIMIT, "{:?}", asked.elapsed());
+        let health = world.node.get("/health").unwrap().json().unwrap();
+        let away = |name: &str| health["dependencies"][name]["up"] == false;
+        away("mqtt:home") && away("postgresql:telemetry")
+    });
     world.postgres.thaw();
     world.mosquitto.thaw();
 }

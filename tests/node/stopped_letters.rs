@@ -57,6 +57,28 @@ fn dlq(world: &World, arguments: &[&str]) -> Output {
     world.node.command(&[&["dlq"], arguments].concat()).unwrap()
 }
 
+/// Stands still until this is dropped, however long what is tried meanwhile takes.
+struct Still(u32);
+
+impl Still {
+    fn of(command: &Child) -> Self {
+        let still = Still(command.id());
+        still.signal("-STOP");
+        still
+    }
+
+    fn signal(&self, signal: &str) {
+        let mut kill = Command::new("kill");
+        assert!(kill.args([signal, &self.0.to_string()]).status().unwrap().success());
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        self.signal("-CONT");
+    }
+}
+
 /// A command that a test holds up, or kills, at this point.
 fn dlq_at(world: &World, point: &str, arguments: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_telemetry"))
@@ -281,12 +303,15 @@ fn one_process_at_a_time_has_the_state_of_a_stopped_node() {
         }
         Err(_) => true,
     });
+    let still = Still::of(&working);
+    assert!(lock.try_lock().is_err(), "it stands still in the middle of its work");
     assert!(world.node.start().is_err(), "the state is taken");
     let log = world.node.log_text();
     assert!(log.contains("held by another process") && log.contains("telemetry dlq"), "{log}");
     let refused = dlq(&world, &["replay"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(error(&refused).contains("try again in a moment"), "{}", error(&refused));
+    drop(still);
     fine(&working.wait_with_output().unwrap());
 
     // What root makes while it works there belongs to the node's user all the same.

@@ -86,6 +86,8 @@ fn a_silent_stream_is_never_healthy_and_its_age_survives_a_restart() {
         line["data_age_seconds"].as_f64()
     };
     let before = age(&world).unwrap();
+    // The node looks at it at least once a second.
+    eventually(SOON, "it is silent for longer", || age(&world) > Some(before + 4.0));
     assert_eq!(said(), 2, "and not again");
     drop(publisher);
     world.node.kill();
@@ -271,6 +273,7 @@ fn a_latest_state_row_changes_only_when_a_value_does_and_nothing_is_erased() {
     publisher.flush(SOON).unwrap();
     world.drained(SOON);
     let after = world.row("homelab_settings", "SELECT updated_at FROM settings").unwrap();
+    assert_eq!(world.books("heatpump", "settings", "unchanged"), 200);
     assert_eq!(before, after, "nothing changed, so updated_at stands");
     assert_eq!(world.books("heatpump", "settings", "filtered"), 1, "no setting at all in it");
     send(r#"{"Client_Name": "ThermIQ_0A1B2C3D4E5F", "d52": 38}"#);

@@ -1,12 +1,13 @@
 //! One node with its own broker and databases; Kafka is shared by all tests, with topics of their own.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use rig::{
-    Certificates, Folder, Homelab, Kafka, Mosquitto, MosquittoOptions, Node, Postgres,
+    Certificates, Folder, Homelab, Kafka, Ledger, Mosquitto, MosquittoOptions, Node, Postgres,
     PostgresOptions, Publisher, eventually, free_port,
 };
 use serde_json::Value;
@@ -26,6 +27,8 @@ pub struct World {
     pub node: Node,
     /// Where publishers connect.
     publish_port: u16,
+    /// Of everyone who published.
+    ledgers: Mutex<Vec<Arc<Mutex<Ledger>>>>,
     prefix: Option<String>,
     /// Instead of the shared one.
     own_kafka: Option<Kafka>,
@@ -154,7 +157,16 @@ impl World {
         for (name, value) in &changes.environment {
             node = node.environment(name, value);
         }
-        World { mosquitto, postgres, node, publish_port, prefix, own_kafka, _folder: folder }
+        World {
+            mosquitto,
+            postgres,
+            node,
+            publish_port,
+            ledgers: Mutex::default(),
+            prefix,
+            own_kafka,
+            _folder: folder,
+        }
     }
 
     /// Everything up and ready.
@@ -178,7 +190,9 @@ impl World {
 
     /// A second one beside it needs a name of its own.
     pub fn publisher_named(&self, name: &str) -> Publisher {
-        Publisher::new(self.publish_port, name)
+        let publisher = Publisher::new(self.publish_port, name);
+        self.ledgers.lock().unwrap().push(publisher.shared_ledger());
+        publisher
     }
 
     pub fn topic(&self, name: &str) -> String {
@@ -235,14 +249,32 @@ impl World {
         self.sink(stream, sink)["status"]["books"][what].as_u64().unwrap_or(0)
     }
 
-    /// Waits until every sink of every stream has passed what is durable, and the books balance.
+    /// How many messages of each stream the broker took over.
+    fn taken_over(&self) -> BTreeMap<String, u64> {
+        let mut counts = BTreeMap::new();
+        for ledger in self.ledgers.lock().unwrap().iter() {
+            for entry in ledger.lock().unwrap().acked() {
+                *counts.entry(entry.stream.clone()).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    /// Waits until what the broker took over is durable here, every sink of every stream has passed it, and the books
+    /// balance. What the broker has yet to hand over is pending nowhere: no sink alone can tell that all is done.
     #[track_caller]
     pub fn drained(&self, within: Duration) {
-        eventually(within, "every sink has passed every record, with balanced books", || {
+        let owed = self.taken_over();
+        let settled = |sink: &Value| sink["pending"] == 0 && sink["difference"] == 0;
+        eventually(within, "all is kept, and passed by every sink, with balanced books", || {
             let Ok(all) = self.node.streams() else { return false };
             let streams = all["streams"].as_array().cloned().unwrap_or_default();
-            let settled = |sink: &Value| sink["pending"] == 0 && sink["difference"] == 0;
+            let kept = |(name, count): (&String, &u64)| {
+                let stream = streams.iter().find(|stream| stream["name"] == **name);
+                stream.is_some_and(|stream| stream["status"]["sequence"].as_u64() >= Some(*count))
+            };
             !streams.is_empty()
+                && owed.iter().all(kept)
                 && streams.iter().all(|stream| {
                     stream["sinks"].as_array().is_some_and(|sinks| sinks.iter().all(settled))
                 })

@@ -101,6 +101,11 @@ impl Publisher {
     pub fn ledger(&self) -> Ledger {
         locked(&self.ledger).clone()
     }
+
+    /// The ledger itself, which outlives the publisher.
+    pub fn shared_ledger(&self) -> Arc<Mutex<Ledger>> {
+        self.ledger.clone()
+    }
 }
 
 impl Drop for Publisher {
