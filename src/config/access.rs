@@ -47,7 +47,8 @@ pub static TLS: Group = Group {
             "ca_file",
             Kind::Path,
             "the public web authorities",
-            "PEM file of the authority that signed the server's certificate.",
+            "PEM file of the authority that signed the server's certificate. For a Kafka cluster without \
+             it the authorities count that this machine trusts.",
         ),
         optional(
             "certificate_file",
