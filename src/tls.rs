@@ -32,6 +32,10 @@ pub enum TlsError {
     Server { certificate: PathBuf, key: PathBuf, problem: String },
     #[error("no TLS version is usable: {0}")]
     Provider(String),
+    #[error(
+        "server_name {name:?} is no host name that TLS can check; give one the certificate carries"
+    )]
+    ServerName { name: String },
 }
 
 /// Reads the files anew at each call, so that renewed certificates count from the next connection on.
@@ -45,7 +49,8 @@ pub fn client_config(settings: &TlsSettings) -> Result<Arc<ClientConfig>, TlsErr
     let ordinary = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .build()
         .map_err(|error| TlsError::Provider(error.to_string()))?;
-    let verifier = Remembering { ordinary, presented: settings.presented.clone() };
+    let name = settings.server_name.as_deref().map(server_name).transpose()?;
+    let verifier = Remembering { ordinary, name, presented: settings.presented.clone() };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError::Provider(error.to_string()))?
@@ -66,10 +71,17 @@ pub fn client_config(settings: &TlsSettings) -> Result<Arc<ClientConfig>, TlsErr
     Ok(Arc::new(config))
 }
 
+fn server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
+    let owned = ServerName::try_from(name.to_owned());
+    owned.map_err(|_| TlsError::ServerName { name: name.to_owned() })
+}
+
 /// Judges a certificate as rustls does, and keeps it for whoever watches over its end.
 #[derive(Debug)]
 struct Remembering {
     ordinary: Arc<WebPkiServerVerifier>,
+    /// Counts instead of the host: not every client library can be told another name than it connects to.
+    name: Option<ServerName<'static>>,
     presented: Presented,
 }
 
@@ -85,7 +97,7 @@ impl ServerCertVerifier for Remembering {
         let verified = self.ordinary.verify_server_cert(
             end_entity,
             intermediates,
-            server_name,
+            self.name.as_ref().unwrap_or(server_name),
             ocsp_response,
             now,
         )?;

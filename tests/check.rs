@@ -280,6 +280,106 @@ fn a_secret_file_that_everyone_can_read_is_warned_of() {
 }
 
 #[test]
+fn settings_without_effect_and_tables_shared_at_odds_are_warned_of() {
+    let folder = folder(&[("telemetry.toml", DOUBTFUL)]);
+    let loaded = config::load(&folder.path().join("telemetry.toml"), &no_environment)
+        .unwrap_or_else(|report| panic!("{report}"));
+    let found: Vec<_> =
+        loaded.warnings.iter().map(|w| (w.path.as_str(), w.rule.as_str())).collect();
+    assert_eq!(
+        found,
+        [
+            ("http.clear_text_allowed", "has no effect: only this machine reaches the listener"),
+            (
+                "clusters.main.batch_bytes",
+                "above message_bytes_max = 100000: no batch becomes larger than that"
+            ),
+            ("streams.one.require_any", "has no effect: no table has one of these fields"),
+            (
+                "streams.two.tables.again.retention_days",
+                "sink one of stream one keeps the same table for ever: the longest counts"
+            ),
+            (
+                "streams.two.tables.again.partition_days",
+                "sink one of stream one has 7 for the same table: whichever makes a partition decides its width"
+            ),
+        ]
+    );
+}
+
+#[test]
+fn clear_text_is_not_allowed_beside_tls() {
+    let tls = "tls = { certificate_file = \"telemetry.toml\", key_file = \"telemetry.toml\" }";
+    let listen = "listen = \"0.0.0.0:9464\"\nclear_text_allowed = true";
+    let text = DOUBTFUL.replace("clear_text_allowed = true", &format!("{listen}\n{tls}"));
+    let folder = folder(&[("telemetry.toml", &text)]);
+    let loaded = config::load(&folder.path().join("telemetry.toml"), &no_environment)
+        .unwrap_or_else(|report| panic!("{report}"));
+    let first = &loaded.warnings[0];
+    assert_eq!(first.rule, "has no effect beside [http.tls]");
+}
+
+const DOUBTFUL: &str = r#"
+[node]
+name = "node-1"
+state_dir = "."
+[http]
+clear_text_allowed = true
+[brokers.home]
+host = "127.0.0.1"
+[clusters.main]
+bootstrap_servers = ["127.0.0.1:9092"]
+batch_bytes = 100_001
+message_bytes_max = 100_000
+[databases.main]
+host = "127.0.0.1"
+dbname = "telemetry"
+user = "telemetry"
+tls_mode = "off"
+[streams.one]
+broker = "home"
+topic_filter = "a"
+silent_warning_after_seconds = 60
+require_any = ["power"]
+fields.device = { path = "id", type = "text", device_id = true }
+fields.power = { path = "p", type = "int4" }
+kafka = { cluster = "main", topic = "one" }
+tables.one = { database = "main", kind = "append", fields = ["device"] }
+[streams.two]
+broker = "home"
+topic_filter = "b"
+silent_warning_after_seconds = 60
+fields.device = { path = "id", type = "text", device_id = true }
+tables.again = { database = "main", kind = "append", table = "one", retention_days = 30, partition_days = 1 }
+"#;
+
+#[test]
+fn what_librdkafka_refuses_is_a_mistake_with_its_place() {
+    let (own, wrong) = ("\"client.token\" = \"swordfish-3\"", "\"socket.timeout.ms\" = \"soon\"");
+    let text = SMALL
+        .replace(own, &format!("{own}, {wrong}"))
+        .replace("password_credential = \"kafka\"", "password_file = \"secrets/mqtt\"")
+        .replace("password_env = \"DATABASE_PASSWORD\"", "");
+    let folder = folder(&[("telemetry.toml", &text), ("secrets/mqtt", "swordfish-1")]);
+    let report = telemetry::cli::check::load(&folder.path().join("telemetry.toml")).unwrap_err();
+    let [unknown, value] = report.problems.as_slice() else { panic!("{report}") };
+    for problem in [unknown, value] {
+        assert_eq!(problem.path, "clusters.main.properties");
+        assert_eq!(problem.place.as_ref().map(|place| place.line), Some(11));
+    }
+    let unknown_rule = "librdkafka refuses it: No such configuration property: \"client.token\"";
+    assert_eq!(unknown.rule, unknown_rule);
+    assert!(value.rule.contains("socket.timeout.ms"), "{report}");
+    // What two properties make of each other only a client tells.
+    let text = text.replace(&format!("{own}, {wrong}"), "\"reconnect.backoff.max.ms\" = \"100\"");
+    std::fs::write(folder.path().join("telemetry.toml"), text).unwrap();
+    let report = telemetry::cli::check::load(&folder.path().join("telemetry.toml")).unwrap_err();
+    let [together] = report.problems.as_slice() else { panic!("{report}") };
+    assert_eq!(together.path, "clusters.main.properties");
+    assert!(together.rule.contains("reconnect.backoff"), "{report}");
+}
+
+#[test]
 fn fragments_add_to_the_main_file_and_name_themselves_as_origin() {
     let text = SMALL.replace("password_credential = \"kafka\"", "").replace("password_env", "# ");
     let folder = folder(&[

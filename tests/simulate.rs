@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rig::{Mosquitto, MosquittoOptions};
-use telemetry::config::{self, BackoffSettings, BrokerSettings, MqttVersion};
+use rig::{Certificates, Mosquitto, MosquittoOptions};
+use telemetry::config::{self, BackoffSettings, BrokerSettings, MqttVersion, TlsSettings};
 use telemetry::domain::{Arrival, DeliveryFlags, Record, Sequence};
 use telemetry::mapping::{Outcome, RecordMapper, RowMapper};
 use telemetry::simulate::{Fault, FaultRates, Feed, Generator, Kind, Order, SimulateError, run};
@@ -142,6 +142,33 @@ async fn without_a_broker_it_says_so() {
     order.duration = Some(Duration::from_millis(500));
     let outcome = run(order, never(), |_| {}).await;
     assert!(matches!(outcome, Err(SimulateError::NothingAcknowledged { .. })), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_name_counts_instead_of_the_host() {
+    let certificates = Certificates::generate_for(&["broker.plant"]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let files = certificates.write(folder.path()).unwrap();
+    let server = Mosquitto::start_with(MosquittoOptions {
+        tls: Some(certificates),
+        ..MosquittoOptions::default()
+    })
+    .unwrap();
+    for version in [MqttVersion::V5, MqttVersion::V311] {
+        for (name, fits) in [("broker.plant", true), ("elsewhere.plant", false)] {
+            let mut broker = broker(server.port(), version);
+            broker.tls = Some(TlsSettings {
+                ca_file: Some(files.authority.clone()),
+                server_name: Some(name.to_owned()),
+                ..TlsSettings::default()
+            });
+            let mut order = order(broker, &folder.path().join("ledger"));
+            order.count = Some(10);
+            order.duration = Some(Duration::from_secs(if fits { 30 } else { 1 }));
+            let outcome = run(order, never(), |_| {}).await;
+            assert_eq!(outcome.is_ok(), fits, "{name} {version:?}: {outcome:?}");
+        }
+    }
 }
 
 #[test]

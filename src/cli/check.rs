@@ -10,7 +10,7 @@ use super::Exit;
 use crate::config::{self, Loaded, Problem, Report, StreamSettings, Warnings};
 use crate::domain::{Arrival, DeliveryFlags, Record, Sequence, StreamName};
 use crate::mapping::{self, MappingError, RecordMapper, RowMapper};
-use crate::tls;
+use crate::{kafka, tls};
 
 #[derive(Debug, clap::Args)]
 pub struct CheckArguments {
@@ -18,7 +18,7 @@ pub struct CheckArguments {
     #[arg(long, value_name = "FILE", default_value = "/etc/telemetry/telemetry.toml")]
     pub config: PathBuf,
     /// Print every value that counts and where it came from, secrets masked
-    #[arg(long)]
+    #[arg(long, conflicts_with = "explain")]
     pub effective: bool,
     /// Read one message from standard input and show what the stream's mapping makes of it
     #[arg(long, value_name = "STREAM")]
@@ -67,7 +67,7 @@ pub fn check(arguments: &CheckArguments) -> anyhow::Result<Exit> {
     })
 }
 
-/// Configuration, mappings and the listener's certificate, checked together.
+/// Configuration, mappings, the listener's certificate and what librdkafka takes, checked together.
 ///
 /// # Errors
 /// Every mistake in one report.
@@ -79,6 +79,7 @@ pub fn load(path: &Path) -> Result<Loaded, Report> {
         .values()
         .flat_map(|stream| mapping_problems(&loaded, stream))
         .chain(certificate_problem(&loaded))
+        .chain(cluster_problems(&loaded))
         .collect::<Vec<_>>();
     if problems.is_empty() { Ok(loaded) } else { Err(loaded.report(problems)) }
 }
@@ -106,6 +107,22 @@ fn certificate_problem(loaded: &Loaded) -> Option<Problem> {
     let path = "http.tls".to_owned();
     let place = loaded.place_of(&path).cloned();
     Some(Problem { place, path, value: None, rule: error.to_string(), hint: None })
+}
+
+/// What librdkafka refuses would hold a cluster's sinks for ever.
+fn cluster_problems(loaded: &Loaded) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (name, cluster) in &loaded.settings.clusters {
+        for refused in kafka::refused_settings(cluster) {
+            let whole = format!("clusters.{name}");
+            let properties = format!("{whole}.properties");
+            let path = if cluster.properties.is_empty() { whole } else { properties };
+            let place = loaded.place_of(&path).cloned();
+            let rule = format!("librdkafka refuses it: {refused}");
+            problems.push(Problem { place, path, value: None, rule, hint: None });
+        }
+    }
+    problems
 }
 
 fn mapping_problem(loaded: &Loaded, stream: &StreamSettings, error: MappingError) -> Problem {

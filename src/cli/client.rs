@@ -1,6 +1,5 @@
 //! Questions and orders to a running node, over its HTTP listener or its control socket.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,7 +27,8 @@ const ORDER_TIMEOUT: Duration = Duration::from_secs(600);
 /// A node's TCP listener, as the asker reaches it.
 #[derive(Debug)]
 pub struct Listener {
-    pub address: SocketAddr,
+    /// `host:port`.
+    pub address: String,
     pub token: Option<Secret>,
     /// HTTPS: the authority, and the name on the certificate.
     pub tls: Option<TlsSettings>,
@@ -38,7 +38,7 @@ pub struct Listener {
 pub async fn ask(listener: &Listener, path: &str) -> anyhow::Result<serde_json::Value> {
     let question =
         Question { method: Method::GET, path, body: Bytes::new(), token: listener.token.as_ref() };
-    let address = listener.address;
+    let address = listener.address.as_str();
     let answer = timeout(QUESTION_TIMEOUT, async {
         let stream = TcpStream::connect(address)
             .await
@@ -57,10 +57,12 @@ pub async fn ask(listener: &Listener, path: &str) -> anyhow::Result<serde_json::
 
 async fn secured(
     stream: TcpStream,
-    address: SocketAddr,
+    address: &str,
     settings: &TlsSettings,
 ) -> anyhow::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-    let name = settings.server_name.clone().unwrap_or_else(|| address.ip().to_string());
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let name = settings.server_name.clone().unwrap_or_else(|| host.to_owned());
     let name = ServerName::try_from(name).context("the name on the certificate")?;
     let connector = TlsConnector::from(tls::client_config(settings)?);
     connector.connect(name, stream).await.with_context(|| format!("no TLS with {address}"))

@@ -1,7 +1,7 @@
 //! `telemetry status`: one table of the running node.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,16 +21,16 @@ pub struct StatusArgs {
     #[command(flatten)]
     config: ConfigArg,
     /// Ask this address, without looking at the configuration
-    #[arg(long, value_name = "HOST:PORT")]
-    address: Option<SocketAddr>,
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
+    address: Option<String>,
     /// File with a token, for a node that wants one
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// The node speaks HTTPS, with a certificate of this authority
-    #[arg(long, value_name = "FILE", requires = "address")]
+    /// The node speaks HTTPS, with a certificate of this authority [default: a public web authority]
+    #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// The name its certificate carries [default: the address]
-    #[arg(long, value_name = "NAME", requires = "ca_file")]
+    /// The node speaks HTTPS, and its certificate carries this name [default: the address]
+    #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
     /// Draw anew every second until interrupted
     #[arg(long)]
@@ -47,10 +47,19 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
     let way = Way::of(args)?;
     super::block_on(async {
         loop {
-            let health = way.health().await?;
-            show(&health, args)?;
-            if !args.watch {
-                return Ok(if health["state"] == "unhealthy" { Exit::Failed } else { Exit::Fine });
+            match way.health().await {
+                Ok(health) if args.watch => show(&health, args)?,
+                // A node that starts anew is back in a moment.
+                Err(error) if args.watch => {
+                    clear(args)?;
+                    eprintln!("telemetry: {error:#}");
+                }
+                answer => {
+                    let health = answer?;
+                    show(&health, args)?;
+                    let unhealthy = health["state"] == "unhealthy";
+                    return Ok(if unhealthy { Exit::Failed } else { Exit::Fine });
+                }
             }
             tokio::time::sleep(WATCH_INTERVAL).await;
         }
@@ -70,17 +79,14 @@ enum Way {
 impl Way {
     fn of(args: &StatusArgs) -> anyhow::Result<Self> {
         let token = args.token_file.as_deref().map(read_token).transpose()?;
-        if let Some(address) = args.address {
-            let tls = args.ca_file.as_ref().map(|ca_file| TlsSettings {
-                ca_file: Some(ca_file.clone()),
-                server_name: args.server_name.clone(),
-                ..TlsSettings::default()
-            });
+        if let Some(address) = &args.address {
+            let (address, tls) = (address.clone(), args.tls(false));
             return Ok(Way::Listener(Listener { address, token, tls }));
         }
         let settings = super::settings(&args.config.config)?;
         let socket = settings.node.state_dir.join(CONTROL_SOCKET);
-        let listener = Listener { address: settings.http.listen, token, tls: None };
+        let tls = args.tls(settings.http.certificate.is_some());
+        let listener = Listener { address: reachable(settings.http.listen), token, tls };
         Ok(Way::Here { socket, listener })
     }
 
@@ -97,6 +103,37 @@ impl Way {
     }
 }
 
+impl StatusArgs {
+    fn tls(&self, spoken: bool) -> Option<TlsSettings> {
+        let asked = self.ca_file.is_some() || self.server_name.is_some();
+        (spoken || asked).then(|| TlsSettings {
+            ca_file: self.ca_file.clone(),
+            server_name: self.server_name.clone(),
+            ..TlsSettings::default()
+        })
+    }
+}
+
+fn host_and_port(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+            Ok(text.to_owned())
+        }
+        _ => Err("it is not HOST:PORT, e.g. node.lan:9464".to_owned()),
+    }
+}
+
+/// Who listens on every address is asked on loopback; no certificate carries 0.0.0.0.
+fn reachable(mut listen: SocketAddr) -> String {
+    if listen.ip().is_unspecified() {
+        listen.set_ip(match listen {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    listen.to_string()
+}
+
 fn read_token(file: &Path) -> anyhow::Result<Secret> {
     let text = std::fs::read_to_string(file)
         .with_context(|| format!("read the token in {}", file.display()))?;
@@ -104,19 +141,25 @@ fn read_token(file: &Path) -> anyhow::Result<Secret> {
 }
 
 fn show(health: &Value, args: &StatusArgs) -> anyhow::Result<()> {
+    clear(args)?;
     let mut out = std::io::stdout().lock();
     if args.json {
         return Ok(writeln!(out, "{health:#}")?);
     }
-    if args.watch && out.is_terminal() {
+    write!(out, "{}", render(health))?;
+    Ok(out.flush()?)
+}
+
+fn clear(args: &StatusArgs) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if args.watch && !args.json && out.is_terminal() {
         crossterm::execute!(
             out,
             crossterm::terminal::Clear(crossterm::terminal::ClearType::All),
             crossterm::cursor::MoveTo(0, 0)
         )?;
     }
-    write!(out, "{}", render(health))?;
-    Ok(out.flush()?)
+    Ok(())
 }
 
 fn text(value: &Value) -> String {

@@ -3,6 +3,8 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use rustls_pki_types::ServerName;
+
 use super::Context;
 use super::password::{self, Password};
 use super::schema::*;
@@ -47,7 +49,8 @@ pub static TLS: Group = Group {
             "ca_file",
             Kind::Path,
             "the public web authorities",
-            "PEM file of the authority that signed the server's certificate.",
+            "PEM file of the authority that signed the server's certificate. For a Kafka cluster without \
+             it the authorities count that this machine trusts.",
         ),
         optional(
             "certificate_file",
@@ -82,10 +85,15 @@ pub fn tls(section: &Section, context: &mut Context<'_>) -> TlsSettings {
     if let Some(key) = &key {
         warn_of_readers(key, section, "key_file", context);
     }
+    let server_name = section.optional_text("server_name");
+    if server_name.as_deref().is_some_and(|name| ServerName::try_from(name).is_err()) {
+        let rule = "is no host name or address that a certificate can carry";
+        context.problems.error(section.at("server_name"), rule);
+    }
     TlsSettings {
         ca_file,
         client_certificate: certificate.zip(key),
-        server_name: section.optional_text("server_name"),
+        server_name,
         presented: Presented::default(),
     }
 }

@@ -1,6 +1,9 @@
 //! What only shows when the whole configuration is in view: names used twice, things nobody uses,
 //! limits that do not fit each other.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use super::access;
 use super::report::Problems;
 use super::section::Section;
@@ -16,7 +19,9 @@ pub fn check(root: &Section, settings: &Settings, problems: &mut Problems) {
     streams_do_not_meet(root, settings, problems);
     payloads_fit_their_broker(root, settings, problems);
     latest_tables_have_one_writer(root, settings, problems);
+    shared_tables_are_kept_alike(root, settings, problems);
     pools_are_large_enough(root, settings, problems);
+    required_fields_are_written(root, settings, problems);
     copies_have_a_topic_of_their_own(root, settings, problems);
     // A wrong reference would make its target look unused.
     if !problems.any_error() {
@@ -110,6 +115,77 @@ fn latest_tables_have_one_writer(root: &Section, settings: &Settings, problems: 
                 problems.warn(at.itself(), rule);
             }
             writers.push((&table.database, &table.table, stream));
+        }
+    }
+}
+
+/// The partitions of a table are looked after once, whoever writes into it.
+fn shared_tables_are_kept_alike(root: &Section, settings: &Settings, problems: &mut Problems) {
+    let mut first: HashMap<(&str, &str), (&StreamSettings, &TableSettings)> = HashMap::new();
+    for stream in settings.streams.values() {
+        for table in stream.tables.values() {
+            let key = (table.database.as_str(), table.table.as_str());
+            let (other_stream, other) = *first.entry(key).or_insert((stream, table));
+            let Some(at) = section(root, "streams", stream.name.as_str()).and_then(|section| {
+                let mut sinks = section.sections("tables");
+                sinks.find(|(key, _)| *key == table.sink.as_str()).map(|(_, section)| section)
+            }) else {
+                continue;
+            };
+            let of = format!("sink {} of stream {}", other.sink, other_stream.name);
+            partitions_are_alike(at, &of, table, other, problems);
+        }
+    }
+}
+
+fn partitions_are_alike(
+    section: &Section,
+    of: &str,
+    table: &TableSettings,
+    other: &TableSettings,
+    problems: &mut Problems,
+) {
+    let (
+        TableKind::Append { retention, partition, .. },
+        TableKind::Append { retention: other_retention, partition: other_partition, .. },
+    ) = (&table.kind, &other.kind)
+    else {
+        return;
+    };
+    let days = |duration: &Duration| duration.as_secs() / 86_400;
+    if retention != other_retention {
+        let kept = match other_retention {
+            Some(kept) => format!("for {} days", days(kept)),
+            None => "for ever".to_owned(),
+        };
+        let rule = format!("{of} keeps the same table {kept}: the longest counts");
+        problems.warn(section.at("retention_days"), rule);
+    }
+    if partition != other_partition {
+        let rule = format!(
+            "{of} has {} for the same table: whichever makes a partition decides its width",
+            days(other_partition)
+        );
+        problems.warn(section.at("partition_days"), rule);
+    }
+}
+
+/// The record needs the device id alone, and a table only what it has.
+fn required_fields_are_written(root: &Section, settings: &Settings, problems: &mut Problems) {
+    for stream in settings.streams.values() {
+        let Some(section) = section(root, "streams", stream.name.as_str()) else { continue };
+        let required = &stream.mapping.require_any;
+        let written = |table: &TableSettings| {
+            let insert_only = match &table.kind {
+                TableKind::Latest { insert_only, .. } => Some(insert_only.values()),
+                TableKind::Append { .. } => None,
+            };
+            let mut fields = table.columns.keys().chain(insert_only.into_iter().flatten());
+            fields.any(|field| required.contains(field))
+        };
+        if !required.is_empty() && !stream.tables.values().any(written) {
+            let rule = "has no effect: no table has one of these fields";
+            problems.warn(section.at("require_any"), rule);
         }
     }
 }

@@ -30,8 +30,8 @@ pub static BROKER: Group = Group {
             "keepalive_seconds",
             (5, 65_535),
             30,
-            "A silent connection is probed this often. Longer finds a dead one later, and \
-             routers drop idle connections.",
+            "A ping leaves after every half of it, and a connection silent for one and a half is \
+             given up. Longer finds a dead one later, and routers drop idle connections.",
         ),
         integer(
             "session_expiry_seconds",
@@ -44,7 +44,7 @@ pub static BROKER: Group = Group {
             "connect_timeout_seconds",
             (1, 3600),
             10,
-            "For the connection, TLS and the broker's welcome.",
+            "For the connection with TLS, and as long again for the broker's welcome.",
         ),
         integer(
             "operation_timeout_seconds",
@@ -62,7 +62,7 @@ pub static BROKER: Group = Group {
             "reconnect_max_ms",
             (10, HOUR_MS),
             60_000,
-            "Longest pause before connecting again.",
+            "Longest pause before connecting again, and up to 30 % more.",
         ),
         BREAKER_FAILURES,
         BREAKER_COOL_DOWN,

@@ -5,11 +5,17 @@ use super::access::{
     self, PASSWORD_CREDENTIAL, PASSWORD_ENV, PASSWORD_FILE, PASSWORD_REFUSED, TLS,
 };
 use super::node::{BREAKER_COOL_DOWN, BREAKER_FAILURES, backoff, breaker};
+use super::report::Problems;
 use super::schema::*;
 use super::section::Section;
 use super::settings::*;
 use super::sink::{ENSURE, dead_letter_topic};
 use crate::domain::Secret;
+
+/// librdkafka's own limits, of `linger.ms`, `socket.timeout.ms` and `message.max.bytes`: it refuses more.
+const LINGER_MS_MAX: i64 = 900_000;
+const SOCKET_TIMEOUT_SECONDS_MAX: i64 = 300;
+const MESSAGE_BYTES_MAX: i64 = 1_000_000_000;
 
 pub static CLUSTER: Group = Group {
     doc: "A Kafka cluster, or Redpanda. Producers are idempotent and wait for all replicas.",
@@ -25,11 +31,16 @@ pub static CLUSTER: Group = Group {
         ),
         integer(
             "linger_ms",
-            (0, HOUR_MS),
+            (0, LINGER_MS_MAX),
             5,
             "A record waits this long for company. 0 = lowest latency, smaller batches.",
         ),
-        integer("batch_bytes", (KIB, 100 * MIB), 128 * KIB, "A batch this large is sent at once."),
+        integer(
+            "batch_bytes",
+            (KIB, 100 * MIB),
+            128 * KIB,
+            "A batch this large is sent at once. None becomes larger than `message_bytes_max`.",
+        ),
         integer(
             "message_timeout_seconds",
             (1, 3600),
@@ -38,7 +49,12 @@ pub static CLUSTER: Group = Group {
              and what is unconfirmed sent again. While the cluster is away, records wait without \
              a limit.",
         ),
-        integer("operation_timeout_seconds", (1, 3600), 30, "For metadata and topic requests."),
+        integer(
+            "operation_timeout_seconds",
+            (1, SOCKET_TIMEOUT_SECONDS_MAX),
+            30,
+            "For each request, records included, and for setting up a connection (1 to 60 s there).",
+        ),
         integer(
             "in_flight_max",
             (1, 1_000_000),
@@ -48,7 +64,7 @@ pub static CLUSTER: Group = Group {
         ),
         integer(
             "message_bytes_max",
-            (KIB, GIB),
+            (KIB, MESSAGE_BYTES_MAX),
             1_000_000,
             "Largest record the brokers take (`message.max.bytes`). A larger one becomes a \
              dead letter.",
@@ -60,7 +76,13 @@ pub static CLUSTER: Group = Group {
             "Between two durable saves of the cursor: what a crash may repeat.",
         ),
         integer("retry_min_ms", (10, HOUR_MS), 500, "First pause before trying again; it doubles."),
-        integer("retry_max_ms", (10, HOUR_MS), 30_000, "Longest pause before trying again."),
+        integer(
+            "retry_max_ms",
+            (10, HOUR_MS),
+            30_000,
+            "Longest pause before a sink tries again, and up to 30 % more. Connections that broke are \
+             made anew by the library itself, at the latest after 5 s, whatever this and the breaker say.",
+        ),
         BREAKER_FAILURES,
         BREAKER_COOL_DOWN,
         optional_section("dead_letters", &DEAD_LETTERS, "no copies"),
@@ -81,7 +103,7 @@ pub static SASL: Group = Group {
         required(
             "mechanism",
             Kind::Choice(&["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]),
-            "PLAIN only together with TLS.",
+            "PLAIN sends the password readable: without TLS to another machine it is warned of.",
         ),
         required("username", Kind::Text, "User."),
         PASSWORD_FILE,
@@ -161,6 +183,7 @@ pub fn cluster(section: &Section, context: &mut Context<'_>) -> ClusterSettings 
         let rule = "the password travels in clear text; add TLS";
         context.problems.warn(section.at("sasl"), rule);
     }
+    batches_fit(section, &mut context.problems);
     ClusterSettings {
         bootstrap_servers,
         tls,
@@ -179,6 +202,16 @@ pub fn cluster(section: &Section, context: &mut Context<'_>) -> ClusterSettings 
             .section("dead_letters")
             .map(|copies| dead_letter_topic(copies, &mut context.problems)),
         properties: properties(section, context),
+    }
+}
+
+fn batches_fit(section: &Section, problems: &mut Problems) {
+    let (batch, largest) =
+        (section.integer::<u64>("batch_bytes"), section.integer::<u64>("message_bytes_max"));
+    if section.has("batch_bytes") && batch > largest {
+        let rule =
+            format!("above message_bytes_max = {largest}: no batch becomes larger than that");
+        problems.warn(section.at("batch_bytes"), rule);
     }
 }
 

@@ -46,8 +46,9 @@ pub static DATABASE: Group = Group {
             "connections_max",
             (2, 1000),
             8,
-            "All connections of this node to this database: one per busy table sink, one \
-             for migrations, some for jobs.",
+            "Connections the table sinks share: one per busy sink. The migrator has another beside \
+             them, for migrations, upkeep and jobs. With `migrator`, a sink that has partitions made takes one \
+             more meanwhile.",
         ),
         integer("connect_timeout_seconds", (1, 3600), 10, "For connecting and logging in."),
         integer("pool_timeout_seconds", (1, 3600), 30, "Waiting for a free connection."),
@@ -55,11 +56,16 @@ pub static DATABASE: Group = Group {
             "statement_timeout_seconds",
             (1, 3600),
             30,
-            "For one statement of a writer; then it is tried again.",
+            "For one statement of a writer, and for a transaction of it as a whole; then it is tried again.",
         ),
         integer("query_timeout_seconds", (1, DAY_SECONDS), 300, "For a migration or a job."),
         integer("retry_min_ms", (10, HOUR_MS), 500, "First pause before trying again; it doubles."),
-        integer("retry_max_ms", (10, HOUR_MS), 30_000, "Longest pause before trying again."),
+        integer(
+            "retry_max_ms",
+            (10, HOUR_MS),
+            30_000,
+            "Longest pause before trying again, and up to 30 % more.",
+        ),
         BREAKER_FAILURES,
         BREAKER_COOL_DOWN,
         optional(

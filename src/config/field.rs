@@ -49,8 +49,8 @@ pub static FIELD: Group = Group {
             "type",
             Kind::Choice(&["int2", "int4", "int8", "float8", "boolean", "text", "timestamp"]),
             "follows from bit, constant, topic_level, arrival, flags; required with a path",
-            "As PostgreSQL calls it. The width of an integer is its range: what does not \
-             fit is a dead letter.",
+            "As PostgreSQL calls it. The width of an integer is its range in tables: what does not \
+             fit is a dead letter there. The record takes what fits 64 bits.",
         ),
         flag(
             "device_id",
@@ -76,7 +76,8 @@ pub static FIELD: Group = Group {
             "record_type",
             Kind::Choice(&["int2", "int4", "int8", "float8"]),
             "the same as type",
-            "The record's own type where it differs; `float8` keeps the value as sent, unrounded.",
+            "The record's own type where it differs; `float8` keeps the value as sent, unrounded. Of \
+             an integer only that it is one counts, not its width.",
         ),
         optional("min", Kind::Number, "the type's limit", "Least value, after scale and offset."),
         optional(
@@ -210,12 +211,7 @@ fn source(section: &Section, levels: Option<usize>, problems: &mut Problems) -> 
     if section.has("aliases") && !section.has("path") {
         problems.error(section.at("aliases"), "aliases are further paths; path is missing");
     }
-    if let (Some(level), Some(levels)) = (section.optional_integer::<usize>("topic_level"), levels)
-        && level > levels
-    {
-        let rule = format!("the topics of this stream have {levels} levels");
-        problems.error(section.at("topic_level"), rule);
-    }
+    level_fits(section, levels, problems);
     match given.first().copied() {
         Some("topic_level") => FieldSource::TopicLevel(section.integer("topic_level")),
         Some("constant") => FieldSource::Constant(section.scalar("constant").unwrap_or_default()),
@@ -225,6 +221,16 @@ fn source(section: &Section, levels: Option<usize>, problems: &mut Problems) -> 
             let first = section.optional_text("path").into_iter();
             FieldSource::Paths(first.chain(section.texts("aliases")).collect())
         }
+    }
+}
+
+/// A level that no topic of the stream has would be missing for ever.
+pub fn level_fits(section: &Section, levels: Option<usize>, problems: &mut Problems) {
+    if let (Some(level), Some(levels)) = (section.optional_integer::<usize>("topic_level"), levels)
+        && level > levels
+    {
+        let rule = format!("the topics of this stream have {levels} levels");
+        problems.error(section.at("topic_level"), rule);
     }
 }
 

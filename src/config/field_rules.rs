@@ -24,6 +24,30 @@ fn is_numeric(kind: FieldType) -> bool {
     is_integer(kind) || kind == FieldType::Float8
 }
 
+/// The settings that mean something for a number that was sent, and for nothing else.
+const CONVERSIONS: [&str; 8] = [
+    "round",
+    "scale",
+    "offset",
+    "min",
+    "max",
+    "out_of_range",
+    "boolean_as_number",
+    "text_as_number",
+];
+
+/// What stands in the place of a value that was sent has no use for what is done to one.
+fn without_effect(section: &Section) -> Option<(&'static str, Vec<&'static str>)> {
+    let beside = [
+        ("constant", [&CONVERSIONS[..], &["default", "values"]]),
+        ("arrival", [&TIMESTAMP_ONLY, &["default", "values"]]),
+        ("flags", [&[], &["default", "values"]]),
+        ("values", [&CONVERSIONS, &[]]),
+    ];
+    let (by, names) = beside.into_iter().find(|(by, _)| section.has(by))?;
+    Some((by, names.concat().into_iter().filter(|name| section.has(name)).collect()))
+}
+
 /// The settings that mean something for some types only.
 const NUMERIC_ONLY: [&str; 8] = [
     "record_type",
@@ -39,8 +63,13 @@ const TIMESTAMP_ONLY: [&str; 3] =
     ["timestamp_format", "timestamp_age_max_seconds", "timestamp_skew_max_seconds"];
 
 fn options_fit(section: &Section, kind: FieldType, problems: &mut Problems) {
+    let (by, idle) = without_effect(section).unwrap_or_default();
+    for name in &idle {
+        problems.error(section.at(name), format!("has no effect with {by}"));
+    }
     let mut only = |names: &[&'static str], fits: bool, what: &str| {
-        for name in names.iter().copied().filter(|name| !fits && section.has(name)) {
+        let told = |name: &&'static str| fits || !section.has(name) || idle.contains(name);
+        for name in names.iter().copied().filter(|name| !told(name)) {
             problems.error(section.at(name), format!("only for {what}"));
         }
     };
@@ -51,7 +80,8 @@ fn options_fit(section: &Section, kind: FieldType, problems: &mut Problems) {
     if section.has("bit") && section.has("values") {
         problems.error(section.at("values"), "bit and values exclude each other");
     }
-    if section.has("topic_level") && is_numeric(kind) && !section.boolean("text_as_number") {
+    let read = section.has("text_as_number") || section.has("values");
+    if section.has("topic_level") && is_numeric(kind) && !read {
         let rule = "a topic level is text; add text_as_number = true";
         problems.error(section.at("topic_level"), rule);
     }

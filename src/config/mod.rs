@@ -85,8 +85,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Where a table of the file stands, e.g. `streams.energy.fields.power`, for problems found by
-    /// later checks.
+    /// Where a table or a setting of the file stands, e.g. `streams.energy.fields.power`, for
+    /// problems found by later checks.
     pub fn place_of(&self, path: &str) -> Option<&Place> {
         self.places.get(path)
     }
@@ -218,6 +218,9 @@ fn each<T>(
 fn collect_places(section: &Section, places: &mut HashMap<String, Place>) {
     if let Some(place) = &section.place {
         places.insert(section.path.clone(), place.clone());
+    }
+    for (path, place) in section.places() {
+        places.insert(path, place.clone());
     }
     for inner in section.children() {
         collect_places(inner, places);

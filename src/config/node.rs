@@ -56,7 +56,8 @@ pub static BUFFER: Group = Group {
             (MIB, 4 * GIB),
             64 * MIB,
             "A generation is closed above this size and removed once every sink has passed \
-             it. Smaller gives space back sooner and costs more files.",
+             it. Smaller gives space back sooner and costs more files. About one that is \
+             delivered already stays beside the one being written.",
         ),
         integer(
             "sync_linger_ms",
@@ -199,7 +200,12 @@ pub static SUPERVISION: Group = Group {
             200,
             "Pause before the first restart; it doubles.",
         ),
-        integer("backoff_max_ms", (10, HOUR_MS), 10_000, "Longest pause between restarts."),
+        integer(
+            "backoff_max_ms",
+            (10, HOUR_MS),
+            10_000,
+            "Longest pause between restarts, and up to 30 % more.",
+        ),
         integer(
             "parked_retry_seconds",
             (1, DAY_SECONDS),
@@ -264,6 +270,7 @@ pub fn http(root: &Section, context: &mut Context<'_>) -> Option<HttpSettings> {
     let listen: std::net::SocketAddr =
         section.text("listen").parse().unwrap_or_else(|_| ([127, 0, 0, 1], 0).into());
     let certificate = section.section("tls").and_then(|tls| access::certificate(tls, context));
+    clear_text_counts(section, listen, &mut context.problems);
     let exposed = !listen.ip().is_loopback();
     if exposed && !section.has("tls") {
         if section.boolean("clear_text_allowed") {
@@ -287,6 +294,20 @@ pub fn http(root: &Section, context: &mut Context<'_>) -> Option<HttpSettings> {
         requests_per_minute_max: section.integer("requests_per_minute_max"),
         connections_per_peer_max: section.integer("connections_per_peer_max"),
     })
+}
+
+fn clear_text_counts(section: &Section, listen: std::net::SocketAddr, problems: &mut Problems) {
+    if !section.boolean("clear_text_allowed") {
+        return;
+    }
+    let rule = if section.has("tls") {
+        "has no effect beside [http.tls]"
+    } else if listen.ip().is_loopback() {
+        "has no effect: only this machine reaches the listener"
+    } else {
+        return;
+    };
+    problems.warn(section.at("clear_text_allowed"), rule);
 }
 
 pub fn log(root: &Section, problems: &mut Problems) -> Option<LogSettings> {
@@ -343,7 +364,7 @@ pub const BREAKER_COOL_DOWN: Setting = integer(
     "breaker_cool_down_seconds",
     (1, 3600),
     3,
-    "Between two trials. The first one that works lets everybody go on at once.",
+    "Between two trials, instead of the pauses above. The first one that works lets everybody go on at once.",
 );
 
 pub fn breaker(section: &Section) -> BreakerSettings {

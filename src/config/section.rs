@@ -325,6 +325,14 @@ impl Section {
         })
     }
 
+    /// Where its own settings are written, by their paths.
+    pub fn places(&self) -> impl Iterator<Item = (String, &Place)> {
+        self.entries.iter().filter_map(|(name, entry)| match entry {
+            Entry::Leaf(node) => Some((self.path_of(name), &node.place)),
+            _ => None,
+        })
+    }
+
     /// Notes what a setting comes to that the file leaves out.
     pub fn derive(&self, name: &'static str, value: impl std::fmt::Debug) {
         self.setting(name);

@@ -80,13 +80,15 @@ pub static TABLE: Group = Group {
             "retention_days",
             Kind::Integer(1, 36_500),
             "kept for ever",
-            "append: older rows are dropped with their partition.",
+            "append: older rows are dropped with their partition. Of sinks that share a table the \
+             longest counts.",
         ),
         integer(
             "partition_days",
             (1, 366),
             7,
-            "append: width of a partition (chunk). Retention drops whole partitions.",
+            "append: width of a partition. Retention drops whole partitions. A hypertable has the width \
+             of its chunks instead: this has no effect on it.",
         ),
         optional(
             "key",

@@ -41,13 +41,13 @@ pub static STREAM: Group = Group {
             "silent_warning_after_seconds",
             Kind::Integer(1, YEAR_SECONDS),
             "no warning",
-            "Without a message for this long the stream is warned of.",
+            "Without a message for this long the stream is warned of, as long as it is subscribed.",
         ),
         optional(
             "silent_critical_after_seconds",
             Kind::Integer(1, YEAR_SECONDS),
             "never critical",
-            "Without a message for this long the stream is critical.",
+            "Without a message for this long the stream is critical, as long as it is subscribed.",
         ),
         optional_section("filter", &FILTER, "every message counts"),
         optional_section("dedupe", &DEDUPE, "equal messages without DUP are two messages"),
@@ -55,7 +55,8 @@ pub static STREAM: Group = Group {
             "require_any",
             Kind::Texts,
             "a message without any of its optional fields still counts",
-            "Fields of which at least one must be present, else the message is incomplete.",
+            "Fields of which at least one must be present, else the message is incomplete for each \
+             table with one of these columns; the record is still made.",
         ),
         sections("fields", &FIELD, KeyRule::Identifier),
         optional_section("kafka", &KAFKA, "nothing goes to Kafka"),
@@ -69,7 +70,8 @@ pub static STREAM: Group = Group {
 
 pub static FILTER: Group = Group {
     doc: "A condition on the message. What does not pass is counted as filtered: no row, \
-             no record, no error. A missing value is incomplete.",
+             no record, no error. Where the value is missing, the message is incomplete with `one_of`, passes with \
+             `none_of` and is filtered with `exists`.",
     settings: &[
         optional("path", Kind::JsonPath, "topic_level says where", "The member that is tested."),
         optional(
@@ -234,14 +236,21 @@ fn mapping(section: &Section, problems: &mut Problems) -> MappingSettings {
     }
     MappingSettings {
         payload_bytes_max: section.integer("payload_bytes_max"),
-        filter: section.section("filter").and_then(|filter| filter_settings(filter, problems)),
+        filter: section
+            .section("filter")
+            .and_then(|filter| filter_settings(filter, levels, problems)),
         require_any,
         device_id: ids.first().map(|id| (*id).clone()).unwrap_or_default(),
         fields,
     }
 }
 
-fn filter_settings(section: &Section, problems: &mut Problems) -> Option<FilterSettings> {
+/// `levels`: how many levels the stream's topics have, where that is known.
+fn filter_settings(
+    section: &Section,
+    levels: Option<usize>,
+    problems: &mut Problems,
+) -> Option<FilterSettings> {
     let path = section.optional_text("path");
     let level = section.optional_integer("topic_level");
     if section.has("path") == section.has("topic_level") {
@@ -256,6 +265,10 @@ fn filter_settings(section: &Section, problems: &mut Problems) -> Option<FilterS
         let rule = "must be true; to drop messages that have the member use none_of";
         problems.error(section.at("exists"), rule);
     }
+    field::level_fits(section, levels, problems);
+    if section.has("topic_level") {
+        topic_values_are_text(section, problems);
+    }
     let test = match (section.scalars("one_of"), section.scalars("none_of")) {
         (Some(values), _) => FilterTest::OneOf(values),
         (None, Some(values)) => FilterTest::NoneOf(values),
@@ -267,6 +280,16 @@ fn filter_settings(section: &Section, problems: &mut Problems) -> Option<FilterS
         (None, None) => return None,
     };
     Some(FilterSettings { source, test })
+}
+
+fn topic_values_are_text(section: &Section, problems: &mut Problems) {
+    for name in ["one_of", "none_of"] {
+        let values = section.scalars(name).unwrap_or_default();
+        for value in values.iter().filter(|value| !value.is_string()) {
+            let rule = format!("a topic level is text, never {value}; write \"{value}\"");
+            problems.error(section.at(name), rule);
+        }
+    }
 }
 
 fn dedupe_settings(section: &Section, problems: &mut Problems) -> DedupeSettings {

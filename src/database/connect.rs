@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
-use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{Client, Config, NoTls, Socket};
+use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::{DatabaseError, refused};
@@ -38,29 +37,11 @@ async fn open(settings: &DatabaseSettings) -> Result<Client, DatabaseError> {
         DatabaseTls::VerifyFull => {
             let tls = settings.tls.clone().unwrap_or_default();
             let rustls = crate::tls::client_config(&tls)?;
-            let rustls = MakeRustlsConnect::new(rustls.as_ref().clone());
-            let name = tls.server_name.unwrap_or_else(|| settings.host.clone());
-            let connector = Named { rustls, name };
+            let connector = MakeRustlsConnect::new(rustls.as_ref().clone());
             let (client, connection) = config.connect(connector).await.map_err(refused(target))?;
             tokio::spawn(drive(connection));
             Ok(client)
         }
-    }
-}
-
-/// TLS with a server whose certificate carries this name; it may be reached under another.
-struct Named {
-    rustls: MakeRustlsConnect,
-    name: String,
-}
-
-impl MakeTlsConnect<Socket> for Named {
-    type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
-    type TlsConnect = <MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect;
-    type Error = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Error;
-
-    fn make_tls_connect(&mut self, _host: &str) -> Result<Self::TlsConnect, Self::Error> {
-        MakeTlsConnect::<Socket>::make_tls_connect(&mut self.rustls, &self.name)
     }
 }
 

@@ -1,5 +1,5 @@
-//! One pool per database, shared by every writer, so that all of the node together never holds more than
-//! `connections_max` connections.
+//! One pool per database, shared by every writer, so that all of them together never hold more than `connections_max`
+//! connections. The migrator's session is beside them, and while partitions are made so is that of its role.
 //!
 //! A connection is lent dirty: unless the borrower says that its transaction has ended and every answer was read, the
 //! connection is closed instead of going back. The next borrower can therefore never inherit a running statement, an

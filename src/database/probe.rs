@@ -147,8 +147,13 @@ fn durability(server: &Server, findings: &mut Findings) {
 }
 
 fn room(server: &Server, settings: &DatabaseSettings, findings: &mut Findings) {
+    // Each sink may have partitions made at the same time, but hardly ever does.
+    let (beside, for_whom) = match settings.migrator {
+        None => (1, "one for the migrator"),
+        Some(_) => (2, "two for the migrator's role"),
+    };
     let figure = format!(
-        "{} left, the node takes up to {}",
+        "{} left, the node takes up to {} for its sinks and {for_whom}",
         server.connections_left.max(0),
         settings.connections_max
     );
@@ -156,7 +161,7 @@ fn room(server: &Server, settings: &DatabaseSettings, findings: &mut Findings) {
         let remedy =
             "raise max_connections of the server, or the CONNECTION LIMIT of the role or database";
         findings.fail("connections", figure, remedy);
-    } else if server.connections_left < i64::from(settings.connections_max) {
+    } else if server.connections_left < i64::from(settings.connections_max) + beside {
         let remedy = "raise max_connections of the server, or lower connections_max of the node";
         findings.warn("connections", figure, remedy);
     } else {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use rdkafka::producer::BaseProducer;
 
 use crate::config::{ClusterSettings, SaslMechanism, TlsSettings};
 
@@ -57,6 +59,34 @@ pub(super) fn producer_config(
         config.set(name, value);
     }
     config
+}
+
+/// What the client library refuses of a cluster's settings. It is told of no broker, so it connects to none; and of no
+/// file, for a certificate that is renewed amiss is the cluster's trouble and none of the whole node.
+pub fn refused_settings(settings: &ClusterSettings) -> Vec<String> {
+    let alone = |(name, value): (&String, &String)| {
+        ClientConfig::new().set(name, value).create_native_config().err().map(words)
+    };
+    let refused: Vec<_> = settings.properties.iter().filter_map(alone).collect();
+    if !refused.is_empty() {
+        return refused;
+    }
+    let mut config = producer_config(settings, 1, Purpose::Shared);
+    for name in
+        ["bootstrap.servers", "ssl.ca.location", "ssl.certificate.location", "ssl.key.location"]
+    {
+        config.remove(name);
+    }
+    let together = config.create::<BaseProducer>().err();
+    together.map(words).into_iter().collect()
+}
+
+fn words(error: KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(_, description, ..) => description,
+        KafkaError::ClientCreation(description) => description,
+        other => other.to_string(),
+    }
 }
 
 /// For topics and their settings.

@@ -69,14 +69,14 @@ impl Access {
         }
     }
 
-    /// Settings are read at the start, the files they name whenever the cluster turns the node away.
+    /// Settings are read at the start and at a reload, the files they name whenever the cluster turns the node away.
     fn remedy(self, cluster: &str) -> String {
         match self {
             Access::Login => format!(
-                "check `username`, the password and `mechanism` in [clusters.{cluster}.sasl]; a corrected password file is read again by itself, anything else needs a restart"
+                "check `username`, the password and `mechanism` in [clusters.{cluster}.sasl]; a corrected password file is read again by itself, anything else needs `telemetry reload`"
             ),
             Access::Tls => format!(
-                "check `ca_file`, `certificate_file` and `key_file` in [clusters.{cluster}.tls] and the names in the brokers' certificates; corrected files are read again by themselves, anything else needs a restart"
+                "check `ca_file`, `certificate_file` and `key_file` in [clusters.{cluster}.tls] and the names in the brokers' certificates; corrected files are read again by themselves, anything else needs `telemetry reload`"
             ),
         }
     }

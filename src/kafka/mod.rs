@@ -28,6 +28,7 @@ mod session;
 mod topics;
 mod window;
 
+pub use client_config::refused_settings;
 pub use error::{Access, KafkaError};
 pub use outbox::TELEMETRY_ID_HEADER;
 pub use probe::probe;

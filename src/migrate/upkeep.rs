@@ -216,7 +216,7 @@ impl Upkeep {
                     "retention has no effect on {}: it is not partitioned",
                     table.table
                 ),
-                remedy: "partition it by a migration, or take `retention` out".to_owned(),
+                remedy: "partition it by a migration, or take `retention_days` out".to_owned(),
             });
         }
         Ok(())

@@ -204,7 +204,8 @@ fn too_many(table: &str, from: i64, to: i64) -> DatabaseError {
         problem: format!(
             "rows from {from} to {to} would need more than {PARTITIONS_MAX} partitions of {table}"
         ),
-        remedy: "raise `partition` of this table, or look for a clock that was wrong".to_owned(),
+        remedy: "raise `partition_days` of this table, or look for a clock that was wrong"
+            .to_owned(),
     }
 }
 
