@@ -174,7 +174,7 @@ fn wait_kept(world: &World, wanted: u64) -> Result<()> {
         Ok((kept >= wanted && plug.is_some_and(|plug| plug.is_drained())).then_some(()))
     })?;
     ensure!(kept == wanted, "{kept} kept of {wanted}");
-    let sql = "SELECT plug_id, uptime_seconds::text FROM power_plugs ORDER BY uptime_seconds";
+    let sql = "SELECT plug_id, uptime_seconds::text FROM power_plugs p ORDER BY p.uptime_seconds";
     let rows = world.postgres.query(DATABASE, sql)?;
     let expected = (0..wanted).map(|n| vec![Some(format!("plug-{n}")), Some(n.to_string())]);
     ensure!(rows.iter().eq(&expected.collect::<Vec<_>>()), "{} rows of {wanted}", rows.len());
