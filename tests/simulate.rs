@@ -177,8 +177,11 @@ fn the_example_configuration_maps_what_the_devices_send() {
     let loaded = config::load(&path, &|_| None).unwrap();
     for (name, stream) in &loaded.settings.streams {
         let kind = Kind::of_stream(name.as_str()).unwrap();
-        for (faults, all_fine) in [("", true), ("wrong-clock=1", true), ("bad-value=1", false)] {
-            let faults = FaultRates::parse(faults).unwrap();
+        for (fault, all_fine) in
+            [(None, true), (Some(Fault::WrongClock), true), (Some(Fault::BadValue), false)]
+        {
+            let faults = fault.map_or_else(String::new, |fault| format!("{}=1", fault.name()));
+            let faults = FaultRates::parse(&faults).unwrap();
             let mut generator = Generator::new(kind, &stream.topic_filter, 3, faults, 11);
             let mut record_mapper = RecordMapper::compile(stream).unwrap();
             let mut tables: Vec<RowMapper> = stream
@@ -189,6 +192,7 @@ fn the_example_configuration_maps_what_the_devices_send() {
             for sequence in 1..100 {
                 let messages = generator.next(Timestamp::now());
                 let message = &messages[0];
+                assert_eq!(message.fault, fault, "{name}");
                 let record = Record {
                     sequence: Sequence(sequence),
                     arrival: Arrival::now(),
@@ -203,7 +207,7 @@ fn the_example_configuration_maps_what_the_devices_send() {
                 for table in &mut tables {
                     fine &= matches!(table.map(&record), Outcome::Mapped(_));
                 }
-                assert_eq!(fine, all_fine, "{name}: {:?}", message.fault.map(Fault::name));
+                assert_eq!(fine, all_fine, "{name}: {fault:?}");
                 if all_fine {
                     assert_eq!(
                         parsed(&json)["tags"].as_object().map(|tags| tags.is_empty()),

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use telemetry::breaker::BreakerState;
 use telemetry::buffer::DeadLetterFilter;
@@ -14,6 +15,18 @@ use telemetry::observe::{SinkState, SinkStatus};
 use crate::stage::{CLUSTER, Stage, assert_whole_and_in_order, good, sink_name, stream_name};
 
 impl Stage {
+    /// An injected error that nobody has met yet would be met by the next who sends, and this one does not try again.
+    async fn assert_no_produce_error_is_left(&self) {
+        self.mock.create_topic("elsewhere", 1, 1).unwrap();
+        let producer: FutureProducer = rdkafka::ClientConfig::new()
+            .set("bootstrap.servers", self.mock.bootstrap_servers())
+            .set("retries", "0")
+            .create()
+            .unwrap();
+        let record = FutureRecord::to("elsewhere").key("").payload("");
+        producer.send(record, Duration::ZERO).await.expect("the error was met before");
+    }
+
     async fn letters(&self) -> Vec<DeadLetter> {
         self.buffer.state().dead_letters(DeadLetterFilter::default(), None, 1_000).await.unwrap()
     }
@@ -92,6 +105,7 @@ async fn survives(error: RDKafkaRespErr) -> Stage {
             stage.until_cursor("climate", 200).await;
         })
         .await;
+    stage.assert_no_produce_error_is_left().await;
     assert_whole_and_in_order(&stage.read("energy", 1_000), 1..=1_000);
     assert_whole_and_in_order(&stage.read("climate", 200), 1..=200);
     for stream in ["energy", "climate"] {
@@ -246,12 +260,17 @@ async fn a_pause_holds_what_is_new_and_ends() {
     stage.keep_good("energy", 10).await;
     stage
         .run_with_pause(async |_, paused| {
+            let began = Instant::now();
             stage.until_cursor("energy", 10).await;
+            let takes = began.elapsed();
             paused.send_replace(true);
             let is_paused = |stage: &Stage| stage.status("energy").state == SinkState::Paused;
             stage.until("the sink is paused", is_paused).await;
             stage.keep_good("energy", 10).await;
+            // Long enough for a sink that does not heed it.
+            tokio::time::sleep(2 * takes).await;
             assert_eq!(stage.cursor("energy"), 10);
+            assert_eq!(stage.read("energy", 10).len(), 10, "none was sent");
             paused.send_replace(false);
             stage.until_cursor("energy", 20).await;
         })
@@ -423,6 +442,10 @@ async fn a_hundred_streams_without_the_right_to_write_are_tried_with_one_produce
                 assert!(all_held(&stage), "a trial is told by nobody");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
+            // That there are trials shows in their end.
+            stage.mock.clear_request_errors(RDKafkaApiKey::InitProducerId);
+            let released = |name: &&str| stage.status(name).state == SinkState::Delivering;
+            stage.until("all are released", |_| names.iter().all(released)).await;
             // Those of the tests beside this one are among them.
             assert!(most < 200, "{most} threads");
         })

@@ -160,10 +160,11 @@ fn a_limit_lowered_below_ours_sets_aside_what_is_above_it_and_nothing_else() {
 fn a_replay_to_kafka_killed_half_way_and_repeated_leaves_no_letter_out() {
     const LETTERS: u64 = 400;
     const KILLS: usize = 3;
-    let kafka = Kafka::start().unwrap();
+    let kafka = Kafka::start_with(KafkaOptions { far: true, ..KafkaOptions::default() }).unwrap();
+    let link = kafka.link().unwrap();
     kafka.create_topic(TOPIC, 2).unwrap();
     kafka.set_topic(TOPIC, &[("max.message.bytes", "2000")]).unwrap();
-    let mut site = Site::start(&kafka.bootstrap(), TOPIC, "", "");
+    let mut site = Site::start(&kafka.far_bootstrap(), TOPIC, "", "");
     for _ in 0..LETTERS {
         site.publish_one(&"x".repeat(5_000));
     }
@@ -174,11 +175,14 @@ fn a_replay_to_kafka_killed_half_way_and_repeated_leaves_no_letter_out() {
     kafka.set_topic(TOPIC, &[]).unwrap();
     for _ in 0..KILLS {
         let before = kafka.count(TOPIC).unwrap();
+        // All of them would take half a minute, so that none is through before the kill.
+        link.set(Link::Slow(60_000));
         let mut replay = site.world.node.begin(&["dlq", "replay"]).unwrap();
         eventually(SOON, "the replay is under way", || {
             kafka.count(TOPIC).is_ok_and(|count| count >= before + 20)
         });
         site.world.node.kill();
+        link.set(Link::Fine);
         assert!(!replay.wait().unwrap().success(), "the command says that it was cut off");
         site.world.node.start().unwrap();
         site.world.subscribed();

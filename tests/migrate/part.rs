@@ -352,7 +352,9 @@ async fn a_stop_does_not_wait_for_a_lock_held_elsewhere() {
         .run_until(async {
             let running = start(&database, Vec::new());
             let view = running.board.dependency("postgresql:telemetry");
-            eventually("connected", || view.status().up == Some(true)).await;
+            let tried = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                         AND query LIKE 'SELECT pg_try_advisory_lock%'";
+            eventually("it wants the lock", || database.rows(tried) == ["1"]).await;
             assert_eq!(view.status().migration, Some(MigrationState::Waiting));
             running.stop().await;
         })

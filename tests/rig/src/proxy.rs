@@ -228,82 +228,166 @@ fn replaced(bytes: &[u8], what: &[u8], by: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Instant;
 
     use super::*;
 
+    /// What does not arrive within this time is held back.
     const SHORT: Duration = Duration::from_millis(200);
+    /// What is to arrive may take so long on a busy machine.
+    const LONG: Duration = Duration::from_secs(20);
 
-    /// Answers each byte with the next one.
-    fn server() -> u16 {
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                std::thread::spawn(move || {
-                    let mut byte = [0];
-                    while stream.read_exact(&mut byte).is_ok() {
-                        stream.write_all(&[byte[0] + 1]).unwrap();
-                    }
-                });
-            }
-        });
-        port
+    /// The proxy and the test as its server.
+    struct Net {
+        proxy: Proxy,
+        listener: TcpListener,
     }
 
-    fn client(proxy: &Proxy) -> std::net::TcpStream {
-        let stream = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).unwrap();
-        stream.set_read_timeout(Some(SHORT)).unwrap();
-        stream
+    impl Net {
+        fn new() -> Self {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let proxy = Proxy::start(listener.local_addr().unwrap().port()).unwrap();
+            Net { proxy, listener }
+        }
+
+        /// The client's end of a new connection, and the server's.
+        fn connect(&self) -> (TcpStream, TcpStream) {
+            let client = TcpStream::connect((Ipv4Addr::LOCALHOST, self.proxy.port())).unwrap();
+            (client, self.listener.accept().unwrap().0)
+        }
     }
 
-    fn answer(client: &mut std::net::TcpStream) -> std::io::Result<u8> {
-        let mut byte = [0];
-        client.read_exact(&mut byte).map(|()| byte[0])
+    fn read_within(time: Duration, end: &mut TcpStream, count: usize) -> Result<String, ErrorKind> {
+        end.set_read_timeout(Some(time)).unwrap();
+        let mut bytes = vec![0; count];
+        end.read_exact(&mut bytes).map_err(|error| error.kind())?;
+        Ok(String::from_utf8(bytes).unwrap())
+    }
+
+    #[track_caller]
+    fn arrives(end: &mut TcpStream, words: &str) {
+        assert_eq!(read_within(LONG, end, words.len()).as_deref(), Ok(words));
+    }
+
+    #[track_caller]
+    fn is_silent(end: &mut TcpStream) {
+        assert_eq!(read_within(SHORT, end, 1), Err(ErrorKind::WouldBlock));
+    }
+
+    #[track_caller]
+    fn is_reset(end: &mut TcpStream) {
+        assert_eq!(read_within(LONG, end, 1), Err(ErrorKind::ConnectionReset));
     }
 
     #[test]
-    fn a_black_hole_holds_back_and_nobody_is_told() {
-        let proxy = Proxy::start(server()).unwrap();
-        let mut client = client(&proxy);
-        client.write_all(&[1]).unwrap();
-        assert_eq!(answer(&mut client).unwrap(), 2);
-        proxy.set(Link::SilentToClient);
-        client.write_all(&[5]).unwrap();
-        assert_eq!(answer(&mut client).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-        proxy.set(Link::Fine);
-        assert_eq!(answer(&mut client).unwrap(), 6);
+    fn each_link_carries_in_its_directions_alone_and_nobody_is_told() {
+        let links = [
+            (Link::Fine, true, true),
+            (Link::BlackHole, false, false),
+            (Link::SilentToServer, false, true),
+            (Link::SilentToClient, true, false),
+        ];
+        for (link, to_server, to_client) in links {
+            println!("{link:?}");
+            let net = Net::new();
+            let (mut client, mut server) = net.connect();
+            net.proxy.set(link);
+            client.write_all(b"to the server").unwrap();
+            server.write_all(b"to the client").unwrap();
+            let ends = [
+                (&mut server, to_server, "to the server"),
+                (&mut client, to_client, "to the client"),
+            ];
+            let held_back = ends.into_iter().filter_map(|(end, carried, words)| {
+                if carried {
+                    arrives(end, words)
+                } else {
+                    is_silent(end)
+                }
+                (!carried).then_some((end, words))
+            });
+            let held_back: Vec<_> = held_back.collect();
+            net.proxy.set(Link::Fine);
+            held_back.into_iter().for_each(|(end, words)| arrives(end, words));
+        }
     }
 
     #[test]
-    fn what_is_withheld_arrives_once_the_link_is_fine() {
-        let proxy = Proxy::start(server()).unwrap();
-        proxy.set(Link::Withholding(&[5]));
-        let (mut one, mut other) = (client(&proxy), client(&proxy));
-        one.write_all(&[5]).unwrap();
-        assert_eq!(answer(&mut one).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-        other.write_all(&[1]).unwrap();
-        assert_eq!(answer(&mut other).unwrap(), 2);
-        proxy.set(Link::Fine);
-        assert_eq!(answer(&mut one).unwrap(), 6);
+    fn a_slow_link_takes_its_time_each_way() {
+        let net = Net::new();
+        net.proxy.set(Link::Slow(4_000));
+        let words = "x".repeat(2_000);
+        let (client, server) = net.connect();
+        for (mut from, mut to) in
+            [(&client, server.try_clone().unwrap()), (&server, client.try_clone().unwrap())]
+        {
+            let began = Instant::now();
+            from.write_all(words.as_bytes()).unwrap();
+            arrives(&mut to, &words);
+            assert!(began.elapsed() >= Duration::from_millis(500), "{:?}", began.elapsed());
+        }
+    }
+
+    #[test]
+    fn what_is_withheld_arrives_with_all_behind_it_once_the_link_is_fine() {
+        let net = Net::new();
+        net.proxy.set(Link::Withholding(b"secret"));
+        let (mut one, mut ones_server) = net.connect();
+        let (mut other, mut others_server) = net.connect();
+        one.write_all(b"a secret").unwrap();
+        is_silent(&mut ones_server);
+        one.write_all(b" and more").unwrap();
+        is_silent(&mut ones_server);
+        ones_server.write_all(b"a secret").unwrap();
+        arrives(&mut one, "a secret");
+        other.write_all(b"nothing of the kind").unwrap();
+        arrives(&mut others_server, "nothing of the kind");
+        net.proxy.set(Link::Fine);
+        arrives(&mut ones_server, "a secret and more");
+    }
+
+    #[test]
+    fn a_cutting_link_ends_a_connection_behind_so_much_of_what_its_client_sends() {
+        let net = Net::new();
+        net.proxy.set(Link::Cutting(6));
+        for _ in 0..2 {
+            let (mut client, mut server) = net.connect();
+            server.write_all(b"more than six bytes").unwrap();
+            arrives(&mut client, "more than six bytes");
+            client.write_all(b"three").unwrap();
+            arrives(&mut server, "three");
+            client.write_all(b"four").unwrap();
+            is_reset(&mut client);
+            is_reset(&mut server);
+        }
     }
 
     #[test]
     fn what_is_to_be_replaced_is_and_the_rest_stays() {
         assert_eq!(replaced(b"a COMMIT, COMMIT", b"COMMIT", b"ROLLBACK"), b"a ROLLBACK, ROLLBACK");
         assert_eq!(replaced(b"COMMI", b"COMMIT", b"ROLLBACK"), b"COMMI");
+        let net = Net::new();
+        net.proxy.set(Link::Replacing(b"COMMIT", b"ROLLBACK"));
+        let (mut client, mut server) = net.connect();
+        client.write_all(b"COMMIT;").unwrap();
+        arrives(&mut server, "ROLLBACK;");
+        server.write_all(b"COMMIT;").unwrap();
+        arrives(&mut client, "COMMIT;");
     }
 
     #[test]
     fn a_reset_ends_what_is_open_and_nothing_later() {
-        let proxy = Proxy::start(server()).unwrap();
-        let mut before = client(&proxy);
-        before.write_all(&[1]).unwrap();
-        assert_eq!(answer(&mut before).unwrap(), 2);
-        proxy.reset();
-        assert_eq!(answer(&mut before).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-        let mut after = client(&proxy);
-        after.write_all(&[1]).unwrap();
-        assert_eq!(answer(&mut after).unwrap(), 2);
+        let net = Net::new();
+        let (mut client, mut server) = net.connect();
+        client.write_all(b"before").unwrap();
+        arrives(&mut server, "before");
+        net.proxy.reset();
+        is_reset(&mut client);
+        is_reset(&mut server);
+        let (mut client, mut server) = net.connect();
+        client.write_all(b"after").unwrap();
+        arrives(&mut server, "after");
     }
 }

@@ -81,14 +81,20 @@ impl Streams {
         self.streams.iter().find(|stream| stream.name == name)
     }
 
+    /// A node that lists no stream has not subscribed to all of them.
     pub fn all_subscribed(&self) -> bool {
-        self.streams.iter().all(|stream| stream.status.subscribed)
+        !self.streams.is_empty() && self.streams.iter().all(|stream| stream.status.subscribed)
+    }
+
+    /// Whether each of these is listed, and so; what the node leaves out is not so.
+    pub fn each(&self, names: &[String], is_so: impl Fn(&StreamState) -> bool) -> bool {
+        !names.is_empty() && names.iter().all(|name| self.stream(name).is_some_and(&is_so))
     }
 }
 
 impl StreamState {
     pub fn is_drained(&self) -> bool {
-        self.sinks.iter().all(|sink| self.pending(sink) == Some(0))
+        !self.sinks.is_empty() && self.sinks.iter().all(|sink| self.pending(sink) == Some(0))
     }
 
     /// Records the sink has not dealt with; unknown before it has read its cursor.
@@ -115,5 +121,25 @@ impl SinkState {
     pub fn age_seconds(&self) -> Option<f64> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
         Some((now.as_micros() as f64 / 1e6 - self.status.newest_delivered? as f64 / 1e6).max(0.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_node_leaves_out_is_not_so() {
+        let listed = |names: &[&str]| {
+            let state = |name: &&str| StreamState { name: name.to_string(), ..Default::default() };
+            Streams { streams: names.iter().map(state).collect() }
+        };
+        let wanted = ["a".to_owned(), "b".to_owned()];
+        assert!(listed(&["a", "b"]).each(&wanted, |_| true));
+        assert!(!listed(&["a", "b"]).each(&wanted, |stream| stream.name == "a"));
+        assert!(!listed(&["a"]).each(&wanted, |_| true));
+        assert!(!listed(&["a"]).each(&[], |_| true));
+        assert!(!listed(&[]).all_subscribed());
+        assert!(!StreamState::default().is_drained());
     }
 }

@@ -1,5 +1,7 @@
 //! The rig itself is tried on its own servers before anything is judged with it.
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use rig::{
@@ -175,13 +177,33 @@ fn records_come_back_with_all_their_parts_after_a_kill() {
 
 #[test]
 fn a_frozen_server_stays_connected_and_says_nothing() {
+    // A client asks for TLS, and for GSSAPI; a server that speaks answers either with a letter.
+    const TLS: &[u8] = &[0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f];
+    const GSSAPI: &[u8] = &[0, 0, 0, 8, 4, 0xd2, 0x16, 0x30];
+    let answer = |client: &mut TcpStream, within| {
+        client.set_read_timeout(Some(within)).unwrap();
+        let mut letter = [0];
+        client.read_exact(&mut letter).map_err(|error| error.kind())
+    };
     let server = Postgres::start().unwrap();
+    let connect = || TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+    let mut before = connect();
+    before.write_all(TLS).unwrap();
+    answer(&mut before, SOON).unwrap();
     server.freeze();
-    let port = server.port();
     // The kernel still takes connections for it.
-    std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let mut clients = [before, connect()];
+    clients
+        .iter_mut()
+        .zip([GSSAPI, TLS])
+        .for_each(|(client, words)| client.write_all(words).unwrap());
+    for client in &mut clients {
+        assert_eq!(answer(client, Duration::from_secs(1)), Err(ErrorKind::WouldBlock));
+    }
     server.thaw();
-    eventually(SOON, "it answers again", || server.query("postgres", "SELECT 1").is_ok());
+    for client in &mut clients {
+        answer(client, SOON).unwrap();
+    }
 }
 
 #[test]

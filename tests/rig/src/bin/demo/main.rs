@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use rig::{Daemon, Streams, on_signal, target};
+use rig::{Daemon, StreamState, Streams, on_signal, target};
 
 use observer::Observer;
 use published::Published;
@@ -151,7 +151,9 @@ fn watch(
             anyhow::ensure!(status.success(), "{status}\n{}", simulator.story());
             published.read_on()?;
             let quiet = *quiet_since.get_or_insert_with(Instant::now);
-            if is_done(&streams, published) || quiet.elapsed() > DRAIN_WITHIN {
+            if is_done(&servers.homelab.names("streams"), &streams, published)
+                || quiet.elapsed() > DRAIN_WITHIN
+            {
                 return Ok(Ended::Finished);
             }
         }
@@ -159,8 +161,9 @@ fn watch(
     }
 }
 
-fn is_done(streams: &Streams, published: &Published) -> bool {
-    streams.streams.iter().all(|stream| {
+/// The names are the configuration's: the node may have left one out.
+fn is_done(names: &[String], streams: &Streams, published: &Published) -> bool {
+    streams.each(names, |stream| {
         stream.status.sequence >= published.count(&stream.name) && stream.is_drained()
     })
 }
@@ -207,14 +210,14 @@ fn judge(servers: &Servers, published: &Published, observer: &Observer) -> Resul
         kafka: servers.kafka.as_ref(),
     };
     let streams = Streams::of(&servers.node)?;
-    let verdicts: Vec<Verdict> = streams
-        .streams
+    let names = servers.homelab.names("streams");
+    let verdicts: Vec<Verdict> = names
         .iter()
-        .map(|stream| outside.judge(&stream.name, published, &observer.stream(&stream.name)))
+        .map(|name| outside.judge(name, published, &observer.stream(name)))
         .collect::<Result<_>>()
         .context("compare what was published with what is there")?;
     summarise(&verdicts, &streams);
-    Ok(verdicts.iter().all(Verdict::is_exact) && streams.streams.iter().all(|s| s.is_drained()))
+    Ok(verdicts.iter().all(Verdict::is_exact) && streams.each(&names, StreamState::is_drained))
 }
 
 /// Found of expected, everywhere.

@@ -72,17 +72,18 @@ impl Servers {
         }
         let config = folder.join("telemetry.toml");
         homelab.write(&config)?;
-        let node = timed("telemetry run", || start_node(binary, &config, http_port))?;
+        let node = timed("telemetry run", || start_node(binary, &config, http_port, &homelab))?;
         Ok(Self { node, kafka, postgres, mosquitto, homelab, config, http_port })
     }
 }
 
-fn start_node(binary: &Path, config: &Path, http_port: u16) -> Result<Node> {
+fn start_node(binary: &Path, config: &Path, http_port: u16, homelab: &Homelab) -> Result<Node> {
+    let names = homelab.names("streams");
     let mut node = Node::new(binary, config, http_port);
     node.start()?;
     // A message published before the first subscription has nobody to be kept for.
     until(SUBSCRIBED_WITHIN, "every stream subscribed", || {
-        Ok(Streams::of(&node)?.all_subscribed().then_some(()))
+        Ok(Streams::of(&node)?.each(&names, |stream| stream.status.subscribed).then_some(()))
     })
     .map_err(|error| anyhow!("{error:#}\n{}", node.daemon().story()))?;
     Ok(node)

@@ -38,9 +38,12 @@ impl Outcome {
 }
 
 impl Verdict {
+    /// A stream of which nothing was published shows nothing.
     pub fn is_exact(&self) -> bool {
         let tables = self.tables.iter().map(|(_, outcome)| outcome);
-        self.unseen == 0 && self.kafka.iter().chain(tables).all(Outcome::is_exact)
+        self.published > 0
+            && self.unseen == 0
+            && self.kafka.iter().chain(tables).all(Outcome::is_exact)
     }
 
     pub fn differences(&self) -> impl Iterator<Item = String> {
@@ -48,9 +51,16 @@ impl Verdict {
         let tables = self.tables.iter().map(|(name, outcome)| (name.as_str(), outcome));
         let unseen = (self.unseen > 0)
             .then(|| format!("{}: {} never handed out by the broker", self.stream, self.unseen));
-        unseen.into_iter().chain(kafka.chain(tables).flat_map(move |(place, outcome)| {
-            outcome.differences.iter().map(move |text| format!("{}, {place}: {text}", self.stream))
-        }))
+        let nothing =
+            (self.published == 0).then(|| format!("{}: nothing was published", self.stream));
+        nothing.into_iter().chain(unseen).chain(kafka.chain(tables).flat_map(
+            move |(place, outcome)| {
+                outcome
+                    .differences
+                    .iter()
+                    .map(move |text| format!("{}, {place}: {text}", self.stream))
+            },
+        ))
     }
 }
 
@@ -199,6 +209,21 @@ mod tests {
         let doubled = compare(std::slice::from_ref(&one), &[one.clone(), one.clone()]);
         assert_eq!(doubled.differences, ["not expected: a=1 "]);
         assert_eq!(compare(&[one], &[two]).differences.len(), 2);
+    }
+
+    #[test]
+    fn a_stream_of_which_nothing_was_published_is_not_exact() {
+        let verdict = |published| Verdict {
+            stream: "s".into(),
+            published,
+            unseen: 0,
+            filtered: 0,
+            kafka: None,
+            tables: vec![("t".into(), compare(&[], &[]))],
+        };
+        assert!(verdict(1).is_exact());
+        assert!(!verdict(0).is_exact());
+        assert_eq!(verdict(0).differences().collect::<Vec<_>>(), ["s: nothing was published"]);
     }
 
     #[test]

@@ -16,6 +16,8 @@ const UNIT: &str = "telemetry@frozen";
 /// the one before has left it.
 const STALL: Duration = Duration::from_secs(5);
 const PUBLISHED: u64 = 300;
+/// It has one of its own too: the other node hears the same plugs.
+const DATABASE: &str = "frozen";
 
 pub fn process(world: &mut World) -> Result<String> {
     let before = world.count("NRestarts")?;
@@ -34,11 +36,12 @@ pub fn process(world: &mut World) -> Result<String> {
 /// The threads of every part hang, those of the supervisor, the buffer and HTTP do not: each part is made anew on a thread
 /// of its own, by the same process.
 pub fn threads(world: &mut World) -> Result<String> {
+    world.postgres.create_database(DATABASE)?;
     begin(world)?;
     let publisher = publisher(world);
     publish(&publisher, 0);
     publisher.flush(SOON)?;
-    wait_kept(PUBLISHED)?;
+    wait_kept(world, PUBLISHED)?;
     let parts = ["stream:plug", "writer:plug:power_plugs", "migrator:homelab_settings"];
     let of_parts = |name: &str| name.starts_with("streams-") || name.starts_with("pg:");
     let held = hold(world, UNIT, &world.file("held"), of_parts)?;
@@ -46,14 +49,14 @@ pub fn threads(world: &mut World) -> Result<String> {
     publish(&publisher, PUBLISHED);
     wait_replaced(SECOND_PORT, &parts, WATCHDOG_WITHIN)?;
     publisher.flush(SOON)?;
-    wait_kept(2 * PUBLISHED)?;
+    wait_kept(world, 2 * PUBLISHED)?;
     let took = began.elapsed();
     let names = held.names.join(", ");
     // They wake up, and find that others do their work.
     drop(held);
     publish(&publisher, 2 * PUBLISHED);
     publisher.flush(SOON)?;
-    wait_kept(3 * PUBLISHED)?;
+    wait_kept(world, 3 * PUBLISHED)?;
     ensure!(restarts(world)? == 0, "the process was restarted");
     let told = ["journalctl", "-u", UNIT, "EVENT=part_failed", "-o", "export", "--no-pager"];
     let told = world.machine.run(&told)?;
@@ -80,7 +83,7 @@ pub fn supervisor(world: &mut World) -> Result<String> {
     let said = journal(world, UNIT)?;
     ensure!(said.contains("Failed with result 'watchdog'"), "no result 'watchdog':\n{said}");
     publisher.flush(SOON)?;
-    wait_kept(4 * PUBLISHED)?;
+    wait_kept(world, 4 * PUBLISHED)?;
     world.machine.run(&["systemctl", "stop", UNIT])?;
     Ok(format!("Result=watchdog, ready after {back:.1?}; nothing lost"))
 }
@@ -92,7 +95,7 @@ pub fn disk(world: &mut World) -> Result<String> {
     let publisher = publisher(world);
     publish(&publisher, 4 * PUBLISHED);
     publisher.flush(SOON)?;
-    wait_kept(5 * PUBLISHED)?;
+    wait_kept(world, 5 * PUBLISHED)?;
     let before = restarts(world)?;
     let frozen = world.disk.freeze()?;
     let began = Instant::now();
@@ -112,7 +115,7 @@ pub fn disk(world: &mut World) -> Result<String> {
         Ok((ready && restarts(world)? > before).then_some(()))
     })?;
     publisher.flush(SOON)?;
-    wait_kept(6 * PUBLISHED)?;
+    wait_kept(world, 6 * PUBLISHED)?;
     world.machine.run(&["systemctl", "stop", UNIT])?;
     Ok(format!("Result=watchdog {ended:.1?} after the disk stood still; nothing lost"))
 }
@@ -124,6 +127,7 @@ fn begin(world: &World) -> Result<()> {
     homelab.without_kafka();
     homelab.set(&["node", "name"], "frozen");
     homelab.set(&["node", "state_dir"], format!("{DISK}/state"));
+    homelab.set(&["databases", "homelab_settings", "dbname"], DATABASE);
     // The disk is smaller than what is kept free by default.
     homelab.set(&["buffer", "free_bytes_min"], 8_000_000);
     homelab.set(&["buffer", "ballast_bytes"], 1_000_000);
@@ -147,10 +151,11 @@ fn publisher(world: &World) -> Publisher {
     Publisher::with(PublisherOptions { mqtt, window: 100 })
 }
 
+/// Each from a plug of its own, so that the table of latest states has a row of each message.
 fn publish(publisher: &Publisher, first: u64) {
     for number in first..first + PUBLISHED {
         let state = serde_json::json!({"POWER": "ON", "UptimeSec": number});
-        publisher.publish("plug", &format!("tele/plug-{}/STATE", number % 5), state.to_string());
+        publisher.publish("plug", &format!("tele/plug-{number}/STATE"), state.to_string());
     }
 }
 
@@ -159,8 +164,8 @@ fn streams() -> Result<Streams> {
     serde_json::from_str(&answer.body).context("/streams")
 }
 
-/// Waits until this many are durable and every sink has dealt with them.
-fn wait_kept(wanted: u64) -> Result<()> {
+/// Waits until this many are durable and every sink has dealt with them, and looks for each in the table.
+fn wait_kept(world: &World, wanted: u64) -> Result<()> {
     let mut kept = 0;
     until(SOON, "all that was published is kept and delivered", || {
         let streams = streams().unwrap_or_default();
@@ -169,6 +174,10 @@ fn wait_kept(wanted: u64) -> Result<()> {
         Ok((kept >= wanted && plug.is_some_and(|plug| plug.is_drained())).then_some(()))
     })?;
     ensure!(kept == wanted, "{kept} kept of {wanted}");
+    let sql = "SELECT plug_id, uptime_seconds::text FROM power_plugs p ORDER BY p.uptime_seconds";
+    let rows = world.postgres.query(DATABASE, sql)?;
+    let expected = (0..wanted).map(|n| vec![Some(format!("plug-{n}")), Some(n.to_string())]);
+    ensure!(rows.iter().eq(&expected.collect::<Vec<_>>()), "{} rows of {wanted}", rows.len());
     Ok(())
 }
 
