@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, chown};
 use std::path::Path;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags};
 use rustix::io::{Errno, retry_on_intr};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -85,6 +85,22 @@ pub(super) fn sync_files(folder: &Path) -> Result<(), BufferError> {
     let unreadable = |error| BufferError::io("list", folder, error);
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         sync(&entry.map_err(unreadable)?.path())?;
+    }
+    sync(folder)
+}
+
+/// What a process that died has written to the files of a folder is on the drive afterwards, and is read from there. The
+/// kernel shows it to the next process at once, though a power cut would still take it; and what the drive refused at a
+/// sync that failed it shows too, and calls it written. Who took that for kept would acknowledge it.
+pub(super) fn bring_to_rest(folder: &Path) -> Result<(), BufferError> {
+    let unreadable = |error| BufferError::io("list", folder, error);
+    for entry in fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        // What cannot be opened is told by who reads it.
+        let Ok(file) = File::open(&path) else { continue };
+        file.sync_all().map_err(|error| BufferError::io("sync", &path, error))?;
+        // In vain for a folder, and where memory is all there is.
+        let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
     }
     sync(folder)
 }

@@ -250,6 +250,7 @@ impl Recovery<'_> {
         if let Some(contents) = generation::read_sidecar(&folder) {
             return Ok(Known { number, folder, contents, sealed: true });
         }
+        disk::bring_to_rest(&folder)?;
         let frames = Frames::open(&folder)?;
         let mut contents = generation::verify(&frames, before)?;
         let ends = later.iter().find_map(|(_, folder)| begins(folder));

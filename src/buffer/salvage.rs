@@ -103,6 +103,9 @@ pub(super) fn open(
     let places = &Places::of(state_dir, step);
     let open = || open_in_place(&places.folder, dead_letter_quota_bytes);
     settle(places)?;
+    if disk::exists(&places.folder)? {
+        disk::bring_to_rest(&places.folder)?;
+    }
     let evidence = places.gather()?;
     let take = || patiently(|| take_as_it_is(places, &evidence, open()?));
     let error = match patiently_look(places, &evidence)? {

@@ -102,6 +102,7 @@ pub unsafe extern "C" fn pwrite64(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sync_file_range(fd: i32, _offset: i64, _bytes: i64, _flags: u32) -> i32 {
     SYNCS.fetch_add(1, Ordering::Relaxed);
+    crash_point("crash_written");
     // SAFETY: a plain system call on a descriptor the caller owns.
     if unsafe { libc::fdatasync(fd) } < 0 {
         end("sync", fd);

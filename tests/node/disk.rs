@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt, chown};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 
-use rig::{Folder, Node, eventually, until};
+use rig::{Disk, FileSystem, Folder, Node, eventually, until};
 use serde_json::json;
 
 use crate::world::{Changes, SOON, World};
@@ -108,6 +109,64 @@ fn the_first_write_or_sync_that_fails_ends_the_process_and_is_never_retried() {
         world.subscribed();
         judge(&world, &publisher, count);
     }
+}
+
+/// What a killed process wrote and had not synced is there for the next one as if it were on the disk. It recognizes in it
+/// what the broker sends again, and acknowledges that.
+#[test]
+fn what_a_killed_node_had_not_synced_is_on_the_disk_before_it_counts_as_kept() {
+    for filesystem in [FileSystem::Ext4, FileSystem::Xfs] {
+        let folder = Folder::new(None, "unsynced").unwrap();
+        let disk = Disk::open(&folder.join("disk"), filesystem).unwrap();
+        let extra = "[buffer]\nfree_bytes_min = 8000000\nballast_bytes = 0\n".to_owned();
+        let mut world = World::prepare(Changes { extra, ..Changes::default() });
+        world.put_state_on(&disk);
+        world.node.start().unwrap();
+        world.node.wait_ready(SOON).unwrap();
+        world.subscribed();
+        // Whatever a table has is not lost with the disk.
+        world.postgres.stop().unwrap();
+        let publisher = world.publisher();
+        let mut count = 0;
+        // A sync may be of another file, or find nothing that was written.
+        let seen_again = (60..70).any(|passes| {
+            end_before_a_sync(&mut world, &publisher, passes, &mut count);
+            world.metric("telemetry_redelivered_messages_total{stream=\"energy\",kind=\"dup\"}")
+                > 0.0
+        });
+        assert!(seen_again, "what was not synced came again");
+        disk.lose_power().unwrap();
+        world.node.kill();
+        disk.restore_power().unwrap();
+        world.postgres.restart().unwrap();
+        world.node.start().unwrap();
+        world.subscribed();
+        judge(&world, &publisher, count);
+        world.node.stop(SOON).unwrap();
+    }
+}
+
+/// After so many syncs; then it is started again, and acknowledges all there is.
+fn end_before_a_sync(world: &mut World, publisher: &rig::Publisher, passes: u64, count: &mut u64) {
+    world.node.kill();
+    world.node.set_failpoints(&format!("crash_written={passes}*off->return"));
+    world.node.spawn().unwrap();
+    let ended = until(SOON, "the node to end between a write and its sync", || {
+        for _ in 0..20 {
+            publisher.publish("energy", "saveeye/telemetry", reading(*count));
+            *count += 1;
+        }
+        world.node.daemon().exit_status()
+    });
+    assert_eq!(ended.unwrap().signal(), Some(6));
+    world.node.set_failpoints("");
+    publisher.flush(SOON).unwrap();
+    world.node.start().unwrap();
+    let waiting = "telemetry_edge_depth{edge=\"unacknowledged\",stream=\"energy\"}";
+    eventually(SOON, "all is kept and acknowledged", || {
+        let kept = world.stream("energy")["status"]["sequence"].as_u64();
+        kept >= Some(*count) && world.metric(waiting) == 0.0
+    });
 }
 
 /// Where the space ends differs: in the log, in what proves how far it was acknowledged, in cursors and dead letters, and

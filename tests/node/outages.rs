@@ -430,12 +430,7 @@ fn with_less_space_than_it_wants_free_it_stops_acknowledging_and_resumes_by_itse
     let disk = Disk::open(folder.path(), FileSystem::Ext4).unwrap();
     let extra = format!("[buffer]\nfree_bytes_min = {FREE_BYTES_MIN}\nballast_bytes = 0\n");
     let mut world = World::prepare(Changes { extra, ..Changes::default() });
-    let config = world.node.config().to_owned();
-    let text = fs::read_to_string(&config).unwrap();
-    let state = config.with_file_name("state").display().to_string();
-    assert!(text.contains(&state), "{text}");
-    let elsewhere = disk.mount_point().join("state").display().to_string();
-    fs::write(&config, text.replace(&state, &elsewhere)).unwrap();
+    world.put_state_on(&disk);
     world.node.start().unwrap();
     world.node.wait_ready(SOON).unwrap();
     world.subscribed();

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use rig::{
-    Certificates, Folder, Homelab, Kafka, Ledger, Mosquitto, MosquittoOptions, Node, Postgres,
-    PostgresOptions, Publisher, eventually, free_port,
+    Certificates, Disk, Folder, Homelab, Kafka, Ledger, Mosquitto, MosquittoOptions, Node,
+    Postgres, PostgresOptions, Publisher, eventually, free_port,
 };
 use serde_json::Value;
 
@@ -167,6 +167,23 @@ impl World {
             own_kafka,
             _folder: folder,
         }
+    }
+
+    /// Before it has started: its state on a disk of its own.
+    pub fn put_state_on(&self, disk: &Disk) {
+        let config = self.node.config();
+        let text = fs::read_to_string(config).unwrap();
+        let state = config.with_file_name("state").display().to_string();
+        assert!(text.contains(&state), "{text}");
+        let elsewhere = disk.mount_point().join("state").display().to_string();
+        fs::write(config, text.replace(&state, &elsewhere)).unwrap();
+    }
+
+    /// What `/metrics` says of one series; 0 where there is none.
+    pub fn metric(&self, series: &str) -> f64 {
+        let page = self.node.get("/metrics").unwrap().body;
+        let value = page.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
+        value.unwrap_or_default()
     }
 
     /// Everything up and ready.

@@ -29,6 +29,7 @@ const RARE: [&str; 7] = [
 pub static FAULTS: &[Fault] = &[
     at("crash-received", "a read of the socket is not yet handed over"),
     at("crash-inserted", "a group is in the log's memory"),
+    at("crash-written", "sled has written, and not synced"),
     at("crash-synced", "one of sled's own syncs is done"),
     at("crash-flushed", "a group is durable and not yet acknowledged"),
     at("crash-acknowledged", "PUBACKs are in the socket"),
