@@ -549,6 +549,9 @@ impl Log {
         }
         let records: u64 = known.ranges.values().map(|range| range.count()).sum();
         let lost: u64 = holes.iter().map(|(_, hole)| hole.count()).sum();
+        let contents = Contents { holes, harmed: true, ..known };
+        // First: a drive that is gone as a whole has lost nothing that is known, and does not take this.
+        generation::write_sidecar(&folder, &contents)?;
         tracing::error!(
             event = "generation_harmed",
             runbook = Runbook::DataLost.page(),
@@ -558,8 +561,6 @@ impl Log {
             lost,
             "the disk lost a part of a generation; everything else in it is delivered, then it is set aside"
         );
-        let contents = Contents { holes, harmed: true, ..known };
-        generation::write_sidecar(&folder, &contents)?;
         let loss = |(stream, range): &(StreamName, SequenceRange)| Loss {
             stream: stream.clone(),
             range: *range,
