@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::FromClientConfigAndContext as _;
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
@@ -14,6 +15,7 @@ use super::client_config::{Purpose, producer_config};
 use super::error::{KafkaError, class_of};
 use super::health::{ClusterHealth, Lacks};
 use super::reports::{Context, Reports};
+use super::topics;
 use crate::config::{ClusterSettings, TlsSettings};
 use crate::domain::{ErrorClass, Secret};
 use crate::private_file::Stamp;
@@ -120,6 +122,7 @@ pub(super) struct Cluster {
     calls: Arc<Semaphore>,
 }
 
+const ASK: &str = "ask the cluster";
 /// Blocking calls of one cluster at a time: each takes a thread here, and an admin client some more.
 const CALLS_MAX: usize = 4;
 
@@ -175,15 +178,40 @@ impl Cluster {
     }
 
     /// Asks the cluster for a topic; for whoever waits for it to come back.
+    ///
+    /// librdkafka (2.12) takes a last broker that stops in order at its word: it says that there are no brokers, and whoever
+    /// asked just then may be left with nobody to connect to, for good. So a producer that is still deaf when a client of
+    /// this moment is answered is replaced.
     pub async fn probe(self: &Arc<Self>, topic: String) -> Result<(), KafkaError> {
         let cluster = self.clone();
-        self.blocking("ask the cluster", self.settings.operation_timeout * 2, move || {
+        self.blocking(ASK, self.settings.operation_timeout * 4, move || {
             let session = cluster.shared()?;
-            let timeout = cluster.settings.operation_timeout;
-            let answer = session.producer().client().fetch_metadata(Some(&topic), timeout);
-            answer.map(drop).map_err(|error| KafkaError::of("ask the cluster", &topic, &error))
+            match cluster.ask_through(&session, &topic) {
+                Err(error) if error.is_unreachable() => {
+                    cluster.ask(topics::admin(&cluster)?.inner(), &topic).map_err(|_| error)?;
+                }
+                answer => return answer,
+            }
+            if cluster.ask_through(&session, &topic).is_err() {
+                tracing::warn!(event = "kafka_producer_deaf", cluster = %cluster.name,
+                    "the brokers answer, but not this producer: another takes its place");
+                cluster.retire(&session);
+            }
+            Ok(())
         })
         .await
+    }
+
+    fn ask_through(&self, session: &Session, topic: &str) -> Result<(), KafkaError> {
+        let limit = self.settings.operation_timeout;
+        let _ = limit;
+        fail::fail_point!("kafka_deaf", |_| Err(KafkaError::TimedOut { doing: ASK, limit }));
+        self.ask(session.producer().client(), topic)
+    }
+
+    fn ask(&self, client: &Client<impl ClientContext>, topic: &str) -> Result<(), KafkaError> {
+        let answer = client.fetch_metadata(Some(topic), self.settings.operation_timeout);
+        answer.map(drop).map_err(|error| KafkaError::of(ASK, topic, &error))
     }
 
     /// Runs a blocking call of librdkafka away from the part's thread, once it is its turn. The call has its own time

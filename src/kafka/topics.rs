@@ -105,7 +105,8 @@ fn wait_until_made(
     }
 }
 
-fn admin(cluster: &Cluster) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
+/// A client of its own.
+pub(super) fn admin(cluster: &Cluster) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
     AdminClient::from_config(&admin_config(&cluster.settings)).map_err(|error| {
         KafkaError::Settings { cluster: cluster.name.clone(), problem: error.to_string() }
     })

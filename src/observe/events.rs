@@ -289,6 +289,11 @@ pub const CHAPTERS: [Chapter; 9] = [
                 "A warning of the Kafka client, each kind once per outage",
                 "It often names the cause of a `dependency_lost` beside it",
             ),
+            event(
+                "kafka_producer_deaf",
+                "The cluster answers, but not this producer, which is replaced; what was on its way may come twice",
+                "",
+            ),
             event("kafka_topic_created", "`ensure` made a topic", ""),
             event(
                 "kafka_topic_drift",

@@ -121,6 +121,26 @@ fn a_topic_whose_making_is_never_answered_is_given_up_on_and_made_later() {
 }
 
 /// The node is allowed more than the broker takes, which it learns from a refusal of a whole batch alone.
+/// As librdkafka may, when the last broker said in its farewell that there is none.
+#[test]
+fn a_producer_that_does_not_find_back_to_a_cluster_that_answers_is_replaced() {
+    let mut kafka = Kafka::start().unwrap();
+    let mut site = Site::start(&kafka.bootstrap(), TOPIC, "", ENSURE);
+    site.world.node.kill();
+    site.world.node.set_failpoints("kafka_deaf=return");
+    site.world.node.start().unwrap();
+    site.world.subscribed();
+    site.publish(100);
+    site.assert_topic_is_whole(&kafka);
+    kafka.kill();
+    site.publish(100);
+    site.says("waiting", &["brokers are down"]);
+    kafka.restart().unwrap();
+    site.assert_topic_is_whole(&kafka);
+    site.assert_table_follows();
+    assert!(site.world.node.log_text().contains("kafka_producer_deaf"));
+}
+
 #[test]
 fn a_limit_lowered_below_ours_sets_aside_what_is_above_it_and_nothing_else() {
     let kafka = Kafka::start().unwrap();
