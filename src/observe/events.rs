@@ -292,7 +292,7 @@ pub const CHAPTERS: [Chapter; 9] = [
             event(
                 "kafka_producer_deaf",
                 "The cluster answers, but not this producer, which is replaced; what was on its way may come twice",
-                "",
+                "None, after a restart of the brokers",
             ),
             event("kafka_topic_created", "`ensure` made a topic", ""),
             event(
