@@ -3,7 +3,8 @@
 //! # The constraints
 //!
 //! - An acknowledgement leaves only after an `fdatasync` that covers the message. The first sync that fails ends the
-//!   process: the kernel reports a lost write once, so a second try would succeed over missing data.
+//!   process: the kernel reports a lost write once, so a second try would succeed over missing data. A start reads from
+//!   the drive what an earlier run may not have synced, not from the kernel's memory (`disk::bring_to_rest`).
 //! - sled 0.34 never gives disk space back, may refuse to open a whole database for one flipped bit, or takes it for the
 //!   torn end of a crash and overwrites what stands behind, syncs with `sync_file_range`, which is not durable, never
 //!   syncs the blob files it makes of pages above 128 KiB, and keeps pages of all it has read in memory, whatever its
