@@ -38,6 +38,11 @@ pub(super) fn space(folder: &Path) -> Result<Space, BufferError> {
 
 /// There is room for so many bytes in a folder, by what the file system says and by any quota.
 pub(super) fn has_room(folder: &Path, bytes: u64) -> Result<bool, BufferError> {
+    // What is asked for and is not there may be taken up to the last block before that is noticed, and others on the same
+    // disk find it full.
+    if space(folder)?.free_bytes < bytes {
+        return Ok(false);
+    }
     let path = folder.join("room");
     let file = File::create(&path).map_err(|error| BufferError::io("make", &path, error))?;
     // Before it is large: what a kill leaves behind takes no room.
@@ -45,7 +50,7 @@ pub(super) fn has_room(folder: &Path, bytes: u64) -> Result<bool, BufferError> {
     match retry_on_intr(|| rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)) {
         Ok(()) => Ok(true),
         Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Ok(false),
-        Err(Errno::OPNOTSUPP) => Ok(space(folder)?.free_bytes >= bytes),
+        Err(Errno::OPNOTSUPP) => Ok(true),
         Err(error) => Err(BufferError::io("take room in", folder, error.into())),
     }
 }
