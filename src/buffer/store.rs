@@ -136,11 +136,16 @@ impl Store {
     /// What sled leaves to the system after making a database: its settings file and the names of its files.
     pub(super) fn sync_creation(&self) -> Result<(), BufferError> {
         self.flush()?;
-        for file in ["conf", "db"] {
-            disk::sync(&self.folder.join(file))?;
+        let files = ["conf", "db"].map(|file| self.folder.join(file));
+        let folders = std::iter::once(&*self.folder).chain(self.folder.parent());
+        for path in files.iter().map(PathBuf::as_path).chain(folders) {
+            match disk::sync(path) {
+                // Closed, sled would sync it once more.
+                Err(error @ BufferError::Io { .. }) => shims::end_over(&error),
+                synced => synced?,
+            }
         }
-        disk::sync(&self.folder)?;
-        self.folder.parent().map_or(Ok(()), disk::sync)
+        Ok(())
     }
 }
 

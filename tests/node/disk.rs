@@ -71,7 +71,7 @@ fn the_first_write_or_sync_that_fails_ends_the_process_and_is_never_retried() {
     let folder = Folder::new(None, "disk").unwrap();
     for inject in [
         "fdatasync:error=EIO:when=40",
-        "fsync:error=EIO:when=20",
+        "fsync:error=EIO:when=40",
         "pwritev:error=EIO:when=60",
         "pwritev:error=ENOSPC:when=60",
     ] {
