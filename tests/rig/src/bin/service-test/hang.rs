@@ -128,6 +128,10 @@ fn begin(world: &World) -> Result<()> {
     homelab.set(&["node", "name"], "frozen");
     homelab.set(&["node", "state_dir"], format!("{DISK}/state"));
     homelab.set(&["databases", "homelab_settings", "dbname"], DATABASE);
+    // A connection whose task hangs with another part's thread is waited for that long: no stall of who waits.
+    for database in homelab.names("databases") {
+        homelab.set(&["databases", &database, "statement_timeout_seconds"], 5);
+    }
     // The disk is smaller than what is kept free by default.
     homelab.set(&["buffer", "free_bytes_min"], 8_000_000);
     homelab.set(&["buffer", "ballast_bytes"], 1_000_000);
