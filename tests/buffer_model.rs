@@ -576,7 +576,6 @@ async fn books_notes_and_dead_letters_survive_and_keep_their_bounds() {
     assert_eq!(state.books(&a, &one).await.unwrap(), Some(books));
     assert_eq!(state.note("stream/retained").await.unwrap(), Some(vec![4; 20_000]));
     assert_eq!(state.note("stream/ret").await.unwrap(), None);
-    assert_eq!(state.dead_letter_count(&a, &one).await.unwrap(), 3, "a repeat doubles nothing");
     let every = DeadLetterFilter::default();
     let found = state.dead_letters(every.clone(), None, 10).await.unwrap();
     let expected = [("one", 1, 10), ("one", 2, 30_000), ("one", 3, 0), ("two", 2, 5)]
@@ -588,11 +587,57 @@ async fn books_notes_and_dead_letters_survive_and_keep_their_bounds() {
         DeadLetterFilter { since: Some(Arrival(2)), sink: Some(one.clone()), ..every.clone() };
     assert_eq!(state.dead_letters(since, None, 10).await.unwrap(), expected[1..3]);
     state.remove_dead_letters(vec![found[1].key.clone(), found[1].key.clone()]).await.unwrap();
-    assert_eq!(state.dead_letter_count(&a, &one).await.unwrap(), 2);
     assert_eq!(state.dead_letters(every, None, 10).await.unwrap().len(), 3);
     close(&buffer).await;
     let blobs = folder.path().join("state/blobs");
     assert_eq!(fs::read_dir(blobs).map_or(0, Iterator::count), 0);
+}
+
+/// A sink counts its letters while a person replays or purges some: whoever asks after that finds those that wait.
+#[tokio::test]
+async fn a_view_shows_the_letters_that_wait_whoever_put_or_removed_them() {
+    let example = Path::new("examples/homelab/telemetry.toml");
+    let settings = telemetry::config::load(example, &|_| None).unwrap().settings;
+    let (energy, consumption) = (stream("energy"), sink("energy_consumption"));
+    let sinks = [(energy.clone(), vec![consumption.clone()])];
+    let letters: Vec<_> = (1..=40)
+        .map(|sequence| {
+            let mut letter = letter("energy_consumption", sequence, 10);
+            letter.key.stream = energy.clone();
+            letter
+        })
+        .collect();
+    let shown = |board: &Board| board.sink(&energy, &consumption).status().dead_letters;
+    let folder = tempfile::tempdir().unwrap();
+    let opened = || {
+        let board = Board::new(&settings);
+        (Buffer::open(folder.path(), &small(), &sinks, board.clone()).unwrap(), board)
+    };
+
+    let (buffer, board) = opened();
+    let state = buffer.state();
+    state.put_dead_letters(letters.clone()).await.unwrap();
+    state.put_dead_letters(letters.clone()).await.unwrap();
+    assert_eq!(shown(&board), 40, "a repeat doubles nothing");
+    state.remove_dead_letters(vec![letters[0].key.clone()]).await.unwrap();
+    assert!(state.remove_replayed(&letters[1].key).await.unwrap());
+    assert!(!state.remove_replayed(&letters[1].key).await.unwrap());
+    assert_eq!(shown(&board), 38);
+    close(&buffer).await;
+
+    let (buffer, board) = opened();
+    let state = buffer.state();
+    let removals = letters[2..].iter().map(|letter| {
+        let (state, key) = (state.clone(), letter.key.clone());
+        tokio::spawn(async move { state.remove_dead_letters(vec![key]).await })
+    });
+    let removals: Vec<_> = removals.collect();
+    for (left, removal) in removals.into_iter().enumerate().map(|(n, removal)| (37 - n, removal)) {
+        state.show_dead_letters(&energy, &consumption).await.unwrap();
+        removal.await.unwrap().unwrap();
+        assert!(shown(&board) <= left as u64, "{} instead of {left}", shown(&board));
+    }
+    close(&buffer).await;
 }
 
 /// A person who lists them must not cost the node as much memory as they have on disk.

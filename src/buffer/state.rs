@@ -216,14 +216,20 @@ impl State {
         self.letters_kept.subscribe()
     }
 
-    /// How many a sink of a stream has.
-    pub async fn dead_letter_count(
+    /// The sink's view shows from now on how many it has. Only the state's thread writes this number: of two changes at
+    /// once the later one stands.
+    pub async fn show_dead_letters(
         &self,
         stream: &StreamName,
         sink: &SinkName,
-    ) -> Result<u64, BufferError> {
+    ) -> Result<(), BufferError> {
         let (stream, sink) = (stream.clone(), sink.clone());
-        self.call(false, move |store| Ok(store.count(&sink, &stream)?.letters)).await
+        self.call(false, move |store| {
+            let letters = store.count(&sink, &stream)?.letters;
+            store.counted.insert((sink, stream), letters);
+            Ok(())
+        })
+        .await
     }
 
     /// A small durable value of a part's own, e.g. a stream's fingerprints of retained messages. Key: `<part>/<what>`.
@@ -263,13 +269,9 @@ pub(super) fn run(owner: &dyn Owner, mut store: StateStore, commands: Commands) 
                 next = queue.try_recv().ok();
             }
         }
-        if let Err(error) = settle(&mut store, outcomes) {
+        if let Err(error) = settle(&mut store, outcomes, |store| show(owner.board(), store)) {
             return owner.fail(&error);
         }
-        owner.board().update_buffer(|status| {
-            status.dead_letter_bytes = store.dead_letter_bytes;
-            status.dead_letter_copies_waiting.clone_from(&store.copies_waiting);
-        });
         warn(&store, &mut warned);
         threads::set_work_waiting(false);
     }
@@ -294,7 +296,22 @@ fn warn(store: &StateStore, warned: &mut u64) {
     *warned = reached;
 }
 
-fn settle(store: &mut StateStore, mut outcomes: Vec<Outcome>) -> Result<(), BufferError> {
+fn show(board: &Board, store: &mut StateStore) {
+    board.update_buffer(|status| {
+        status.dead_letter_bytes = store.dead_letter_bytes;
+        status.dead_letter_copies_waiting.clone_from(&store.copies_waiting);
+    });
+    for ((sink, stream), letters) in std::mem::take(&mut store.counted) {
+        board.show_dead_letters(&stream, &sink, letters);
+    }
+}
+
+/// Whoever is answered finds shown what was done.
+fn settle(
+    store: &mut StateStore,
+    mut outcomes: Vec<Outcome>,
+    show: impl FnOnce(&mut StateStore),
+) -> Result<(), BufferError> {
     // Behind a batch that failed nobody may be told, here or by a sync, that anything is on stable storage.
     if let Some(failed) = outcomes.iter_mut().find_map(|outcome| outcome.fatal.take()) {
         return Err(failed);
@@ -304,6 +321,7 @@ fn settle(store: &mut StateStore, mut outcomes: Vec<Outcome>) -> Result<(), Buff
         store.flush()?;
         crash_point("crash_state_flushed");
     }
+    show(store);
     outcomes.into_iter().for_each(|outcome| (outcome.answer)());
     Ok(())
 }
@@ -323,7 +341,8 @@ mod tests {
             |fatal| Outcome { wrote: true, fatal, answer: Box::new(|| panic!("it was answered")) };
         let failed = BufferError::corrupt(folder.path(), "a page is gone");
         let before = state.newest();
-        let settled = settle(&mut state, vec![outcome(None), outcome(Some(failed))]);
+        let outcomes = vec![outcome(None), outcome(Some(failed))];
+        let settled = settle(&mut state, outcomes, |_| panic!("it was shown"));
         assert!(matches!(settled, Err(BufferError::Corrupt { .. })));
         assert_eq!(state.newest(), before, "each sync has a version of its own");
     }

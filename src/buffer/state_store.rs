@@ -35,6 +35,8 @@ pub(super) struct StateStore {
     pub dead_letter_bytes: u64,
     /// The last batch of letters found no room, and none was made since.
     full: bool,
+    /// Letters of the sinks whose number is to be shown: it changed, or was asked for.
+    pub counted: BTreeMap<Names, u64>,
     /// Kafka clusters that want a copy of each letter, with how many letters wait for it.
     pub copies_waiting: BTreeMap<String, u64>,
     /// Not of a database on its way to another's place.
@@ -81,6 +83,7 @@ impl StateStore {
             dead_letter_quota_bytes,
             dead_letter_bytes: 0,
             full: false,
+            counted: BTreeMap::new(),
             copies_waiting: BTreeMap::new(),
             journal: None,
         }
@@ -569,11 +572,13 @@ impl StateStore {
 
     fn commit(&mut self, mut batch: sled::Batch, changes: Changes) -> Result<(), BufferError> {
         let total = changes.bytes();
+        let mut counted = BTreeMap::new();
         for ((sink, stream), (letters, bytes)) in changes.counts {
             let mut count = self.count(&sink, &stream)?;
             count.letters = count.letters.saturating_add_signed(letters);
             count.bytes = count.bytes.saturating_add_signed(bytes);
             self.add(&mut batch, join(COUNT, &[sink.as_str(), stream.as_str()]), &count.encode());
+            counted.insert((sink, stream), count.letters);
         }
         if let Some(journal) = &mut self.journal {
             journal.remove(self.version, changes.removed.iter())?;
@@ -581,6 +586,7 @@ impl StateStore {
         }
         self.store.apply(batch)?;
         self.version += 1;
+        self.counted.append(&mut counted);
         self.full &= total >= 0;
         self.dead_letter_bytes = self.dead_letter_bytes.saturating_add_signed(total);
         Ok(())

@@ -334,11 +334,6 @@ impl Target {
         meters.flagged_out_of_range.inc_by(seen.out_of_range);
         let stream = &self.sink.stream.name;
         self.sink.board.stream(stream).unmapped_seen(&self.sink.table.sink, &seen.unmapped);
-        if !batch.letters.is_empty() {
-            let sink = &self.sink.table.sink;
-            let letters = self.buffer.state().dead_letter_count(stream, sink).await?;
-            self.view.update(|status| status.dead_letters = letters);
-        }
         Ok(())
     }
 }

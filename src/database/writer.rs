@@ -167,15 +167,12 @@ impl Runner {
         let (stream, sink) = (&self.sink.stream.name, &self.sink.table.sink);
         let state = self.buffer.state();
         self.books = state.books(stream, sink).await?;
-        let letters = state.dead_letter_count(stream, sink).await?;
+        state.show_dead_letters(stream, sink).await?;
         if let Some(books) = self.books {
             self.buffer.delivered(stream, sink, Delivered(books.cursor));
         }
         self.saved = self.books;
-        self.view.update(|status| {
-            status.books = self.books;
-            status.dead_letters = letters;
-        });
+        self.view.update(|status| status.books = self.books);
         Ok(())
     }
 
@@ -359,8 +356,6 @@ impl Runner {
                 .filter(|key| key.sequence > cursor)
                 .collect();
             if keys.is_empty() {
-                let left = state.dead_letter_count(stream, sink).await?;
-                self.view.update(|status| status.dead_letters = left);
                 return Ok(());
             }
             state.remove_dead_letters(keys).await?;

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::buffer::{BufferError, DeadLetterFilter, State};
 use crate::domain::{CorrelationId, DeadLetter, DeadLetterKey};
-use crate::observe::Board;
 
 /// Dead letters one request may list or replay.
 const PAGE_MAX: usize = 1000;
@@ -68,7 +67,6 @@ pub struct Orderer {
 #[derive(Clone)]
 pub struct DeadLetters {
     pub state: State,
-    pub board: Arc<Board>,
     pub replay: Replay,
 }
 
@@ -157,9 +155,6 @@ impl DeadLetters {
             }
         }
         self.state.remove_dead_letters(keys.clone()).await?;
-        for key in &keys {
-            self.board.letter_left(&key.stream, &key.sink);
-        }
         tracing::warn!(
             event = "dead_letters_purged",
             correlation_id = %orderer.correlation_id,

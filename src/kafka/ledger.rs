@@ -58,11 +58,8 @@ impl Ledger {
         let books = saved.unwrap_or_else(|| Books::starting_at(base));
         let replays = state.replayed(&stream, &sink).await?;
         buffer.delivered(&stream, &sink, Delivered(books.cursor));
-        let waiting = state.dead_letter_count(&stream, &sink).await?;
-        view.update(|status| {
-            status.books = Some(books.with_replayed(replays));
-            status.dead_letters = waiting;
-        });
+        state.show_dead_letters(&stream, &sink).await?;
+        view.update(|status| status.books = Some(books.with_replayed(replays)));
         let changed = watch::Sender::new(books);
         Ok(Ledger {
             stream,
@@ -165,8 +162,6 @@ impl Ledger {
         }
         self.state.put_dead_letters(letters).await?;
         crash_point("crash_kafka_letters_kept");
-        let waiting = self.state.dead_letter_count(&self.stream, &self.sink).await?;
-        self.view.update(|status| status.dead_letters = waiting);
         Ok(())
     }
 

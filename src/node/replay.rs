@@ -8,7 +8,6 @@ use crate::database::{self, TableSink};
 use crate::domain::{DeadLetter, ErrorClass, SinkName, StreamName};
 use crate::http::{Replay, ReplayError};
 use crate::kafka::{self, KafkaReplayer};
-use crate::observe::Board;
 
 /// Of what is configured now; each life of a producer brings its own replayer.
 #[derive(Clone, Default)]
@@ -63,22 +62,18 @@ impl Replayers {
 }
 
 /// Delivers one letter to the sink it was meant for.
-pub fn replay(replayers: Replayers, board: Arc<Board>) -> Replay {
+pub fn replay(replayers: Replayers) -> Replay {
     Arc::new(move |letter: DeadLetter| {
-        let (replayers, board) = (replayers.clone(), board.clone());
+        let replayers = replayers.clone();
         Box::pin(async move {
             let key = (letter.key.stream.clone(), letter.key.sink.clone());
-            let outcome = match replayers.target(&key) {
+            match replayers.target(&key) {
                 Some(Target::Table(sink)) => to_table(&sink, &letter).await,
                 Some(Target::Kafka(replayer)) => to_kafka(&replayer, &letter).await,
                 None => Err(ReplayError::Sink(
                     "its stream or sink is not configured (any more)".to_owned(),
                 )),
-            };
-            if outcome.is_ok() {
-                board.letter_left(&key.0, &key.1);
             }
-            outcome
         })
     })
 }

@@ -125,8 +125,7 @@ impl Node {
             supervisor: supervisor.clone().recipient(),
             letters: DeadLetters {
                 state: buffer.state(),
-                board: board.clone(),
-                replay: replay(assembly.replayers.clone(), board.clone()),
+                replay: replay(assembly.replayers.clone()),
             },
             reload: reload::over(orders),
         };

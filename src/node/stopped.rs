@@ -25,8 +25,7 @@ impl StoppedNode {
         let board = Board::new(settings);
         let state = StoppedState::open(&settings.node.state_dir, board.clone())?;
         let replayers = replayers(settings, &state, &board);
-        let letters =
-            DeadLetters { state: state.state(), replay: replay(replayers, board.clone()), board };
+        let letters = DeadLetters { state: state.state(), replay: replay(replayers) };
         Ok(StoppedNode { state, letters })
     }
 

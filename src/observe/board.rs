@@ -129,10 +129,10 @@ impl Board {
         self.views().sinks.get(&key).cloned().expect("every configured sink has a view")
     }
 
-    /// A dead letter was replayed or purged. Its sink may not be configured any more.
-    pub fn letter_left(&self, stream: &StreamName, sink: &SinkName) {
+    /// How many dead letters wait, as the state database has it. Their sink may not be configured any more.
+    pub fn show_dead_letters(&self, stream: &StreamName, sink: &SinkName, letters: u64) {
         if let Some(view) = self.views().sinks.get(&(stream.clone(), sink.clone())) {
-            view.update(|status| status.dead_letters = status.dead_letters.saturating_sub(1));
+            view.update(|status| status.dead_letters = letters);
         }
     }
 
