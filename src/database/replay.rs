@@ -88,7 +88,7 @@ async fn attempt(sink: &TableSink, letter: &DeadLetter) -> Result<ReplayOutcome,
     if let Some(books) = books {
         let view = sink.view();
         view.meters.replayed_messages.inc();
-        view.update(|status| status.books = Some(books));
+        view.update(|status| status.books = Some(books.or_later(status.books)));
     }
     Ok(outcome)
 }

@@ -317,7 +317,7 @@ impl Target {
             self.view.meters.end_to_end_duration.observe(waited as f64 / 1e6);
         }
         self.view.update(|status| {
-            status.books = Some(books);
+            status.books = Some(books.or_later(status.books));
             status.last_success = Some(now);
             if let Some(row) = rows.last() {
                 status.newest_delivered = Some(row.arrival);

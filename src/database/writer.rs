@@ -323,14 +323,17 @@ impl Runner {
                     to = found.cursor.0,
                     "the database forgot committed rows (restored, or failed over); what the buffer still holds is written again"
                 );
-            } else {
+            } else if found.cursor > known.cursor {
                 // A commit whose answer was lost.
                 count(&self.view, Tally::between(&known, &found));
             }
         }
         self.confirmed = true;
         self.books = Some(found);
-        self.view.update(|status| status.books = Some(found));
+        self.view.update(|status| {
+            let shown = status.books.filter(|shown| shown.cursor <= found.cursor);
+            status.books = Some(found.or_later(shown));
+        });
         let sink = &self.sink.table.sink;
         self.buffer.delivered(stream, sink, Delivered(found.cursor));
         Ok(found)

@@ -1,5 +1,7 @@
 //! The books of one sink of one stream: received = delivered + pending + dead-lettered + filtered, at any moment.
 
+use std::cmp::Reverse;
+
 use serde::{Deserialize, Serialize};
 
 use super::Sequence;
@@ -44,11 +46,36 @@ impl Books {
         }
     }
 
+    /// The later of two states of the same books. Only its writer moves the cursor; between two of its moves only replays
+    /// change anything, and each takes one from the dead letters.
+    pub fn or_later(self, other: Option<Books>) -> Books {
+        let place = |books: &Books| (books.cursor, Reverse(books.dead_lettered));
+        other.filter(|other| place(other) > place(&self)).unwrap_or(self)
+    }
+
     /// 0 when the books balance: records passed by the cursor minus records accounted for.
     pub fn difference(&self) -> i64 {
         let passed = self.cursor.since(self.base);
         let accounted =
             self.delivered + self.filtered + self.incomplete + self.dead_lettered + self.lost;
         (i128::from(passed) - i128::from(accounted)) as i64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_states_of_the_same_books_the_later_one_stands_whichever_comes_last() {
+        let batch =
+            Books { cursor: Sequence(9), delivered: 6, dead_lettered: 3, ..Books::default() };
+        let replayed = batch.with_replayed(1);
+        let next = Books { cursor: Sequence(10), delivered: 7, ..batch };
+        for (earlier, later) in [(batch, replayed), (replayed, next), (batch, next)] {
+            assert_eq!(earlier.or_later(Some(later)), later);
+            assert_eq!(later.or_later(Some(earlier)), later);
+        }
+        assert_eq!(batch.or_later(None), batch);
     }
 }

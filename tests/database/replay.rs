@@ -29,10 +29,14 @@ fn a_letter_is_replayed_once_at_its_own_arrival_time_and_the_books_follow() {
             bench.rows("SELECT active_power_total, time FROM energy_consumption WHERE active_power_total = 2"),
             ["2 2026-03-14 07:21:05.414908+00"]
         );
-        // The writer never noticed.
+        // When the writer next reads its cursor, it finds more delivered than it knew of.
+        running.nudge().await;
         bench.feed("energy", energies(1)).await;
         let books = running.drained().await;
         assert_eq!((books.delivered, books.dead_lettered), (4, 0));
+        let meters = &sink.view().meters;
+        let counted = (meters.delivered_messages.get(), meters.replayed_messages.get());
+        assert_eq!(counted, (3, 1), "each is counted once");
         running.stop().await;
     });
 }
