@@ -91,7 +91,7 @@ fn groups(scale: &'static Scale) -> Vec<Group<'static>> {
         ("backlog", Box::new(move |lab| drain::backlog(lab, scale.backlog, scale.busy_seconds))),
         ("recovery", Box::new(move |lab| outage::recovery(lab, scale.recovery, rounds))),
         ("outage", Box::new(move |lab| outage::catch_up(lab, scale.outage))),
-        ("poison", Box::new(move |lab| outage::poison(lab, rounds))),
+        ("poison", Box::new(outage::poison)),
     ]
 }
 
