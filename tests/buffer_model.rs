@@ -627,6 +627,9 @@ async fn a_view_shows_the_letters_that_wait_whoever_put_or_removed_them() {
 
     let (buffer, board) = opened();
     let state = buffer.state();
+    assert_eq!(shown(&board), 0, "nobody has asked");
+    state.show_dead_letters(&energy, &consumption).await.unwrap();
+    assert_eq!(shown(&board), 38);
     let removals = letters[2..].iter().map(|letter| {
         let (state, key) = (state.clone(), letter.key.clone());
         tokio::spawn(async move { state.remove_dead_letters(vec![key]).await })
@@ -637,6 +640,7 @@ async fn a_view_shows_the_letters_that_wait_whoever_put_or_removed_them() {
         removal.await.unwrap().unwrap();
         assert!(shown(&board) <= left as u64, "{} instead of {left}", shown(&board));
     }
+    assert_eq!(shown(&board), 0);
     close(&buffer).await;
 }
 
