@@ -2,7 +2,7 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::SinkExt as _;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, CopyInSink, Statement};
 
 use super::catalog::{PlannedColumn, Shape};
 use super::encode::{COPY_HEADER, COPY_TRAILER, Cell, convert};
@@ -104,34 +104,44 @@ impl AppendPlan {
             let (begun, copying) =
                 tokio::join!(client.batch_execute(begin), client.copy_in(self.copy.as_str()));
             begun.map_err(postgres("begin"))?;
-            let mut copying = std::pin::pin!(copying.map_err(postgres("copy rows"))?);
-            let copy = async {
-                copying.feed(Bytes::from_static(COPY_HEADER)).await?;
-                let mut rest = rows;
-                while !rest.is_empty() {
-                    let piece = rest.split_to(rest.len().min(PIECE_BYTES));
-                    copying.feed(piece).await?;
-                }
-                copying.feed(Bytes::from_static(COPY_TRAILER)).await?;
-                crash_point("crash_copying");
-                let copied = copying.as_mut().finish().await;
-                crash_point("crash_copied");
-                copied
-            };
-            tokio::join!(copy, cursor.commit(client))
+            let copying = copying.map_err(postgres("copy rows"))?;
+            tokio::join!(send(copying, rows), cursor.commit(client))
         };
         copied.map_err(postgres("copy rows"))?;
         books
     }
 
-    /// The rows of a replay, inside a transaction that someone else frames.
-    pub async fn copy(&self, client: &Client, rows: Bytes) -> Result<(), DatabaseError> {
-        let copying = client.copy_in(self.copy.as_str()).await.map_err(postgres("copy rows"))?;
-        let mut copying = std::pin::pin!(copying);
-        let whole = [Bytes::from_static(COPY_HEADER), rows, Bytes::from_static(COPY_TRAILER)];
-        for piece in whole {
-            copying.feed(piece).await.map_err(postgres("copy rows"))?;
-        }
-        copying.as_mut().finish().await.map(drop).map_err(postgres("copy rows"))
+    /// For several COPYs in one transaction.
+    pub async fn prepare(&self, client: &Client) -> Result<Copying, DatabaseError> {
+        client.prepare(&self.copy).await.map(Copying).map_err(postgres("copy rows"))
     }
+}
+
+/// A prepared COPY, in a transaction that someone else frames.
+pub struct Copying(Statement);
+
+impl Copying {
+    /// Returns when the server has taken the rows.
+    pub async fn copy(&self, client: &Client, rows: Bytes) -> Result<(), DatabaseError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let copying = client.copy_in(&self.0).await.map_err(postgres("copy rows"))?;
+        send(copying, rows).await.map_err(postgres("copy rows"))
+    }
+}
+
+/// Sends encoded rows and waits until the server took them.
+async fn send(copying: CopyInSink<Bytes>, mut rows: Bytes) -> Result<(), tokio_postgres::Error> {
+    let mut copying = std::pin::pin!(copying);
+    copying.feed(Bytes::from_static(COPY_HEADER)).await?;
+    while !rows.is_empty() {
+        let piece = rows.split_to(rows.len().min(PIECE_BYTES));
+        copying.feed(piece).await?;
+    }
+    copying.feed(Bytes::from_static(COPY_TRAILER)).await?;
+    crash_point("crash_copying");
+    let copied = copying.as_mut().finish().await;
+    crash_point("crash_copied");
+    copied.map(drop)
 }

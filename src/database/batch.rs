@@ -1,6 +1,6 @@
 //! One batch on its way: rows as the table takes them, and what became of every other record in between.
 //!
-//! A batch is delivered whole, or, when the server refuses a row, in parts: [`Segment`] is the unit of a transaction.
+//! A batch is delivered in segments: what the server takes or refuses as one.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -66,7 +66,7 @@ impl Special {
     }
 }
 
-/// The rows of one transaction, and how far it moves the cursor.
+/// Rows that follow each other, and how far the cursor moves with them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
     pub rows: Range<usize>,
@@ -149,11 +149,13 @@ impl Batch {
         end_of(rows.start)..end_of(rows.end)
     }
 
-    /// What the segment adds to the books when the cursor comes from `from`.
-    pub fn tally(&self, segment: &Segment, from: Sequence) -> Tally {
-        let mut tally = Tally { delivered: segment.rows.len() as i64, ..Tally::default() };
+    /// What segments that follow each other add to the books when the cursor comes from `from`.
+    pub fn tally(&self, segments: &[Segment], from: Sequence) -> Tally {
+        let rows: usize = segments.iter().map(|segment| segment.rows.len()).sum();
+        let to = segments.last().map_or(from, |segment| segment.to);
+        let mut tally = Tally { delivered: rows as i64, ..Tally::default() };
         let first = self.specials.partition_point(|s| s.sequence() <= from);
-        for special in self.specials[first..].iter().take_while(|s| s.sequence() <= segment.to) {
+        for special in self.specials[first..].iter().take_while(|s| s.sequence() <= to) {
             match special {
                 Special::Filtered(_) => tally.filtered += 1,
                 Special::Incomplete(_) => tally.incomplete += 1,
@@ -245,13 +247,15 @@ pub(super) mod tests {
                 waiting.extend(parts.into_iter().rev());
                 continue;
             }
-            let tally = batch.tally(&segment, from);
+            let tally = batch.tally(std::slice::from_ref(&segment), from);
             assert_eq!(accounted(tally), segment.to.since(from) as i64, "{segment:?}");
             from = segment.to;
             seen.extend(segment.rows);
         }
         assert_eq!(from, Sequence(9));
         assert_eq!(seen, [0, 1, 2, 3, 4]);
-        assert_eq!(accounted(batch.tally(&batch.whole(), Sequence::ZERO)), 9);
+        assert_eq!(accounted(batch.tally(&[batch.whole()], Sequence::ZERO)), 9);
+        let parts = batch.parts(&batch.whole(), Some(2)).unwrap();
+        assert_eq!(accounted(batch.tally(&parts, Sequence::ZERO)), 9);
     }
 }

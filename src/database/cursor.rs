@@ -11,6 +11,7 @@ use tokio_postgres::{Client, Row};
 
 use super::bookkeeping;
 use super::error::{DatabaseError, postgres};
+use super::fold::Folded;
 use super::transaction::Move;
 use crate::domain::{Books, LogIdentity, NodeName, Sequence, SinkName, StreamName};
 
@@ -53,6 +54,12 @@ impl Tally {
             self.unchanged,
             self.stale,
         ]
+    }
+
+    /// With what latest state made of the rows.
+    pub fn with(self, folded: Folded) -> Tally {
+        let Folded { unchanged, stale } = folded;
+        Tally { unchanged: unchanged as i64, stale: stale as i64, ..self }
     }
 
     /// What happened between two states of the books.

@@ -61,6 +61,13 @@ pub struct Folded {
     pub stale: u64,
 }
 
+impl std::ops::AddAssign for Folded {
+    fn add_assign(&mut self, more: Folded) {
+        self.unchanged += more.unchanged;
+        self.stale += more.stale;
+    }
+}
+
 /// Applies the messages in order. `fixed` says which cells are set when a row is made and never again.
 pub fn fold<'m>(
     rows: &mut Rows,

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  buffer ──► Source ──► Batch ──► Target ──► one transaction: rows · books · cursor (last)
-//!             maps,      rows and  parts what       │
-//!             converts   specials  is refused       └─► refused row ──► dead letter, stored first
+//!             maps,      rows and  segment by       │
+//!             converts   specials  segment          └─► refused row ──► dead letter, stored first
 //! ```
 //!
 //! [`BatchWriter`] is the part that drives it; [`replay`] gives a dead letter a second chance beside it.
@@ -27,9 +27,11 @@ mod replay;
 mod rights;
 mod source;
 mod sql;
+mod steps;
 mod table_sink;
 mod target;
 mod transaction;
+mod waiting;
 mod writer;
 
 pub use connect::connect;

@@ -140,12 +140,11 @@ async fn write(
     let tally = match plan {
         Plan::Append(plan) if tally.delivered > 0 => {
             let rows: BytesMut = batch.encoded;
-            plan.copy(client, rows.freeze()).await?;
+            plan.prepare(client).await?.copy(client, rows.freeze()).await?;
             tally
         }
         Plan::Latest(plan) if tally.delivered > 0 => {
-            let folded = plan.write(client, &batch.messages).await?;
-            Tally { unchanged: folded.unchanged as i64, stale: folded.stale as i64, ..tally }
+            tally.with(plan.write(client, &batch.messages).await?)
         }
         _ => tally,
     };

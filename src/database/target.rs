@@ -4,16 +4,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio_postgres::Client;
 
 use super::batch::{Batch, Segment};
-use super::blame::Blame;
 use super::cursor::{Cursor, Tally};
 use super::error::{DatabaseError, postgres};
 use super::source::Plan;
-use super::sql::qualified;
+use super::steps::{Refused, Steps, Taken};
 use super::table_sink::TableSink;
 use super::transaction::{self, Move};
+use super::waiting::Waiting;
 use crate::buffer::{Buffer, BufferError};
 use crate::crash::{crash_point, part_point};
 use crate::domain::{Arrival, Books, DeadLetter, Delivered, ErrorClass, Reason, Sequence, Stage};
@@ -34,15 +33,6 @@ pub enum Trouble {
     Database(#[from] DatabaseError),
     #[error(transparent)]
     Buffer(#[from] BufferError),
-}
-
-/// What is known of the table while rows are written.
-#[derive(Debug, Clone, Copy)]
-enum Table {
-    /// It was as planned when the writer last looked.
-    AsPlanned,
-    /// It is as planned, and nobody can change it.
-    Locked,
 }
 
 /// Delivers batches, one at a time.
@@ -87,138 +77,136 @@ impl Target {
         }
     }
 
-    /// Delivers the batch: whole, or in parts around the rows that the server refuses, which become dead letters.
-    /// After an error the cursor row says how much of it was taken.
+    /// Delivers the batch: in one transaction, or in several around the rows that the server refuses, which become dead
+    /// letters. After an error the cursor row says how much of it was taken.
     pub async fn deliver(&mut self, mut batch: Batch) -> Result<(), Trouble> {
         part_point(|| format!("part_writer_{}", self.sink.stream.name)).await;
         let started = Instant::now();
         // Before the cursor passes them: a crash may repeat a letter under its own key, never lose it.
         self.store(batch.letters.clone()).await?;
         let encoded = std::mem::take(&mut batch.encoded).freeze();
-        let mut waiting = vec![batch.whole()];
+        let mut waiting = Waiting::of(&batch);
+        self.write_at_once(&batch, &encoded, &mut waiting).await?;
         let mut partitions_made = false;
-        let mut blame = Blame::default();
-        while let Some(segment) = waiting.pop() {
-            match self.write(&batch, &encoded, &segment, Table::AsPlanned).await {
-                Ok((books, tally)) => {
-                    blame.taken(&segment.rows);
-                    self.confirmed(&batch, &segment, books, tally);
-                }
-                Err(error) if error.is_missing_partition() => {
-                    if std::mem::replace(&mut partitions_made, true) {
-                        return Err(no_partition(&error).into());
-                    }
-                    self.make_partitions(&batch, &segment).await?;
-                    waiting.push(segment);
-                }
-                Err(error) if self.plan_is_old && error.may_be_due_to_the_plan() => {
-                    return Err(DatabaseError::PlanInDoubt.into());
-                }
-                Err(error) if error.class() == ErrorClass::Data => {
-                    let line = error.line_of_copy(&self.sink.table.table);
-                    let suspect = blame.refused(&segment.rows, line);
-                    match batch.parts(&segment, suspect) {
-                        Some(parts) => waiting.extend(parts.into_iter().rev()),
-                        None => {
-                            let rest = self.judge(&mut batch, &encoded, segment, error).await?;
-                            waiting.extend(rest);
-                        }
-                    }
-                }
-                Err(error) => return Err(self.failed(error, &segment)),
+        while !waiting.is_empty() {
+            let refused = self.write_in_steps(&batch, &encoded, &mut waiting).await?;
+            let Some(Refused { segment, error }) = refused else { continue };
+            if !error.is_missing_partition() {
+                self.blame_the_row(&error)?;
+                let behind = self.bury(&mut batch, &segment, &error).await?;
+                waiting.put_first(behind);
+            } else if std::mem::replace(&mut partitions_made, true) {
+                return Err(no_partition(&error).into());
+            } else {
+                self.make_partitions(&batch).await?;
+                waiting.put_first(segment);
             }
         }
         self.plan_is_old = true;
         self.finished(&batch, started).await
     }
 
-    async fn write(
-        &self,
+    /// The common case: one segment, and no savepoint. For a time series there is nothing to wait for between begin and
+    /// commit.
+    async fn write_at_once(
+        &mut self,
         batch: &Batch,
         encoded: &Bytes,
-        segment: &Segment,
-        table: Table,
-    ) -> Result<(Books, Tally), DatabaseError> {
-        let from = self.books.cursor;
-        let tally = batch.tally(segment, from);
-        let shape = match &*self.plan {
-            Plan::Append(plan) if !segment.rows.is_empty() => Some(&plan.shape),
-            _ => None,
-        };
-        let cursor = Move { cursor: &self.cursor, from, to: segment.to, tally, shape };
+        waiting: &mut Waiting,
+    ) -> Result<(), Trouble> {
+        let Some(only) = waiting.only().cloned() else { return Ok(()) };
+        let mut cursor = self.move_behind(batch, std::slice::from_ref(&only));
+        let to = cursor.to;
         let run = transaction::run(&self.sink.pool, &self.sink.database, async |client| {
-            let begin = match table {
-                Table::AsPlanned => self.begin.as_str(),
-                Table::Locked => {
-                    self.begin_locked(client).await?;
-                    ""
-                }
-            };
-            match &*self.plan {
+            let books = match &*self.plan {
                 Plan::Append(plan) => {
-                    let rows = encoded.slice(batch.encoded_range(&segment.rows));
-                    Ok((plan.write(client, begin, rows, cursor).await?, tally))
+                    let rows = encoded.slice(batch.encoded_range(&only.rows));
+                    plan.write(client, &self.begin, rows, cursor).await?
                 }
                 Plan::Latest(plan) => {
-                    client.batch_execute(begin).await.map_err(postgres("begin"))?;
-                    let messages = &batch.messages[segment.rows.clone()];
-                    let folded = plan.write(client, messages).await?;
+                    client.batch_execute(&self.begin).await.map_err(postgres("begin"))?;
+                    let folded = plan.write(client, &batch.messages[only.rows.clone()]).await?;
                     crash_point("crash_latest_written");
-                    let tally = Tally {
-                        unchanged: folded.unchanged as i64,
-                        stale: folded.stale as i64,
-                        ..tally
-                    };
-                    Ok((Move { tally, ..cursor }.commit(client).await?, tally))
+                    cursor.tally = cursor.tally.with(folded);
+                    cursor.commit(client).await?
                 }
-            }
+            };
+            Ok((books, cursor.tally))
         });
-        self.progress.waiting(run).await
+        match self.progress.waiting(run).await {
+            Ok((books, tally)) => {
+                waiting.take_first();
+                self.confirmed(batch, &[only], books, tally);
+            }
+            // Refused again in the steps, which know what to do.
+            Err(error) if error.is_missing_partition() => {}
+            Err(error) if error.class() == ErrorClass::Data => {
+                let line = error.line_of_copy(&self.sink.table.table);
+                waiting.split_first(batch, line);
+            }
+            Err(error) => return Err(self.failed(error, Some(to))),
+        }
+        Ok(())
     }
 
-    /// Until this transaction ends the table stays as it is, and that is as planned.
-    async fn begin_locked(&self, client: &Client) -> Result<(), DatabaseError> {
-        let table = qualified(&self.sink.database.schema, &self.sink.table.table);
-        let begin = format!("{}; LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE", self.begin);
-        client.batch_execute(&begin).await.map_err(postgres("lock the table"))?;
-        let plan = self.sink.plan(client, &self.sink.mapper()?).await?;
-        if plan == *self.plan { Ok(()) } else { Err(DatabaseError::PlanInDoubt) }
+    /// One transaction, as far as it goes: what it does not take and cannot be split is given back.
+    async fn write_in_steps(
+        &mut self,
+        batch: &Batch,
+        encoded: &Bytes,
+        waiting: &mut Waiting,
+    ) -> Result<Option<Refused>, Trouble> {
+        let steps = Steps { sink: &self.sink, plan: &self.plan, batch, encoded };
+        let (mut taken, mut refused, mut to) = (Taken::default(), None, None);
+        let run = transaction::run(&self.sink.pool, &self.sink.database, async |client| {
+            refused = steps.run(client, &self.begin, waiting, &mut taken).await?;
+            if taken.segments.is_empty() {
+                client.batch_execute("ROLLBACK").await.map_err(postgres("roll back"))?;
+                return Ok(None);
+            }
+            let mut cursor = self.move_behind(batch, &taken.segments);
+            cursor.tally = cursor.tally.with(taken.folded);
+            to = Some(cursor.to);
+            let books = cursor.commit(client).await?;
+            Ok(Some((books, cursor.tally)))
+        });
+        match self.progress.waiting(run).await {
+            Ok(committed) => {
+                if let Some((books, tally)) = committed {
+                    self.confirmed(batch, &taken.segments, books, tally);
+                }
+                Ok(refused)
+            }
+            Err(error) if error.class() == ErrorClass::Data && to.is_some() => {
+                refused.into_iter().for_each(|refused| waiting.put_first(refused.segment));
+                Ok(refused_at_commit(batch, waiting, taken.segments, error))
+            }
+            Err(error) => Err(self.failed(error, to)),
+        }
     }
 
-    fn failed(&mut self, error: DatabaseError, segment: &Segment) -> Trouble {
+    /// The cursor goes to the end of these segments.
+    fn move_behind(&self, batch: &Batch, segments: &[Segment]) -> Move<'_> {
+        let from = self.books.cursor;
+        let to = segments.last().map_or(from, |segment| segment.to);
+        let shape = match &*self.plan {
+            Plan::Append(plan) if segments.iter().any(|segment| !segment.rows.is_empty()) => {
+                Some(&plan.shape)
+            }
+            _ => None,
+        };
+        Move { cursor: &self.cursor, from, to, tally: batch.tally(segments, from), shape }
+    }
+
+    /// A transaction failed that would have moved the cursor `to`, had it been committed.
+    fn failed(&mut self, error: DatabaseError, to: Option<Sequence>) -> Trouble {
+        if self.plan_is_old && error.may_be_due_to_the_plan() {
+            return DatabaseError::PlanInDoubt.into();
+        }
         if error.leaves_outcome_unknown() {
-            self.uncertain.push(segment.to);
+            self.uncertain.extend(to);
         }
         error.into()
-    }
-
-    /// The only row of a segment was refused. The table may have been altered since it was planned for, and then every
-    /// row would be refused: it is set aside only when the server refuses it again while the table is as planned. Gives
-    /// the segment that moves the cursor past it.
-    async fn judge(
-        &mut self,
-        batch: &mut Batch,
-        encoded: &Bytes,
-        segment: Segment,
-        error: DatabaseError,
-    ) -> Result<Option<Segment>, Trouble> {
-        let error = if segment.rows.is_empty() {
-            error
-        } else {
-            match self.write(batch, encoded, &segment, Table::Locked).await {
-                Ok((books, tally)) => {
-                    self.confirmed(batch, &segment, books, tally);
-                    return Ok(None);
-                }
-                Err(error) if error.is_missing_partition() => {
-                    return Err(no_partition(&error).into());
-                }
-                Err(error) if error.class() == ErrorClass::Data => error,
-                Err(error) => return Err(self.failed(error, &segment)),
-            }
-        };
-        self.blame_the_row(&error)?;
-        self.bury(batch, &segment, &error).await.map(Some)
     }
 
     /// A panic is the row's fault, unless it comes with every row: that would turn the whole stream into dead letters.
@@ -285,14 +273,14 @@ impl Target {
         Ok(())
     }
 
-    async fn make_partitions(&self, batch: &Batch, segment: &Segment) -> Result<(), DatabaseError> {
-        let rows = &batch.rows[segment.rows.clone()];
-        let arrivals = rows.iter().map(|row| row.arrival.as_micros()).collect();
+    async fn make_partitions(&self, batch: &Batch) -> Result<(), DatabaseError> {
+        let arrivals = batch.rows.iter().map(|row| row.arrival.as_micros()).collect();
         self.progress.waiting(self.sink.make_partitions(arrivals)).await
     }
 
-    /// A transaction is committed: from here on nothing of it comes again.
-    fn confirmed(&mut self, batch: &Batch, segment: &Segment, books: Books, tally: Tally) {
+    /// The segments of a transaction are committed: from here on nothing of them comes again.
+    fn confirmed(&mut self, batch: &Batch, segments: &[Segment], books: Books, tally: Tally) {
+        let Some(last) = segments.last() else { return };
         let before = std::mem::replace(&mut self.books, books).cursor;
         self.uncertain.clear();
         self.progress.beat();
@@ -302,24 +290,25 @@ impl Target {
         count(&self.view, tally);
         let passed = |letter: &&DeadLetter| {
             let at = letter.key.sequence;
-            before < at && at <= segment.to
+            before < at && at <= last.to
         };
         for letter in batch.letters.iter().filter(passed) {
             self.view.set_aside(letter);
         }
-        let rows = &batch.rows[segment.rows.clone()];
-        if !rows.is_empty() {
+        let rows = || segments.iter().flat_map(|segment| &batch.rows[segment.rows.clone()]);
+        let newest = rows().last();
+        if newest.is_some() {
             self.panics_in_a_row = 0;
         }
         let now = Arrival::now();
-        for row in rows.iter().step_by(rows.len().div_ceil(LATENCY_SAMPLES).max(1)) {
+        for row in rows().step_by(rows().count().div_ceil(LATENCY_SAMPLES).max(1)) {
             let waited = now.as_micros().saturating_sub(row.arrival.as_micros()).max(0);
             self.view.meters.end_to_end_duration.observe(waited as f64 / 1e6);
         }
         self.view.update(|status| {
             status.books = Some(books.or_later(status.books));
             status.last_success = Some(now);
-            if let Some(row) = rows.last() {
+            if let Some(row) = newest {
                 status.newest_delivered = Some(row.arrival);
             }
         });
@@ -336,6 +325,21 @@ impl Target {
         self.sink.board.stream(stream).unmapped_seen(&self.sink.table.sink, &seen.unmapped);
         Ok(())
     }
+}
+
+/// All rows of a transaction went in, and then it was refused. The only row of it is to blame.
+fn refused_at_commit(
+    batch: &Batch,
+    waiting: &mut Waiting,
+    mut segments: Vec<Segment>,
+    error: DatabaseError,
+) -> Option<Refused> {
+    if !waiting.is_one_by_one() {
+        waiting.refused_together(segments);
+        return None;
+    }
+    let segment = waiting.split(batch, segments.pop()?, None).err()?;
+    Some(Refused { segment, error })
 }
 
 /// Adds to the counters of this process what a committed transaction added to the books.

@@ -52,6 +52,36 @@ fn a_row_that_a_trigger_refuses_as_a_check_would_is_no_missing_partition() {
     });
 }
 
+/// The first says so only when all were written and are committed.
+#[test]
+fn rows_refused_at_the_commit_and_before_it_are_each_found() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.rows(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             IF new.active_power_total IN (777, 2900) THEN RAISE 'no such power'; END IF; RETURN NULL; END $$; \
+             CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON energy_consumption \
+             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse(); \
+             ALTER TABLE energy_consumption ADD CONSTRAINT sane CHECK (active_power_total <> 2000)",
+        );
+        bench.feed("energy", energies(3000)).await;
+        let running = bench.start("energy", "energy_consumption");
+        let books = running.drained().await;
+        assert_eq!((books.delivered, books.dead_lettered), (2997, 3));
+        let held = "SELECT count(DISTINCT active_power_total), count(*) FROM energy_consumption";
+        assert_eq!(bench.rows(held), ["2997 2997"]);
+        let letters = bench.letters().await;
+        let refused = |sequence, words| {
+            let found = letters.iter().find(|letter| letter.key.sequence.0 == sequence);
+            found.is_some_and(|letter| letter.detail.contains(words))
+        };
+        assert!(refused(777, "no such power"), "{letters:?}");
+        assert!(refused(2000, "sane"), "{letters:?}");
+        assert!(refused(2900, "no such power"), "{letters:?}");
+        running.stop().await;
+    });
+}
+
 /// How many statements wrote to the table is counted by the server, outside of any transaction.
 #[test]
 fn one_refused_row_of_five_thousand_costs_its_neighbours_a_few_round_trips() {
@@ -82,7 +112,7 @@ fn one_refused_row_of_five_thousand_costs_its_neighbours_a_few_round_trips() {
             let books = running.drained().await;
             assert_eq!((books.delivered, books.dead_lettered), (ROWS as u64, 1), "{rule}");
             let attempts: u32 = bench.rows("SELECT last_value FROM attempts")[0].parse().unwrap();
-            // All, those before it, it alone, it once more while nobody can change the table, those behind it.
+            // The half before it, its own half, those of that before it, it alone, those behind it.
             assert_eq!(attempts, 5, "{rule}");
             running.stop().await;
         });

@@ -94,8 +94,8 @@ pub fn catch_up(lab: &mut Lab, count: u64) -> Result<Vec<Measure>> {
 /// When a run fails, or rows are missing.
 pub fn poison(lab: &mut Lab) -> Result<Vec<Measure>> {
     let name = "5,000 rows, one of them refused";
-    // All are sent up to it, those before it once more, and it alone twice, with the table locked and looked at; its dead
-    // letter is synced. It costs the more the later it comes: here it is the last but one.
+    // Its half of the batch is sent up to it, what was before it once more, then it alone, and the table is looked at; its
+    // dead letter is synced. It costs the more the later it comes in its half: here it is the last but one of all.
     let mut delay = Measure::new(name, "ms", Bar::RatioAtMost(3.0));
     let name = "… the good ones later than without it";
     let mut later = Measure::new(name, "ms", Bar::AtMost(2.0 * BATCH_LINGER_MS));
