@@ -6,9 +6,9 @@ use std::ops::Range;
 use super::batch::{Batch, Segment};
 use super::blame::Blame;
 
-/// A batch of up to so many rows is begun in two segments, so that a refused row costs the others at most the time of half
-/// of them. Only a backlog makes longer ones; there rows are late anyway, and a second COPY, which costs the server as much
-/// as some six hundred rows, would take more from the speed than it gives.
+/// A batch of up to so many rows is begun in two segments, so that a refused row that is named costs the others little more
+/// than the time of half of them. Only a backlog makes longer ones; there rows are late anyway, and a second COPY, which
+/// costs the server as much as some six hundred rows, would take more from the speed than it gives.
 const HALVED_ROWS_MAX: usize = 5_000;
 /// One of fewer rows goes whole: it takes no longer than half of the longest that is halved.
 const HALVED_ROWS_MIN: usize = 2_500;
