@@ -26,6 +26,8 @@ pub struct Batch {
     /// Records that became no row, in order.
     specials: Vec<Special>,
     pub letters: Vec<DeadLetter>,
+    /// So many of the letters are kept on disk.
+    pub letters_kept: usize,
     /// The records' own bytes, for the one the server refuses.
     pub blocks: Vec<Block>,
     pub records: usize,
@@ -109,38 +111,19 @@ impl Batch {
         self.specials.push(Special::Lost(last, count));
     }
 
-    pub fn whole(&self) -> Segment {
-        Segment { rows: 0..self.rows.len(), to: self.last }
+    /// These rows, and the records that became none up to the next row.
+    pub fn segment(&self, rows: Range<usize>) -> Segment {
+        let next = self.rows.get(rows.end);
+        let to = next.map_or(self.last, |next| Sequence(next.sequence.0 - 1));
+        Segment { rows, to }
     }
 
-    /// What is before this row, the row alone, and the rest, in order; or two halves. `None` when there is at most one row
-    /// left to blame.
-    pub fn parts(&self, segment: &Segment, alone: Option<usize>) -> Option<Vec<Segment>> {
-        let Range { start, end } = segment.rows;
-        if end - start < 2 {
-            return None;
-        }
-        let middle = start + (end - start) / 2;
-        let cuts = alone.map_or([middle, middle], |row| [row, row + 1]);
-        let mut parts = Vec::with_capacity(3);
-        let mut begin = start;
-        for cut in cuts.into_iter().filter(|cut| (start + 1..end).contains(cut)) {
-            if cut > begin {
-                let to = Sequence(self.rows[cut].sequence.0 - 1);
-                parts.push(Segment { rows: begin..cut, to });
-                begin = cut;
-            }
-        }
-        parts.push(Segment { rows: begin..end, to: segment.to });
-        Some(parts)
-    }
-
-    /// Takes the only row of a segment out as a dead letter; the segment that then moves the cursor past it.
-    pub fn bury(&mut self, segment: &Segment, letter: DeadLetter) -> Segment {
-        let at = self.specials.partition_point(|s| s.sequence() < letter.key.sequence);
-        self.specials.insert(at, Special::Dead(letter.key.sequence));
+    /// Takes a row out as a dead letter; its segment is to be cut there.
+    pub fn set_aside(&mut self, letter: DeadLetter) {
+        let sequence = letter.key.sequence;
+        let at = self.specials.partition_point(|s| s.sequence() < sequence);
+        self.specials.insert(at, Special::Dead(sequence));
         self.letters.push(letter);
-        Segment { rows: segment.rows.end..segment.rows.end, to: segment.to }
     }
 
     /// The encoded bytes of a segment's rows.
@@ -183,10 +166,10 @@ impl Batch {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
-    pub(in crate::database) fn record(sequence: u64) -> Record<'static> {
+    fn record(sequence: u64) -> Record<'static> {
         Record {
             sequence: Sequence(sequence),
             arrival: Arrival(0),
@@ -220,42 +203,28 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn parts_cover_the_whole_without_gap_or_overlap() {
+    fn a_segment_reaches_to_the_row_behind_it() {
         let batch = batch();
-        let whole = batch.whole();
-        assert_eq!(whole, Segment { rows: 0..5, to: Sequence(9) });
-        let ends = |alone| {
-            let parts = batch.parts(&whole, alone).unwrap();
-            parts.into_iter().map(|part| (part.rows, part.to.0)).collect::<Vec<_>>()
-        };
-        assert_eq!(ends(None), [(0..2, 3), (2..5, 9)]);
-        assert_eq!(ends(Some(2)), [(0..2, 3), (2..3, 5), (3..5, 9)]);
-        assert_eq!(ends(Some(0)), [(0..1, 1), (1..5, 9)]);
-        assert_eq!(ends(Some(4)), [(0..4, 6), (4..5, 9)]);
+        let to = |rows| batch.segment(rows).to.0;
+        assert_eq!([to(0..1), to(0..2), to(1..3), to(3..5)], [1, 3, 5, 9]);
+        assert_eq!([to(1..1), to(5..5)], [1, 9], "the cursor alone");
         assert_eq!(batch.encoded_range(&(2..5)), 6..15);
-        assert_eq!(batch.parts(&Segment { rows: 2..3, to: Sequence(5) }, Some(2)), None);
     }
 
     #[test]
-    fn however_a_batch_is_split_its_tallies_add_up_to_the_records_passed() {
+    fn however_a_batch_is_cut_its_tallies_add_up_to_the_records_passed() {
         let batch = batch();
-        let mut waiting = vec![batch.whole()];
-        let mut from = Sequence::ZERO;
-        let mut seen = Vec::new();
-        while let Some(segment) = waiting.pop() {
-            if let Some(parts) = batch.parts(&segment, None) {
-                waiting.extend(parts.into_iter().rev());
-                continue;
+        for cuts in [vec![0, 5], vec![0, 2, 5], vec![0, 0, 1, 4, 4, 5], vec![0, 1, 2, 3, 4, 5]] {
+            let rows = cuts.windows(2).map(|ends| ends[0]..ends[1]);
+            let segments: Vec<Segment> = rows.map(|rows| batch.segment(rows)).collect();
+            let mut from = Sequence::ZERO;
+            for segment in &segments {
+                let tally = batch.tally(std::slice::from_ref(segment), from);
+                assert_eq!(accounted(tally), segment.to.since(from) as i64, "{segment:?}");
+                from = segment.to;
             }
-            let tally = batch.tally(std::slice::from_ref(&segment), from);
-            assert_eq!(accounted(tally), segment.to.since(from) as i64, "{segment:?}");
-            from = segment.to;
-            seen.extend(segment.rows);
+            assert_eq!(from, Sequence(9));
+            assert_eq!(accounted(batch.tally(&segments, Sequence::ZERO)), 9, "{cuts:?}");
         }
-        assert_eq!(from, Sequence(9));
-        assert_eq!(seen, [0, 1, 2, 3, 4]);
-        assert_eq!(accounted(batch.tally(&[batch.whole()], Sequence::ZERO)), 9);
-        let parts = batch.parts(&batch.whole(), Some(2)).unwrap();
-        assert_eq!(accounted(batch.tally(&parts, Sequence::ZERO)), 9);
     }
 }

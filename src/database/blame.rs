@@ -1,5 +1,5 @@
-//! Which row of a refused segment is tried apart. Halves find a refused row in log2 steps and send the good ones of its
-//! segment three times; mostly a server names the row at which it stopped, and then they are sent twice.
+//! Which row of a refused segment is tried apart. Halves find a refused row in some log2 steps and send the good ones of its
+//! segment two to three times; mostly a server names the row at which it stopped, and then those before it are sent twice.
 
 use std::ops::Range;
 

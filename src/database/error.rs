@@ -160,6 +160,13 @@ impl DatabaseError {
             && !self.is_connection_trouble()
     }
 
+    /// The server has looked at nothing but the row it refuses: it would refuse it whatever the others are.
+    pub fn is_about_one_row(&self) -> bool {
+        let code = self.sqlstate().unwrap_or_default();
+        let says = code.starts_with("22") || ["23502", "23514", "54000"].contains(&code);
+        says && !self.is_missing_partition()
+    }
+
     /// A row lies in no partition: ours to mend by making it, not bad data. A trigger may raise the same code, and names
     /// neither constraint nor table.
     pub fn is_missing_partition(&self) -> bool {

@@ -50,11 +50,14 @@ pub struct Row {
     pub updated_at: Option<Arrival>,
     /// Set by the fold: a message moved `seen`.
     pub seen_moved: bool,
+    /// Added to by the fold.
+    pub folded: Folded,
 }
 
 /// Rows by key; ordered, so that two writers lock in the same order.
 pub type Rows = BTreeMap<String, Row>;
 
+/// Messages that left a row as it was.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Folded {
     pub unchanged: u64,
@@ -68,19 +71,21 @@ impl std::ops::AddAssign for Folded {
     }
 }
 
+/// Of all rows.
+pub fn folded(rows: &Rows) -> Folded {
+    let mut all = Folded::default();
+    rows.values().for_each(|row| all += row.folded);
+    all
+}
+
 /// Applies the messages in order. `fixed` says which cells are set when a row is made and never again.
-pub fn fold<'m>(
-    rows: &mut Rows,
-    fixed: &[bool],
-    messages: impl IntoIterator<Item = &'m Message>,
-) -> Folded {
-    let mut folded = Folded::default();
+pub fn fold<'m>(rows: &mut Rows, fixed: &[bool], messages: impl IntoIterator<Item = &'m Message>) {
     fail::fail_point!("fold");
     for message in messages {
         fail::fail_point!(&format!("fold_{}", message.key));
         let row = rows.entry(message.key.clone()).or_default();
         if row.seen.is_some_and(|seen| seen.is_newer_than(message)) {
-            folded.stale += 1;
+            row.folded.stale += 1;
             continue;
         }
         let seen = Seen { arrival: message.arrival, sequence: Some(message.sequence) };
@@ -89,10 +94,9 @@ pub fn fold<'m>(
         if apply(row, fixed, message) {
             row.updated_at = Some(message.arrival);
         } else {
-            folded.unchanged += 1;
+            row.folded.unchanged += 1;
         }
     }
-    folded
 }
 
 /// True when a value became different.
@@ -142,7 +146,8 @@ mod tests {
     fn a_partial_message_leaves_the_other_columns_as_they_are() {
         let mut rows = Rows::new();
         let messages = [message("a", 1, &[Some(1), Some(2)]), message("a", 2, &[None, Some(3)])];
-        assert_eq!(fold(&mut rows, &FREE, &messages), Folded::default());
+        fold(&mut rows, &FREE, &messages);
+        assert_eq!(folded(&rows), Folded::default());
         assert_eq!(values(&rows["a"]), [Some(1), Some(3)]);
         assert_eq!(rows["a"].updated_at, Some(arrival_of(2)));
     }
@@ -156,7 +161,8 @@ mod tests {
             message("a", 5, &[Some(2)]),
             message("a", 9, &[Some(3)]),
         ];
-        assert_eq!(fold(&mut rows, &FREE, &messages), Folded { unchanged: 1, stale: 1 });
+        fold(&mut rows, &FREE, &messages);
+        assert_eq!(folded(&rows), Folded { unchanged: 1, stale: 1 });
         assert_eq!(values(&rows["a"]), [Some(3)]);
         assert_eq!(rows["a"].seen.unwrap().sequence, Some(Sequence(9)));
     }
@@ -167,9 +173,11 @@ mod tests {
         let seen = Some(Seen { arrival: arrival_of(5), sequence: None });
         rows.insert("a".to_owned(), Row { seen, ..Row::default() });
         let older = message("a", 6, &[Some(1)]);
-        assert_eq!(fold(&mut rows, &FREE, [&older]), Folded { unchanged: 0, stale: 1 });
+        fold(&mut rows, &FREE, [&older]);
+        assert_eq!(folded(&rows), Folded { unchanged: 0, stale: 1 });
         let messages = [message("a", 4, &[Some(2)]), message("a", 6, &[Some(3)])];
-        assert_eq!(fold(&mut rows, &FREE, &messages), Folded::default());
+        fold(&mut rows, &FREE, &messages);
+        assert_eq!(folded(&rows), Folded { unchanged: 0, stale: 1 });
         assert_eq!(values(&rows["a"]), [Some(3)], "it is this log's now");
     }
 
@@ -222,14 +230,11 @@ mod tests {
             let mut naive = Naive::default();
             let mut rows = Rows::new();
             let mut updated: BTreeMap<String, Arrival> = BTreeMap::new();
-            let mut total = Folded::default();
             let cut = cut.min(messages.len());
             for batch in [&messages[..cut], &messages[cut..]] {
                 let batch: Vec<_> =
                     batch.iter().map(|(key, at, values)| message(key, *at, values)).collect();
-                let folded = fold(&mut rows, &FREE, &batch);
-                total.unchanged += folded.unchanged;
-                total.stale += folded.stale;
+                fold(&mut rows, &FREE, &batch);
                 // As the table would hand the rows to the next batch.
                 for (key, row) in &mut rows {
                     if let Some(at) = row.updated_at.take() {
@@ -240,7 +245,7 @@ mod tests {
             for (key, at, values) in &messages {
                 naive.take(key, *at, values);
             }
-            prop_assert_eq!(total, naive.folded);
+            prop_assert_eq!(folded(&rows), naive.folded);
             for (key, (expected, updated_at)) in &naive.rows {
                 prop_assert_eq!(&values(&rows[key]), expected);
                 prop_assert_eq!(updated[key], *updated_at);

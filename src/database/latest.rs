@@ -1,6 +1,4 @@
-//! Latest state: the current rows, locked; the fold; the rows that changed.
-
-use std::panic::{AssertUnwindSafe, catch_unwind};
+//! Latest state: how the rows of a table are read, locked, and how those that changed are written.
 
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row as SqlRow};
@@ -9,19 +7,13 @@ use super::bookkeeping;
 use super::catalog::{ColumnType, PlannedColumn};
 use super::encode::{Cell, convert};
 use super::error::{DatabaseError, postgres};
-use super::fold::{Folded, Message, Row, Rows, Seen, fold};
+use super::fold::{Message, Row, Rows, Seen};
 use super::sql::{Timestamptz, qualified, quoted};
 use crate::config::TableSettings;
 use crate::domain::{Arrival, LogIdentity, Record, Sequence, SinkName, StreamName};
 use crate::mapping::{Column, Fault, Value};
 
-/// Keys of one statement at most: parameters and locks stay small.
-const KEYS_PER_STATEMENT: usize = 1000;
-
 type Parameter = Box<dyn ToSql + Sync + Send>;
-
-/// Of one statement.
-type Parameters = Vec<(Parameter, Type)>;
 
 /// How rows of this table are read and written.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +21,7 @@ pub struct LatestPlan {
     pub columns: Vec<PlannedColumn>,
     key: usize,
     /// Columns that are set when a row is made and never again.
-    fixed: Vec<bool>,
+    pub fixed: Vec<bool>,
     scope: String,
     log: String,
     select: String,
@@ -134,53 +126,8 @@ impl LatestPlan {
         Ok(key.map(|key| Message { key, sequence, arrival, cells }))
     }
 
-    /// Reads, folds and writes the messages inside an open transaction.
-    pub async fn write(
-        &self,
-        client: &Client,
-        messages: &[Message],
-    ) -> Result<Folded, DatabaseError> {
-        let mut keys: Vec<&str> = messages.iter().map(|message| message.key.as_str()).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        let mut rows = Rows::new();
-        for keys in keys.chunks(KEYS_PER_STATEMENT) {
-            self.read(client, keys, &mut rows).await?;
-        }
-        let (folded, upserts) = self.fold(&mut rows, messages)?;
-        for parameters in upserts {
-            self.upsert(client, &parameters).await?;
-        }
-        let seen: Vec<(&String, &Row)> = rows.iter().filter(|(_, row)| row.seen_moved).collect();
-        for rows in seen.chunks(KEYS_PER_STATEMENT) {
-            self.upsert_seen(client, rows).await?;
-        }
-        Ok(folded)
-    }
-
-    /// A panic is the fault of a row, and of the smallest batch that still has it, of which the target bounds how many in
-    /// a row it believes; unless it comes without any row too: then it is nobody's, and ends the writer.
-    fn fold(
-        &self,
-        rows: &mut Rows,
-        messages: &[Message],
-    ) -> Result<(Folded, Vec<Parameters>), DatabaseError> {
-        let folded = catch_unwind(AssertUnwindSafe(|| self.fold_or_panic(rows, messages)));
-        folded.map_err(|_| {
-            self.fold_or_panic(&mut Rows::new(), &[]);
-            DatabaseError::Panicked { doing: "fold the latest rows" }
-        })
-    }
-
-    /// What changed, as parameters of [`LatestPlan::upsert`].
-    fn fold_or_panic(&self, rows: &mut Rows, messages: &[Message]) -> (Folded, Vec<Parameters>) {
-        let folded = fold(rows, &self.fixed, messages);
-        let changed: Vec<&Row> = rows.values().filter(|row| row.updated_at.is_some()).collect();
-        let upserts = changed.chunks(KEYS_PER_STATEMENT).map(|rows| self.parameters(rows));
-        (folded, upserts.collect())
-    }
-
-    async fn read(
+    /// Adds to `rows` what the table says of these keys, which nobody else changes from here on.
+    pub async fn read(
         &self,
         client: &Client,
         keys: &[&str],
@@ -221,19 +168,15 @@ impl LatestPlan {
         Ok(())
     }
 
-    /// The columns of these rows.
-    fn parameters(&self, rows: &[&Row]) -> Parameters {
-        let mut parameters = Parameters::with_capacity(self.columns.len() + 1);
+    /// Writes rows that the fold has changed.
+    pub async fn upsert(&self, client: &Client, rows: &[&Row]) -> Result<(), DatabaseError> {
+        let mut parameters = Vec::with_capacity(self.columns.len() + 1);
         for (index, column) in self.columns.iter().enumerate() {
             let cells = rows.iter().filter_map(|row| row.cells.as_ref()?.get(index));
             parameters.push(array(column.column_type, cells));
         }
         let times = rows.iter().filter_map(|row| row.updated_at).map(Timestamptz::from);
         parameters.push((Box::new(times.collect::<Vec<_>>()), Type::TIMESTAMPTZ_ARRAY));
-        parameters
-    }
-
-    async fn upsert(&self, client: &Client, parameters: &Parameters) -> Result<(), DatabaseError> {
         let parameters: Vec<(&(dyn ToSql + Sync), Type)> =
             parameters.iter().map(|(value, ty)| (&**value as _, ty.clone())).collect();
         client
@@ -243,7 +186,8 @@ impl LatestPlan {
             .map_err(postgres("write the latest rows"))
     }
 
-    async fn upsert_seen(
+    /// Writes what was seen of these keys.
+    pub async fn upsert_seen(
         &self,
         client: &Client,
         rows: &[(&String, &Row)],

@@ -11,10 +11,13 @@ use super::batch::Batch;
 use super::bookkeeping;
 use super::cursor::Tally;
 use super::error::{DatabaseError, postgres};
+use super::refusal::fault;
+use super::savepoints::Savepoints;
 use super::source::{Mapped, Plan, map};
 use super::table_sink::TableSink;
-use super::target::{no_partition, refusal};
+use super::target::no_partition;
 use super::transaction;
+use super::upserts;
 use crate::crash::crash_point;
 use crate::domain::{Books, DeadLetter, ErrorClass, Sequence};
 use crate::mapping::Fault;
@@ -52,7 +55,7 @@ pub async fn replay(sink: &TableSink, letter: &DeadLetter) -> Result<ReplayOutco
             }
             Err(DatabaseError::CursorMoved) => return Ok(ReplayOutcome::NotPassed),
             Err(error) if error.class() == ErrorClass::Data => {
-                return Ok(ReplayOutcome::StillDead(refusal(&error)));
+                return Ok(ReplayOutcome::StillDead(fault(&error)));
             }
             Err(error) if error.sqlstate() == Some(UNDEFINED_TABLE) => {
                 return Err(DatabaseError::Standing {
@@ -144,7 +147,8 @@ async fn write(
             tally
         }
         Plan::Latest(plan) if tally.delivered > 0 => {
-            tally.with(plan.write(client, &batch.messages).await?)
+            let savepoints = Savepoints::of(client);
+            tally.with(upserts::write(plan, client, &savepoints, &batch.messages).await?.folded)
         }
         _ => tally,
     };

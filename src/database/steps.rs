@@ -1,6 +1,8 @@
 //! One transaction, segment by segment: each stands behind a savepoint, so that a refusal takes only its own with it, and a
 //! row refused alone is looked into before anybody can change the table.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use tokio_postgres::Client;
 
@@ -9,39 +11,33 @@ use super::batch::{Batch, Segment};
 use super::error::{DatabaseError, postgres};
 use super::fold::Folded;
 use super::latest::LatestPlan;
+use super::refusal::{Refused, set_aside};
+use super::savepoints::Savepoints;
 use super::source::Plan;
 use super::sql::qualified;
 use super::table_sink::TableSink;
+use super::upserts::{self, Written};
 use super::waiting::Waiting;
 use crate::crash::crash_point;
-use crate::domain::ErrorClass;
-
-/// Savepoints of one transaction at most. A session of PostgreSQL remembers 64 subtransactions; of more than that everyone
-/// who reads the table has to ask the disk.
-const SAVEPOINTS_MAX: usize = 32;
 
 /// Writes what it can of a batch into a transaction that someone else ends.
 pub struct Steps<'a> {
     pub sink: &'a TableSink,
     pub plan: &'a Plan,
-    pub batch: &'a Batch,
+    /// What is refused alone is a dead letter of it, which is kept before the transaction ends.
+    pub batch: &'a mut Batch,
     /// The rows of a time series.
     pub encoded: &'a Bytes,
+    pub waiting: &'a mut Waiting,
+    pub taken: Taken,
 }
 
-/// What went in, to be committed.
+/// What went in, or is passed as a dead letter, to be committed.
 #[derive(Debug, Default)]
 pub struct Taken {
     pub segments: Vec<Segment>,
     /// What latest state made of them.
     pub folded: Folded,
-}
-
-/// What does not go in, and what the server says to it: a single row, or segments without their partition.
-#[derive(Debug)]
-pub struct Refused {
-    pub segment: Segment,
-    pub error: DatabaseError,
 }
 
 /// How rows go into the table.
@@ -50,48 +46,74 @@ enum Way<'a> {
     Latest(&'a LatestPlan),
 }
 
-impl Steps<'_> {
-    /// Begins the transaction and takes segments out of `waiting` until one of them does not go in and cannot be split.
+impl<'a> Steps<'a> {
+    /// Begins the transaction and takes rows out of `waiting`, until some go in by themselves where that is due, or do not go
+    /// in for what no smaller part would mend and no dead letter may.
     pub async fn run(
-        &self,
+        &mut self,
         client: &Client,
         begin: &str,
-        waiting: &mut Waiting,
-        taken: &mut Taken,
     ) -> Result<Option<Refused>, DatabaseError> {
         let way = self.begin(client, begin).await?;
-        let most = if waiting.is_one_by_one() { 1 } else { SAVEPOINTS_MAX };
-        for step in 0..most {
-            let Some(segment) = waiting.take_first() else { break };
-            match self.put_in(client, &way, &segment, step > 0).await {
-                Ok(folded) => {
-                    waiting.taken(&segment.rows);
-                    taken.folded += folded;
-                    taken.segments.push(segment);
+        let savepoints = Savepoints::of(client);
+        let mut looked = false;
+        while !savepoints.are_spent() {
+            let Some(rows) = self.waiting.next() else { break };
+            let write = self.write(client, &way, &savepoints, &rows);
+            let refused = match savepoints.attempt("segment", write).await? {
+                Ok(Written { folded, refused }) => {
+                    self.waiting.taken();
+                    self.taken.folded += folded;
+                    refused
                 }
-                Err(error) if error.class() == ErrorClass::Data => {
-                    let undo = client.batch_execute("ROLLBACK TO SAVEPOINT segment").await;
-                    undo.map_err(postgres("roll back"))?;
-                    if error.is_missing_partition() {
-                        return Ok(Some(Refused { segment, error }));
-                    }
-                    let line = error.line_of_copy(&self.sink.table.table);
-                    if let Err(segment) = waiting.split(self.batch, segment, line) {
-                        self.look(client).await?;
-                        return Ok(Some(Refused { segment, error }));
-                    }
+                Err(error) if error.is_missing_partition() => {
+                    return Ok(Some(Refused { rows, error }));
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    if self.waiting.refused(error.line_of_copy(&self.sink.table.table)) {
+                        continue;
+                    }
+                    if matches!(error, DatabaseError::Panicked { .. }) {
+                        return Ok(Some(Refused { rows, error }));
+                    }
+                    self.waiting.passed();
+                    vec![(rows.start, error)]
+                }
+            };
+            if !refused.is_empty() && !std::mem::replace(&mut looked, true) {
+                self.look(client).await?;
+            }
+            self.pass(rows, refused)?;
+            if self.waiting.is_one_by_one() {
+                break;
             }
         }
         Ok(None)
     }
 
+    /// All of these went in, but for those that are refused.
+    fn pass(
+        &mut self,
+        rows: Range<usize>,
+        refused: Vec<(usize, DatabaseError)>,
+    ) -> Result<(), DatabaseError> {
+        let mut start = rows.start;
+        for (row, error) in refused {
+            set_aside(self.sink, self.batch, row, &error)?;
+            if start < row {
+                self.taken.segments.push(self.batch.segment(start..row));
+            }
+            start = row + 1;
+        }
+        self.taken.segments.push(self.batch.segment(start..rows.end));
+        Ok(())
+    }
+
     /// Until the transaction ends nobody alters the table.
-    async fn begin(&self, client: &Client, begin: &str) -> Result<Way<'_>, DatabaseError> {
+    async fn begin(&self, client: &Client, begin: &str) -> Result<Way<'a>, DatabaseError> {
         let table = qualified(&self.sink.database.schema, &self.sink.table.table);
         let lock = format!("LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE");
-        let begin = format!("{begin}; {lock}; SAVEPOINT segment");
+        let begin = format!("{begin}; {lock}");
         let prepare = async {
             match self.plan {
                 Plan::Append(plan) => Ok(Way::Append(plan.prepare(client).await?)),
@@ -103,33 +125,27 @@ impl Steps<'_> {
         way
     }
 
-    async fn put_in(
+    async fn write(
         &self,
         client: &Client,
         way: &Way<'_>,
-        segment: &Segment,
-        savepoint: bool,
-    ) -> Result<Folded, DatabaseError> {
-        let save = async {
-            if savepoint { client.batch_execute("SAVEPOINT segment").await } else { Ok(()) }
-        };
-        let write = async {
-            match way {
-                Way::Append(copying) => {
-                    let rows = self.encoded.slice(self.batch.encoded_range(&segment.rows));
-                    copying.copy(client, rows).await.map(|()| Folded::default())
-                }
-                Way::Latest(plan) => {
-                    let folded =
-                        plan.write(client, &self.batch.messages[segment.rows.clone()]).await;
-                    crash_point("crash_latest_written");
-                    folded
-                }
+        savepoints: &Savepoints<'_>,
+        rows: &Range<usize>,
+    ) -> Result<Written, DatabaseError> {
+        match way {
+            Way::Append(copying) => {
+                let encoded = self.encoded.slice(self.batch.encoded_range(rows));
+                copying.copy(client, encoded).await?;
+                Ok(Written { folded: Folded::default(), refused: Vec::new() })
             }
-        };
-        let (saved, written) = tokio::join!(save, write);
-        saved.map_err(postgres("set a savepoint"))?;
-        written
+            Way::Latest(plan) => {
+                let messages = &self.batch.messages[rows.clone()];
+                let mut written = upserts::write(plan, client, savepoints, messages).await?;
+                crash_point("crash_latest_written");
+                written.refused.iter_mut().for_each(|(row, _)| *row += rows.start);
+                Ok(written)
+            }
+        }
     }
 
     /// The table may have been altered since it was planned for, and then every row would be refused. What is refused only at

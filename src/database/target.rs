@@ -8,15 +8,15 @@ use bytes::Bytes;
 use super::batch::{Batch, Segment};
 use super::cursor::{Cursor, Tally};
 use super::error::{DatabaseError, postgres};
+use super::refusal::{Refused, set_aside};
 use super::source::Plan;
-use super::steps::{Refused, Steps, Taken};
+use super::steps::{Steps, Taken};
 use super::table_sink::TableSink;
 use super::transaction::{self, Move};
 use super::waiting::Waiting;
 use crate::buffer::{Buffer, BufferError};
 use crate::crash::{crash_point, part_point};
-use crate::domain::{Arrival, Books, DeadLetter, Delivered, ErrorClass, Reason, Sequence, Stage};
-use crate::mapping::Fault;
+use crate::domain::{Arrival, Books, DeadLetter, Delivered, ErrorClass, Sequence};
 use crate::observe::SinkView;
 use crate::part::Progress;
 
@@ -82,95 +82,92 @@ impl Target {
     pub async fn deliver(&mut self, mut batch: Batch) -> Result<(), Trouble> {
         part_point(|| format!("part_writer_{}", self.sink.stream.name)).await;
         let started = Instant::now();
-        // Before the cursor passes them: a crash may repeat a letter under its own key, never lose it.
-        self.store(batch.letters.clone()).await?;
         let encoded = std::mem::take(&mut batch.encoded).freeze();
-        let mut waiting = Waiting::of(&batch);
-        self.write_at_once(&batch, &encoded, &mut waiting).await?;
+        let rows = batch.rows.len();
+        let mut waiting = match &*self.plan {
+            Plan::Append(_) => Waiting::of_time_series(rows),
+            Plan::Latest(_) => Waiting::whole(rows),
+        };
+        self.copy_at_once(&mut batch, &encoded, &mut waiting).await?;
         let mut partitions_made = false;
         while !waiting.is_empty() {
-            let refused = self.write_in_steps(&batch, &encoded, &mut waiting).await?;
-            let Some(Refused { segment, error }) = refused else { continue };
+            let refused = self.write_in_steps(&mut batch, &encoded, &mut waiting).await?;
+            let Some(Refused { rows, error }) = refused else { continue };
             if !error.is_missing_partition() {
                 self.blame_the_row(&error)?;
-                let behind = self.bury(&mut batch, &segment, &error).await?;
-                waiting.put_first(behind);
+                set_aside(&self.sink, &mut batch, rows.start, &error)?;
+                waiting.pass_next();
             } else if std::mem::replace(&mut partitions_made, true) {
                 return Err(no_partition(&error).into());
             } else {
                 self.make_partitions(&batch).await?;
-                waiting.put_first(segment);
             }
         }
         self.plan_is_old = true;
         self.finished(&batch, started).await
     }
 
-    /// The common case: one segment, and no savepoint. For a time series there is nothing to wait for between begin and
-    /// commit.
-    async fn write_at_once(
+    /// The common case of a time series: one segment, no savepoint, and nothing to wait for between begin and commit.
+    async fn copy_at_once(
         &mut self,
-        batch: &Batch,
+        batch: &mut Batch,
         encoded: &Bytes,
         waiting: &mut Waiting,
     ) -> Result<(), Trouble> {
-        let Some(only) = waiting.only().cloned() else { return Ok(()) };
-        let mut cursor = self.move_behind(batch, std::slice::from_ref(&only));
-        let to = cursor.to;
+        let Plan::Append(plan) = &*self.plan else { return Ok(()) };
+        let Some(only) = waiting.only().map(|rows| batch.segment(rows)) else { return Ok(()) };
+        self.keep_letters(batch).await?;
+        let cursor = self.move_behind(batch, std::slice::from_ref(&only));
+        let rows = encoded.slice(batch.encoded_range(&only.rows));
+        let (to, tally) = (cursor.to, cursor.tally);
         let run = transaction::run(&self.sink.pool, &self.sink.database, async |client| {
-            let books = match &*self.plan {
-                Plan::Append(plan) => {
-                    let rows = encoded.slice(batch.encoded_range(&only.rows));
-                    plan.write(client, &self.begin, rows, cursor).await?
-                }
-                Plan::Latest(plan) => {
-                    client.batch_execute(&self.begin).await.map_err(postgres("begin"))?;
-                    let folded = plan.write(client, &batch.messages[only.rows.clone()]).await?;
-                    crash_point("crash_latest_written");
-                    cursor.tally = cursor.tally.with(folded);
-                    cursor.commit(client).await?
-                }
-            };
-            Ok((books, cursor.tally))
+            plan.write(client, &self.begin, rows, cursor).await
         });
         match self.progress.waiting(run).await {
-            Ok((books, tally)) => {
-                waiting.take_first();
+            Ok(books) => {
+                waiting.taken();
                 self.confirmed(batch, &[only], books, tally);
             }
             // Refused again in the steps, which know what to do.
             Err(error) if error.is_missing_partition() => {}
             Err(error) if error.class() == ErrorClass::Data => {
-                let line = error.line_of_copy(&self.sink.table.table);
-                waiting.split_first(batch, line);
+                waiting.refused(error.line_of_copy(&self.sink.table.table));
             }
             Err(error) => return Err(self.failed(error, Some(to))),
         }
         Ok(())
     }
 
-    /// One transaction, as far as it goes: what it does not take and cannot be split is given back.
+    /// One transaction, as far as it goes: what it does not take, and what is neither split nor a dead letter, is given back.
     async fn write_in_steps(
         &mut self,
-        batch: &Batch,
+        batch: &mut Batch,
         encoded: &Bytes,
         waiting: &mut Waiting,
     ) -> Result<Option<Refused>, Trouble> {
-        let steps = Steps { sink: &self.sink, plan: &self.plan, batch, encoded };
-        let (mut taken, mut refused, mut to) = (Taken::default(), None, None);
-        let run = transaction::run(&self.sink.pool, &self.sink.database, async |client| {
-            refused = steps.run(client, &self.begin, waiting, &mut taken).await?;
-            if taken.segments.is_empty() {
+        let (sink, plan, taken) = (&self.sink, &*self.plan, Taken::default());
+        let mut steps =
+            Steps { sink, plan, batch: &mut *batch, encoded, waiting: &mut *waiting, taken };
+        let (mut refused, mut to, mut unkept) = (None, None, None);
+        let run = transaction::run(&sink.pool, &sink.database, async |client| {
+            refused = steps.run(client, &self.begin).await?;
+            unkept = self.keep_letters(steps.batch).await.err();
+            if steps.taken.segments.is_empty() || unkept.is_some() {
                 client.batch_execute("ROLLBACK").await.map_err(postgres("roll back"))?;
                 return Ok(None);
             }
-            let mut cursor = self.move_behind(batch, &taken.segments);
-            cursor.tally = cursor.tally.with(taken.folded);
+            let mut cursor = self.move_behind(steps.batch, &steps.taken.segments);
+            cursor.tally = cursor.tally.with(steps.taken.folded);
             to = Some(cursor.to);
             let books = cursor.commit(client).await?;
             Ok(Some((books, cursor.tally)))
         });
-        match self.progress.waiting(run).await {
+        let result = self.progress.waiting(run).await;
+        let taken = steps.taken;
+        if let Some(unkept) = unkept {
+            return Err(unkept.into());
+        }
+        match result {
             Ok(committed) => {
                 if let Some((books, tally)) = committed {
                     self.confirmed(batch, &taken.segments, books, tally);
@@ -178,8 +175,7 @@ impl Target {
                 Ok(refused)
             }
             Err(error) if error.class() == ErrorClass::Data && to.is_some() => {
-                refused.into_iter().for_each(|refused| waiting.put_first(refused.segment));
-                Ok(refused_at_commit(batch, waiting, taken.segments, error))
+                Ok(refused_at_commit(waiting, taken.segments, error)?)
             }
             Err(error) => Err(self.failed(error, to)),
         }
@@ -228,47 +224,14 @@ impl Target {
         Ok(())
     }
 
-    /// Sets the only row of the segment aside.
-    async fn bury(
-        &self,
-        batch: &mut Batch,
-        segment: &Segment,
-        error: &DatabaseError,
-    ) -> Result<Segment, Trouble> {
-        self.view.meters.error(ErrorClass::Data).inc();
-        let Some(mark) = batch.rows.get(segment.rows.clone()).and_then(|rows| rows.first()) else {
-            return Err(DatabaseError::Standing {
-                problem: format!("the database refuses the cursor of this sink: {error}"),
-                remedy: "look for a trigger or a constraint on telemetry_cursors".to_owned(),
-            }
-            .into());
-        };
-        let sequence = mark.sequence;
-        let refused = batch.with_record(sequence, |record| {
-            let sqlstate = error.sqlstate().map(str::to_owned);
-            refusal(error).into_letter(
-                &self.sink.stream.name,
-                &self.sink.table.sink,
-                record,
-                sqlstate,
-            )
-        });
-        let Some(refused) = refused else {
-            return Err(DatabaseError::Standing {
-                problem: format!("record {sequence} was refused and is no longer at hand: {error}"),
-                remedy: "restart this writer".to_owned(),
-            }
-            .into());
-        };
-        self.store(vec![refused.clone()]).await?;
-        Ok(batch.bury(segment, refused))
-    }
-
-    async fn store(&self, letters: Vec<DeadLetter>) -> Result<(), BufferError> {
-        if letters.is_empty() {
+    /// Before the cursor passes them: a crash may repeat a letter under its own key, never lose it.
+    async fn keep_letters(&self, batch: &mut Batch) -> Result<(), BufferError> {
+        let new = &batch.letters[batch.letters_kept..];
+        if new.is_empty() {
             return Ok(());
         }
-        self.buffer.state().put_dead_letters(letters).await?;
+        self.buffer.state().put_dead_letters(new.to_vec()).await?;
+        batch.letters_kept = batch.letters.len();
         crash_point("crash_letters_kept");
         Ok(())
     }
@@ -327,19 +290,24 @@ impl Target {
     }
 }
 
-/// All rows of a transaction went in, and then it was refused. The only row of it is to blame.
+/// All rows of a transaction went in, and then it was refused: each part gets one of its own, and is halved if it had. The
+/// only row of one is to blame.
 fn refused_at_commit(
-    batch: &Batch,
     waiting: &mut Waiting,
-    mut segments: Vec<Segment>,
+    segments: Vec<Segment>,
     error: DatabaseError,
-) -> Option<Refused> {
-    if !waiting.is_one_by_one() {
-        waiting.refused_together(segments);
-        return None;
+) -> Result<Option<Refused>, DatabaseError> {
+    let was_alone = segments.len() == 1 && waiting.is_one_by_one();
+    waiting.refused_together(segments.into_iter().map(|segment| segment.rows));
+    let Some(rows) = waiting.next().filter(|_| was_alone) else { return Ok(None) };
+    if rows.is_empty() {
+        return Err(DatabaseError::Standing {
+            problem: format!("the database refuses the cursor of this sink: {error}"),
+            remedy: "look for a trigger or a constraint on telemetry_cursors".to_owned(),
+        });
     }
-    let segment = waiting.split(batch, segments.pop()?, None).err()?;
-    Some(Refused { segment, error })
+    let is_one_row = !waiting.refused(None);
+    Ok(is_one_row.then_some(Refused { rows, error }))
 }
 
 /// Adds to the counters of this process what a committed transaction added to the books.
@@ -354,19 +322,6 @@ pub fn count(view: &SinkView, tally: Tally) {
         (&meters.stale_messages, tally.stale),
     ] {
         counter.inc_by(u64::try_from(count).unwrap_or(0));
-    }
-}
-
-/// What the server said to a single row, or that there was no way to tell it.
-pub fn refusal(error: &DatabaseError) -> Fault {
-    Fault {
-        stage: Stage::Deliver,
-        reason: match error {
-            DatabaseError::Panicked { .. } => Reason::Panicked,
-            _ => Reason::DatabaseRefused,
-        },
-        field: error.column().map(str::to_owned),
-        detail: error.to_string(),
     }
 }
 

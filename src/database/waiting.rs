@@ -1,96 +1,93 @@
 //! What of a batch is still to be written, in order.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::batch::{Batch, Segment};
 use super::blame::Blame;
+use super::halves::Halves;
 
-/// A batch of up to so many rows is begun in two segments, so that a refused row that is named costs the others little more
-/// than the time of half of them. Only a backlog makes longer ones; there rows are late anyway, and a second COPY, which
-/// costs the server as much as some six hundred rows, would take more from the speed than it gives.
+/// A time series' batch of up to so many rows is begun in two parts, so that a refused row that is named costs the others
+/// little more than the time of half of them. Only a backlog makes longer ones; there rows are late anyway, and a second
+/// COPY, which costs the server as much as some six hundred rows, would take more from the speed than it gives.
 const HALVED_ROWS_MAX: usize = 5_000;
 /// One of fewer rows goes whole: it takes no longer than half of the longest that is halved.
 const HALVED_ROWS_MIN: usize = 2_500;
 
-/// Segments that were not yet taken by the server.
+/// Rows that were not yet taken by the server.
 #[derive(Debug)]
 pub struct Waiting {
-    segments: VecDeque<Segment>,
+    parts: Halves,
     blame: Blame,
     one_by_one: bool,
 }
 
 impl Waiting {
-    /// All of a batch.
-    pub fn of(batch: &Batch) -> Waiting {
-        let rows = batch.rows.len();
-        let halved = (HALVED_ROWS_MIN..=HALVED_ROWS_MAX).contains(&rows);
-        let whole = batch.whole();
-        let segments = if halved { batch.parts(&whole, None) } else { None };
-        let segments = segments.unwrap_or_else(|| vec![whole]).into();
-        Waiting { segments, blame: Blame::default(), one_by_one: false }
+    /// All rows of a batch; one without any still moves the cursor.
+    pub fn whole(rows: usize) -> Waiting {
+        let parts = Halves::of(std::iter::once(0..rows));
+        Waiting { parts, blame: Blame::default(), one_by_one: false }
+    }
+
+    /// All rows of a batch of a time series.
+    pub fn of_time_series(rows: usize) -> Waiting {
+        let mut waiting = Waiting::whole(rows);
+        if (HALVED_ROWS_MIN..=HALVED_ROWS_MAX).contains(&rows) {
+            waiting.parts = Halves::of([0..rows / 2, rows / 2..rows]);
+        }
+        waiting
     }
 
     pub fn is_empty(&self) -> bool {
-        self.segments.is_empty()
+        self.parts.is_empty()
     }
 
-    /// The only one.
-    pub fn only(&self) -> Option<&Segment> {
-        self.segments.front().filter(|_| self.segments.len() == 1)
+    /// What is left, when it is to be tried as one.
+    pub fn only(&self) -> Option<Range<usize>> {
+        self.parts.only()
     }
 
-    pub fn take_first(&mut self) -> Option<Segment> {
-        self.segments.pop_front()
+    /// What to try.
+    pub fn next(&mut self) -> Option<Range<usize>> {
+        self.parts.next()
     }
 
-    /// Puts a segment before the others.
-    pub fn put_first(&mut self, segment: Segment) {
-        self.segments.push_front(segment);
+    /// The next rows went in.
+    pub fn taken(&mut self) {
+        if let Some(rows) = self.next() {
+            self.blame.taken(&rows);
+            self.parts.taken();
+        }
     }
 
-    /// These rows went in.
-    pub fn taken(&mut self, rows: &Range<usize>) {
-        self.blame.taken(rows);
+    /// The next rows were refused, at the row `line` of them, counted from 1, where the server says so: their parts are tried
+    /// instead. False when it is no more than one row, which stays.
+    pub fn refused(&mut self, line: Option<usize>) -> bool {
+        let Some(rows) = self.next() else { return false };
+        let Some(row) = self.blame.refused(&rows, line) else { return self.parts.split() };
+        self.parts.split_around(row);
+        true
     }
 
-    /// The segment was refused, at its row `line`, counted from 1, where the server says so: its parts are tried next. Gives
-    /// it back when there is no more than one row left to blame.
-    pub fn split(
-        &mut self,
-        batch: &Batch,
-        segment: Segment,
-        line: Option<usize>,
-    ) -> Result<(), Segment> {
-        let suspect = self.blame.refused(&segment.rows, line);
-        let parts = batch.parts(&segment, suspect).ok_or(segment)?;
-        self.put_back(parts);
-        Ok(())
+    /// The next row is a dead letter, and the cursor is past it.
+    pub fn passed(&mut self) {
+        self.parts.passed();
     }
 
-    /// As [`Waiting::split`]; a single row stays where it is.
-    pub fn split_first(&mut self, batch: &Batch, line: Option<usize>) {
-        let Some(first) = self.take_first() else { return };
-        if let Err(row) = self.split(batch, first, line) {
-            self.put_first(row);
+    /// The next row is a dead letter, and the cursor has yet to pass it.
+    pub fn pass_next(&mut self) {
+        if let Some(Range { end, .. }) = self.next() {
+            self.parts.passed();
+            self.parts.put_back(std::iter::once(end..end));
         }
     }
 
     /// All of these went in, and then their transaction was refused: by the cursor, or by a constraint that waits for the
-    /// commit. From here on each segment has one of its own.
-    pub fn refused_together(&mut self, segments: Vec<Segment>) {
+    /// commit. From here on each has one of its own.
+    pub fn refused_together(&mut self, parts: impl DoubleEndedIterator<Item = Range<usize>>) {
         self.one_by_one = true;
-        self.put_back(segments);
+        self.parts.put_back(parts);
     }
 
-    fn put_back(&mut self, segments: Vec<Segment>) {
-        for segment in segments.into_iter().rev() {
-            self.segments.push_front(segment);
-        }
-    }
-
-    /// Each segment has a transaction of its own.
+    /// Each part has a transaction of its own.
     pub fn is_one_by_one(&self) -> bool {
         self.one_by_one
     }
@@ -101,21 +98,9 @@ mod tests {
     use std::ops::Range;
 
     use super::*;
-    use crate::database::batch::tests::record;
     use crate::database::blame::NAMES_MAX;
-    use crate::domain::Sequence;
 
     const ROWS: usize = 5_000;
-
-    fn batch(rows: usize) -> Batch {
-        let mut batch = Batch::behind(Sequence::ZERO);
-        for sequence in 1..=rows as u64 {
-            let record = record(sequence);
-            batch.take(&record);
-            batch.mark_row(&record);
-        }
-        batch
-    }
 
     /// The row of these that a server names, the bad one being this.
     type Naming = fn(&Range<usize>, usize) -> Option<usize>;
@@ -132,22 +117,22 @@ mod tests {
 
     /// Delivers to a server that refuses the rows `bad` and names what `line` makes of the first of them.
     fn deliver(bad: &[usize], line: Naming) -> Taken {
-        let (batch, mut seen, mut next) = (batch(ROWS), Taken::default(), 0);
-        let mut waiting = Waiting::of(&batch);
-        while let Some(segment) = waiting.take_first() {
+        let (mut seen, mut next) = (Taken::default(), 0);
+        let mut waiting = Waiting::of_time_series(ROWS);
+        while let Some(rows) = waiting.next() {
             seen.tries += 1;
-            seen.sent += segment.rows.len();
-            let Some(&row) = bad.iter().find(|&row| segment.rows.contains(row)) else {
-                waiting.taken(&segment.rows);
-                assert_eq!(segment.rows.start, next, "in order");
-                next = segment.rows.end;
+            seen.sent += rows.len();
+            let Some(&row) = bad.iter().find(|&row| rows.contains(row)) else {
+                waiting.taken();
+                assert_eq!(rows.start, next, "in order");
+                next = rows.end;
                 continue;
             };
-            let line = line(&segment.rows, row);
-            if let Err(segment) = waiting.split(&batch, segment, line) {
-                assert_eq!(segment.rows, row..row + 1);
+            if !waiting.refused(line(&rows, row)) {
+                assert_eq!(rows, row..row + 1);
                 seen.alone.push(row);
-                next = segment.rows.end;
+                next = rows.end;
+                waiting.passed();
             }
         }
         assert_eq!(next, ROWS);
@@ -189,32 +174,42 @@ mod tests {
             for bad in [vec![2_500], vec![1], vec![3, 4_711]] {
                 let seen = deliver(&bad, line);
                 assert_eq!(seen.alone, bad);
-                assert!(seen.tries <= 30 * bad.len(), "{seen:?}");
+                assert!(seen.tries <= 26 * bad.len(), "{seen:?}");
             }
         }
     }
 
     #[test]
     fn after_a_refusal_of_all_they_come_again_in_order_and_one_by_one() {
-        let batch = batch(ROWS);
-        let mut waiting = Waiting::of(&batch);
-        let all: Vec<Segment> = std::iter::from_fn(|| waiting.take_first()).collect();
-        waiting.refused_together(all.clone());
+        let mut waiting = Waiting::of_time_series(ROWS);
+        let all = |waiting: &mut Waiting| -> Vec<Range<usize>> {
+            let taken = |waiting: &mut Waiting| waiting.next().inspect(|_| waiting.taken());
+            std::iter::from_fn(|| taken(waiting)).collect()
+        };
+        let parts = all(&mut waiting);
+        waiting.refused_together(parts.iter().cloned());
         assert!(waiting.is_one_by_one());
-        assert_eq!(std::iter::from_fn(|| waiting.take_first()).collect::<Vec<_>>(), all);
+        assert_eq!(all(&mut waiting), parts);
     }
 
     #[test]
     fn a_long_batch_is_one_segment_and_a_short_one_too() {
-        for rows in [1, HALVED_ROWS_MIN - 1, HALVED_ROWS_MAX + 1] {
-            let batch = batch(rows);
-            assert_eq!(Waiting::of(&batch).only(), Some(&batch.whole()));
+        for rows in [0, 1, HALVED_ROWS_MIN - 1, HALVED_ROWS_MAX + 1] {
+            assert_eq!(Waiting::of_time_series(rows).only(), Some(0..rows));
         }
         for rows in [HALVED_ROWS_MIN, HALVED_ROWS_MAX] {
-            assert_eq!(Waiting::of(&batch(rows)).segments.len(), 2);
+            assert_eq!(Waiting::of_time_series(rows).only(), None);
         }
-        let mut none = Batch::behind(Sequence::ZERO);
-        none.take(&record(1));
-        assert_eq!(Waiting::of(&none).only(), Some(&none.whole()));
+    }
+
+    #[test]
+    fn behind_a_row_set_aside_the_cursor_alone_is_left() {
+        let mut waiting = Waiting::whole(2);
+        assert!(waiting.refused(None));
+        assert!(!waiting.refused(None));
+        waiting.pass_next();
+        assert_eq!(waiting.next(), Some(1..1));
+        waiting.taken();
+        assert_eq!(waiting.next(), Some(1..2));
     }
 }

@@ -1,5 +1,6 @@
 //! The rule of the latest-state tables, on the server.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use telemetry::buffer::Incoming;
@@ -130,6 +131,118 @@ fn a_refused_row_of_a_latest_table_is_set_aside_alone() {
         let books = running.drained().await;
         assert_eq!((books.delivered, books.dead_lettered), (9, 1));
         assert_eq!(bench.letters().await[0].key.sequence.0, 10);
+        running.stop().await;
+    });
+}
+
+/// Counts the upserts into the plugs' table and their rows, also of those that are taken back.
+async fn counting(bench: &Bench) {
+    bench.rows(
+        "CREATE SEQUENCE upserts; CREATE SEQUENCE upserted; \
+         CREATE FUNCTION counted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         PERFORM nextval('telemetry.' || TG_ARGV[0]); RETURN NEW; END $$; \
+         CREATE TRIGGER upserts BEFORE INSERT ON power_plugs FOR EACH STATEMENT EXECUTE FUNCTION counted('upserts'); \
+         CREATE TRIGGER upserted BEFORE INSERT ON power_plugs FOR EACH ROW EXECUTE FUNCTION counted('upserted')",
+    );
+}
+
+#[test]
+fn one_refused_message_of_five_thousand_is_found_without_writing_the_others_again() {
+    // Plugs, upserts, rows of them.
+    for (plugs, upserts, rows) in [(50, 16, 110), (5_000, 33, 5_250)] {
+        local(async {
+            let bench = Bench::new().await;
+            bench.rows("ALTER TABLE power_plugs ADD CONSTRAINT sane CHECK (uptime_seconds < 9000)");
+            counting(&bench).await;
+            let plug = |id: i64| {
+                let uptime = if id == 4_998 { 9_500 } else { id };
+                let payload = format!(r#"{{"POWER": "ON", "UptimeSec": {uptime}}}"#);
+                message(&format!("tele/plug-{}/STATE", id % plugs), payload, at(id))
+            };
+            bench.feed("plug", (1..=5_000).map(plug).collect()).await;
+            let running = bench.start("plug", "power_plugs");
+            let books = running.drained().await;
+            assert_eq!((books.delivered, books.dead_lettered), (4_999, 1));
+            let letters = bench.letters().await;
+            assert_eq!(letters[0].key.sequence.0, 4_998);
+            assert_eq!(letters[0].sqlstate.as_deref(), Some("23514"));
+            let count = |of: &str| -> u32 {
+                bench.rows(&format!("SELECT last_value FROM {of}"))[0].parse().unwrap()
+            };
+            let counted = (count("upserts"), count("upserted"));
+            assert!(counted.0 <= upserts && counted.1 <= rows, "{plugs} plugs: {counted:?}");
+            running.stop().await;
+        });
+    }
+}
+
+/// Of several in one batch, of the same key and of others: with good ones before, between and behind.
+#[test]
+fn refused_messages_of_many_keys_leave_what_the_good_ones_make() {
+    const PLUGS: i64 = 120;
+    const MESSAGES: i64 = 3_000;
+    const BAD: i64 = 5_000;
+    local(async {
+        let bench = Bench::new().await;
+        bench.rows("ALTER TABLE power_plugs ADD CONSTRAINT sane CHECK (uptime_seconds < 5000)");
+        let mut random = 7_u64;
+        let mut next = |below: i64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) as i64 % below
+        };
+        let (mut messages, mut last, mut bad) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+        for sequence in 1..=MESSAGES {
+            let plug = next(PLUGS);
+            // Of the first plugs most are refused, of the last none.
+            let uptime = if next(PLUGS) > plug + PLUGS / 2 { BAD + sequence } else { sequence };
+            if uptime >= BAD {
+                bad.insert(sequence as u64);
+            } else {
+                last.insert(format!("plug-{plug:03}"), sequence);
+            }
+            let payload = format!(r#"{{"POWER": "ON", "UptimeSec": {uptime}}}"#);
+            messages.push(message(&format!("tele/plug-{plug:03}/STATE"), payload, at(sequence)));
+        }
+        bench.feed("plug", messages).await;
+        let running = bench.start("plug", "power_plugs");
+        let books = running.drained().await;
+        let letters: BTreeSet<u64> =
+            bench.letters().await.iter().map(|letter| letter.key.sequence.0).collect();
+        assert!(letters.is_subset(&bad), "{:?}", letters.difference(&bad));
+        // A bad one is not seen where a good one of the same plug replaces it before it is written.
+        assert!(letters.len() >= 20, "{} of {}", letters.len(), bad.len());
+        assert_eq!(books.delivered + books.dead_lettered, MESSAGES as u64);
+        assert_eq!(books.dead_lettered, letters.len() as u64);
+        let expected: Vec<String> =
+            last.iter().map(|(plug, uptime)| format!("{plug} {uptime}")).collect();
+        assert_eq!(
+            bench.rows("SELECT plug_id, uptime_seconds FROM power_plugs ORDER BY 1"),
+            expected
+        );
+        running.stop().await;
+    });
+}
+
+/// Written by key they would collide: only one after the other as they came they do not.
+#[test]
+fn rows_that_one_of_another_key_makes_way_for_are_no_dead_letters() {
+    local(async {
+        let bench = Bench::new().await;
+        bench.rows("ALTER TABLE power_plugs ADD UNIQUE (uptime_seconds)");
+        let plug = |id: &str, uptime: i64, micros| {
+            let payload = format!(r#"{{"POWER": "ON", "UptimeSec": {uptime}}}"#);
+            message(&format!("tele/{id}/STATE"), payload, at(micros))
+        };
+        bench.feed("plug", vec![plug("a", 1, 1), plug("b", 2, 2), plug("c", 3, 3)]).await;
+        let running = bench.start("plug", "power_plugs");
+        running.drained().await;
+        bench.feed("plug", vec![plug("c", 4, 4), plug("b", 3, 5), plug("a", 2, 6)]).await;
+        let books = running.drained().await;
+        assert_eq!((books.delivered, books.dead_lettered), (6, 0));
+        assert_eq!(
+            bench.rows("SELECT plug_id, uptime_seconds FROM power_plugs ORDER BY 1"),
+            ["a 2", "b 3", "c 4"]
+        );
         running.stop().await;
     });
 }
