@@ -11,7 +11,10 @@ use rig::{
 
 use crate::process::cpu_seconds;
 
-pub const STREAM: &str = "energy";
+/// Its table takes every row.
+const STREAM: &str = "energy";
+/// Its table has one row for each plug.
+pub const PLUGS: &str = "plug";
 pub const DATABASE: &str = "telemetry";
 pub const TABLE: &str = "energy_consumption";
 /// The default of a table's `batch_rows_max`: the baseline's batches are the same.
@@ -48,6 +51,7 @@ pub enum Sink {
 /// How a node differs from the defaults.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    pub stream: &'static str,
     pub sink: Sink,
     /// A folder to go on with; `None` = a fresh one.
     pub state: Option<PathBuf>,
@@ -59,13 +63,15 @@ pub struct Plan {
 
 impl Plan {
     pub fn new(sink: Sink) -> Self {
-        Self { sink, state: None, identity: None, lowest_latency: false }
+        Self { stream: STREAM, sink, state: None, identity: None, lowest_latency: false }
     }
 }
 
 /// A node under measurement.
 pub struct Subject {
     pub node: Node,
+    stream: &'static str,
+    /// Of the plugs a filter, with a `+` for the plug.
     pub topic: String,
     pub state: PathBuf,
     pub identity: String,
@@ -178,14 +184,17 @@ impl Lab {
         let home = self.folder.join(&identity);
         std::fs::create_dir_all(&home).with_context(|| format!("create {}", home.display()))?;
         let state = plan.state.clone().unwrap_or_else(|| home.join("state"));
-        let topic = format!("{identity}/telemetry");
+        let topic = match plan.stream {
+            PLUGS => format!("{identity}/+/STATE"),
+            _ => format!("{identity}/telemetry"),
+        };
         let http_port = free_port();
         let config = home.join("telemetry.toml");
         self.configure(plan, &identity, &topic, &state, http_port)?.write(&config)?;
         let mut node = Node::new(&self.binary, config, http_port);
         let started = Instant::now();
         node.spawn()?;
-        Ok(Subject { node, topic, state, identity, started })
+        Ok(Subject { node, stream: plan.stream, topic, state, identity, started })
     }
 
     fn configure(
@@ -197,15 +206,16 @@ impl Lab {
         http_port: u16,
     ) -> Result<Homelab> {
         let mut homelab = Homelab::load()?;
-        homelab.keep_stream(STREAM)?;
+        homelab.keep_stream(plan.stream)?;
         homelab.node(state, http_port);
         homelab.set(&["node", "name"], identity);
         homelab.set(&["buffer", "quota_bytes"], QUOTA_BYTES);
-        homelab.set(&["streams", STREAM, "topic_filter"], topic);
+        homelab.set(&["streams", plan.stream, "topic_filter"], topic);
         homelab.broker(self.mosquitto.port());
         // Roll-ups would run in some rounds and not in others.
         homelab.each("databases", |database| {
             database.remove("jobs");
+            database.insert("dbname", toml_edit::value(DATABASE));
         });
         match &plan.sink {
             Sink::BothAway => {
@@ -223,12 +233,12 @@ impl Lab {
                 homelab.databases(port, &self.folder)?;
             }
             Sink::Kafka { .. } | Sink::KafkaAway => {
-                homelab.remove(&["streams", STREAM, "tables"]);
+                homelab.remove(&["streams", plan.stream, "tables"]);
                 homelab.remove(&["databases"]);
                 match &plan.sink {
                     Sink::Kafka { topic } => {
                         homelab.cluster(&self.kafka.bootstrap());
-                        homelab.set(&["streams", STREAM, "kafka", "topic"], topic.as_str());
+                        homelab.set(&["streams", plan.stream, "kafka", "topic"], topic.as_str());
                     }
                     _ => {
                         homelab.set(&["node", "drain_timeout_seconds"], 0);
@@ -259,7 +269,7 @@ impl Subject {
 
     pub fn look(&self) -> Result<StreamState> {
         let streams = Streams::of(&self.node)?;
-        streams.stream(STREAM).cloned().context("the node shows its stream")
+        streams.stream(self.stream).cloned().context("the node shows its stream")
     }
 
     pub fn pid(&mut self) -> Result<u32> {

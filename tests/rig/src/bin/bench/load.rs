@@ -53,29 +53,59 @@ impl Stencil {
     }
 }
 
+/// Appends the PUBLISH with this packet id that a counter stands for.
+pub type Messages = Box<dyn FnMut(u16, u64, &mut Vec<u8>) -> Result<()> + Send>;
+
+/// The meter's.
+///
+/// # Errors
+/// When it cannot be encoded.
+pub fn meter(topic: &str) -> Result<Messages> {
+    let mut stencil = Stencil::new(topic)?;
+    Ok(Box::new(move |packet_id, counter, into| {
+        stencil.put(packet_id, counter, into);
+        Ok(())
+    }))
+}
+
+/// Of so many plugs in turn, each on its own topic below this filter.
+pub fn plugs(filter: &str, plugs: u64) -> Messages {
+    let filter = filter.to_owned();
+    Box::new(move |packet_id, counter, into| {
+        let topic = filter.replace('+', &format!("plug-{}", counter % plugs));
+        let payload = format!(r#"{{"POWER":"ON","UptimeSec":{counter},"Wifi":{{"RSSI":-61}}}}"#);
+        let mut packet = Publish::new(topic, QoS::AtLeastOnce, payload, None);
+        packet.pkid = packet_id;
+        let mut bytes = BytesMut::new();
+        packet.write(&mut bytes).context("encode a message")?;
+        into.extend_from_slice(&bytes);
+        Ok(())
+    })
+}
+
 /// A connection that publishes as fast as the broker acknowledges.
 struct Sender {
     mqtt: Mqtt,
-    stencil: Stencil,
+    messages: Messages,
     sent: u64,
     acknowledged: u64,
 }
 
 impl Sender {
-    async fn connect(port: u16, topic: &str, name: &str) -> Result<Self> {
+    async fn connect(port: u16, messages: Messages, name: &str) -> Result<Self> {
         let mqtt = Mqtt::connect(&MqttOptions::new(port, name)).await?;
-        Ok(Self { mqtt, stencil: Stencil::new(topic)?, sent: 0, acknowledged: 0 })
+        Ok(Self { mqtt, messages, sent: 0, acknowledged: 0 })
     }
 
     fn waiting(&self) -> usize {
         (self.sent - self.acknowledged) as usize
     }
 
-    fn encode(&mut self, counter: u64, into: &mut Vec<u8>) {
+    fn encode(&mut self, counter: u64, into: &mut Vec<u8>) -> Result<()> {
         // Answers come in order, and far fewer wait than there are ids.
         let packet_id = (self.sent % u64::from(u16::MAX)) as u16 + 1;
-        self.stencil.put(packet_id, counter, into);
         self.sent += 1;
+        (self.messages)(packet_id, counter, into)
     }
 
     /// Takes the acknowledgements that are there.
@@ -96,7 +126,7 @@ impl Sender {
         while next < counters.end || self.waiting() > 0 {
             bytes.clear();
             while next < counters.end && self.waiting() < WINDOW && bytes.len() < WRITE_BYTES {
-                self.encode(next, &mut bytes);
+                self.encode(next, &mut bytes)?;
                 next += 1;
             }
             if bytes.is_empty() {
@@ -138,11 +168,20 @@ pub fn flood(port: u16, topic: &str, count: u64) -> Load<()> {
                 let topic = topic.as_str();
                 async move {
                     let mut sender =
-                        Sender::connect(port, topic, &format!("load-{number}")).await?;
+                        Sender::connect(port, meter(topic)?, &format!("load-{number}")).await?;
                     sender.flood(FIRST + first..FIRST + last).await
                 }
             });
             futures_util::future::try_join_all(parts).await.map(drop)
+        })
+    }))
+}
+
+/// Publishes the messages of these counters in order as fast as the broker takes them.
+pub fn burst(port: u16, messages: Messages, counters: std::ops::Range<u64>) -> Load<()> {
+    Load(std::thread::spawn(move || {
+        runtime()?.block_on(async {
+            Sender::connect(port, messages, "load").await?.flood(counters).await
         })
     }))
 }
@@ -157,7 +196,7 @@ pub fn pace(
     let topic = topic.to_owned();
     Load(std::thread::spawn(move || {
         runtime()?.block_on(async {
-            let mut sender = Sender::connect(port, &topic, "load").await?;
+            let mut sender = Sender::connect(port, meter(&topic)?, "load").await?;
             let mut ticks = interval(pause);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
             let count = (counters.end - counters.start) as usize;
@@ -167,7 +206,7 @@ pub fn pace(
                 tokio::select! {
                     _ = ticks.tick() => {
                         bytes.clear();
-                        sender.encode(FIRST + counters.start + sent.len() as u64, &mut bytes);
+                        sender.encode(FIRST + counters.start + sent.len() as u64, &mut bytes)?;
                         sent.push(Instant::now());
                         sender.mqtt.write(&bytes).await?;
                     }

@@ -7,6 +7,7 @@ mod lab;
 mod latency;
 mod load;
 mod outage;
+mod poison;
 mod process;
 mod report;
 mod throughput;
@@ -91,7 +92,7 @@ fn groups(scale: &'static Scale) -> Vec<Group<'static>> {
         ("backlog", Box::new(move |lab| drain::backlog(lab, scale.backlog, scale.busy_seconds))),
         ("recovery", Box::new(move |lab| outage::recovery(lab, scale.recovery, rounds))),
         ("outage", Box::new(move |lab| outage::catch_up(lab, scale.outage))),
-        ("poison", Box::new(outage::poison)),
+        ("poison", Box::new(poison::measure)),
     ]
 }
 

@@ -1,16 +1,15 @@
 //! Around an outage: how soon rows flow after a crash with a backlog, how soon a backlog is gone while messages go on
-//! coming, what one row that the table refuses costs the others, and the memory while nobody takes anything.
+//! coming, and the memory while nobody takes anything.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rig::until;
-use tokio_postgres::NoTls;
 
 use crate::drain::{Full, fill};
-use crate::lab::{DATABASE, Lab, Plan, Sink, Subject, TABLE, delivered, kept};
-use crate::load::{FIRST, flood, pace};
+use crate::lab::{Lab, Plan, Sink, delivered, kept};
+use crate::load::{flood, pace};
 use crate::process::resident_mib;
 use crate::report::{Bar, Measure};
 use crate::throughput::check_rows;
@@ -19,14 +18,8 @@ use crate::throughput::check_rows;
 const LIVE_PAUSE: Duration = Duration::from_millis(1);
 const BUSY_PAUSE: Duration = Duration::from_micros(500);
 const LIVE_SECONDS: u64 = 30;
-const BATCH: u64 = 5_000;
 const MIGRATED_WITHIN: Duration = Duration::from_secs(60);
 const JUDGED_WITHIN: Duration = Duration::from_secs(30);
-/// `batch_linger_ms` of a table that does not set it: how long a flush waits.
-const BATCH_LINGER_MS: f64 = 5.0;
-/// Each is short, and what the machine does beside it is not.
-const POISON_ROUNDS: u64 = 15;
-const POLL: Duration = Duration::from_millis(1);
 
 /// # Errors
 /// When a run fails.
@@ -88,81 +81,6 @@ pub fn catch_up(lab: &mut Lab, count: u64) -> Result<Vec<Measure>> {
     subject.stop()?;
     check_rows(lab, live)?;
     Ok(vec![gone])
-}
-
-/// # Errors
-/// When a run fails, or rows are missing.
-pub fn poison(lab: &mut Lab) -> Result<Vec<Measure>> {
-    let name = "5,000 rows, one of them refused";
-    // Its half of the batch is sent up to it, what was before it once more, then it alone, and the table is looked at; its
-    // dead letter is synced. It costs the more the later it comes in its half: here it is the last but one of all.
-    let mut delay = Measure::new(name, "ms", Bar::RatioAtMost(3.0));
-    let name = "… the good ones later than without it";
-    let mut later = Measure::new(name, "ms", Bar::AtMost(2.0 * BATCH_LINGER_MS));
-    lab.fresh_database()?;
-    let mut subject = lab.start(&Plan::new(Sink::Table))?;
-    subject.node.wait_ready(MIGRATED_WITHIN)?;
-    for round in 0..POISON_ROUNDS {
-        let first = 2 * round * BATCH;
-        let poisoned = batch(lab, &mut subject, first, true)?;
-        let clean = batch(lab, &mut subject, first + BATCH, false)?;
-        delay.ours.push(poisoned.as_secs_f64() * 1e3);
-        delay.baseline.push(clean.as_secs_f64() * 1e3);
-        later.ours.push((poisoned.as_secs_f64() - clean.as_secs_f64()) * 1e3);
-    }
-    subject.stop()?;
-    Ok(vec![delay, later])
-}
-
-/// From the moment the table can be written to until the last good row of the batch is there. The batch gathers while
-/// another session holds the table.
-fn batch(lab: &Lab, subject: &mut Subject, first: u64, poisoned: bool) -> Result<Duration> {
-    let forbidden = if poisoned { FIRST + first + BATCH - 2 } else { 0 };
-    let rule = format!(
-        "ALTER TABLE {TABLE} DROP CONSTRAINT IF EXISTS poison; \
-         ALTER TABLE {TABLE} ADD CONSTRAINT poison CHECK (active_energy_total <> {forbidden}) NOT VALID"
-    );
-    lab.postgres.execute(DATABASE, &rule)?;
-    // Else each look below would take longer than the one before.
-    lab.empty_table()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let database = lab.postgres.connection_string(DATABASE);
-        let connect = tokio_postgres::connect(&database, NoTls);
-        let (client, connection) = connect.await.context("connect")?;
-        let driving = tokio::spawn(connection);
-        let held = format!("BEGIN; LOCK TABLE {TABLE} IN SHARE MODE");
-        client.batch_execute(&held).await.context("hold the table")?;
-        let before = kept(&subject.look()?);
-        let load = pace_all(lab, subject, first);
-        subject.wait_for(before + BATCH, kept)?;
-        load.join()?;
-        client.batch_execute("COMMIT").await.context("let the table go")?;
-        let began = Instant::now();
-        let good = BATCH - u64::from(poisoned);
-        let count = format!(
-            "SELECT count(*) FROM {TABLE} WHERE active_energy_total BETWEEN {} AND {}",
-            FIRST + first,
-            FIRST + first + BATCH - 1
-        );
-        let rows = client.prepare(&count).await.context("prepare")?;
-        loop {
-            let found: i64 = client.query_one(&rows, &[]).await.context("count")?.get(0);
-            if found as u64 == good {
-                break;
-            }
-            anyhow::ensure!(began.elapsed() < JUDGED_WITHIN, "{found} rows of {good}");
-            tokio::time::sleep(POLL).await;
-        }
-        let took = began.elapsed();
-        driving.abort();
-        Ok(took)
-    })
-}
-
-fn pace_all(lab: &Lab, subject: &Subject, first: u64) -> crate::load::Load<Vec<Instant>> {
-    let pause = Duration::from_micros(100);
-    pace(lab.mosquitto.port(), &subject.topic, first..first + BATCH, pause)
 }
 
 /// Memory while neither sink can be reached, messages pending and more coming; the folder it leaves.
