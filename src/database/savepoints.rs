@@ -22,7 +22,7 @@ impl<'c> Savepoints<'c> {
         Savepoints { client, set: Cell::new(0) }
     }
 
-    /// What is refused from here on, the transaction is to be ended for.
+    /// What is refused from here on fails what is around it.
     pub fn are_spent(&self) -> bool {
         self.set.get() >= SAVEPOINTS_MAX
     }

@@ -96,7 +96,7 @@ impl Target {
             if !error.is_missing_partition() {
                 self.blame_the_row(&error)?;
                 set_aside(&self.sink, &mut batch, rows.start, &error)?;
-                waiting.pass_next();
+                waiting.leave_cursor();
             } else if std::mem::replace(&mut partitions_made, true) {
                 return Err(no_partition(&error).into());
             } else {

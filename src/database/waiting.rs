@@ -67,13 +67,13 @@ impl Waiting {
         true
     }
 
-    /// The next row is a dead letter, and the cursor is past it.
+    /// The next row is a dead letter, and its transaction moves the cursor past it.
     pub fn passed(&mut self) {
         self.parts.passed();
     }
 
-    /// The next row is a dead letter, and the cursor has yet to pass it.
-    pub fn pass_next(&mut self) {
+    /// The next row is a dead letter: of it the cursor's move alone is left.
+    pub fn leave_cursor(&mut self) {
         if let Some(Range { end, .. }) = self.next() {
             self.parts.passed();
             self.parts.put_back(std::iter::once(end..end));
@@ -207,7 +207,7 @@ mod tests {
         let mut waiting = Waiting::whole(2);
         assert!(waiting.refused(None));
         assert!(!waiting.refused(None));
-        waiting.pass_next();
+        waiting.leave_cursor();
         assert_eq!(waiting.next(), Some(1..1));
         waiting.taken();
         assert_eq!(waiting.next(), Some(1..2));
