@@ -114,7 +114,7 @@ impl Batch {
     /// These rows, and the records that became none up to the next row.
     pub fn segment(&self, rows: Range<usize>) -> Segment {
         let next = self.rows.get(rows.end);
-        let to = next.map_or(self.last, |next| Sequence(next.sequence.0 - 1));
+        let to = next.map_or(self.last, |next| next.sequence.previous());
         Segment { rows, to }
     }
 

@@ -36,18 +36,16 @@ pub fn set_aside(
     error: &DatabaseError,
 ) -> Result<(), DatabaseError> {
     sink.view().meters.error(ErrorClass::Data).inc();
-    let letter = batch.rows.get(row).and_then(|mark| {
-        batch.with_record(mark.sequence, |record| {
-            let sqlstate = error.sqlstate().map(str::to_owned);
-            fault(error).into_letter(&sink.stream.name, &sink.table.sink, record, sqlstate)
-        })
-    });
-    let Some(letter) = letter else {
-        return Err(DatabaseError::Standing {
-            problem: format!("a record was refused and is no longer at hand: {error}"),
-            remedy: "restart this writer".to_owned(),
-        });
+    let gone = |what: String| DatabaseError::Standing {
+        problem: format!("{what} was refused and is no longer at hand: {error}"),
+        remedy: "restart this writer".to_owned(),
     };
-    batch.set_aside(letter);
+    let mark = batch.rows.get(row).ok_or_else(|| gone(format!("row {row} of a batch")))?;
+    let sequence = mark.sequence;
+    let letter = batch.with_record(sequence, |record| {
+        let sqlstate = error.sqlstate().map(str::to_owned);
+        fault(error).into_letter(&sink.stream.name, &sink.table.sink, record, sqlstate)
+    });
+    batch.set_aside(letter.ok_or_else(|| gone(format!("record {sequence}")))?);
     Ok(())
 }
